@@ -1,0 +1,108 @@
+"""The decoder: a Qwen2 language model (Yang et al. 2024) read as an encoder of pairs.
+
+Pre-norm blocks with RMSNorm, grouped-query attention with biases on query, key and value, SwiGLU, and M-RoPE. There is
+no vocabulary projection: the score is read from the last token's state.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m0.attention import Packing, attend
+from m0.config import DecoderConfig
+from m0.rotary import Rotation, decoder_rotation, rotate, working_dtype
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Normalised in float32, rounded to the model's type, and only then scaled: this order is the reference's.
+        wide = x.to(working_dtype(x.dtype))
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool) -> Tensor:
+        asking = x[packing.last] if last_only else x
+        query_rotation = tuple(part[packing.last] for part in rotation) if last_only else rotation
+        query = self.q_proj(asking).unflatten(-1, (self.num_heads, self.head_dim))  # (tokens, heads, head_dim)
+        key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        query, key = rotate(query, query_rotation), rotate(key, rotation)
+        return self.o_proj(attend(query, key, value, packing, last_only).flatten(1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool = False) -> Tensor:
+        """(tokens, hidden) -> (tokens, hidden), or with `last_only` (sequences, hidden): the last token of each alone."""
+        attended = self.self_attn(self.input_layernorm(x), rotation, packing, last_only)
+        x = (x[packing.last] if last_only else x) + attended
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, embeddings: Tensor, positions: Tensor, packing: Packing, last_only: bool = True) -> Tensor:
+        """Read packed sequences.
+
+        Args:
+            embeddings: (tokens, hidden), text and visual tokens in place.
+            positions: M-RoPE positions, (3, tokens).
+            packing: where the sequences lie.
+            last_only: compute the last layer's queries, output and MLP for the last token of each sequence only.
+
+        Returns: final states after the last norm, (sequences, hidden), or (tokens, hidden) where not `last_only`.
+        """
+        config = self.config
+        rotation = decoder_rotation(positions, config.head_dim, config.rope_theta, config.mrope_section, embeddings.dtype)
+        x = embeddings
+        for layer in self.layers[:-1]:
+            x = layer(x, rotation, packing)
+        x = self.layers[-1](x, rotation, packing, last_only)
+        return self.norm(x)

@@ -1,0 +1,22 @@
+"""The score head: the last token's state -> one ranking logit, and the logit -> a relevance between 0 and 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ScoreHead(nn.Sequential):
+    """Linear -> ReLU -> Linear, with biases (the vendor's MLP, trained last)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(sequences, hidden) -> logits (sequences,)."""
+        return super().forward(states).squeeze(-1)
+
+
+def relevance(logits: Tensor, bias: float = 2.65) -> Tensor:
+    """sigmoid(logit - bias): the published score. The bias centres the released model's raw logits."""
+    return torch.sigmoid(logits - bias)

@@ -1,0 +1,307 @@
+"""Pictures in, patches out; and back from a grid cell to a box in the original picture.
+
+File, URL, data URI, base64, bytes, PIL image or array -> RGB -> resized to multiples of 28 pixels -> normalised ->
+14x14 patches, the four of a 2x2 block following one another (Qwen2-VL's preprocessing, Wang et al. 2024).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+import re
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from m0.errors import ImageError
+from m0.rotary import Grid
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
+STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_ASPECT_RATIO = 200
+URL_TIMEOUT_SECONDS = 20.0
+URL_MAX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a picture is turned into patches. Defaults: the released model's."""
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 768 * 28 * 28
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    max_image_pixels: int = 178_956_970
+    """Pictures with more pixels are refused before they are decoded (decompression bombs); raise it for huge scans."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ImageError(f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}, but 0 < min <= max must hold.")
+        if self.max_pixels < self.factor**2:
+            raise ImageError(f"max_pixels is {self.max_pixels}, but one visual token takes {self.factor**2} pixels.")
+
+    @property
+    def factor(self) -> int:
+        """Side of one visual token in pixels (28)."""
+        return self.patch_size * self.merge_size
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, ready for the vision tower."""
+
+    pixels: NDArray[np.uint8]
+    """The resized picture, (height, width, 3)."""
+    original_size: tuple[int, int]
+    """Width and height before resizing (after EXIF orientation)."""
+    settings: ImageSettings
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of 14x14 patches."""
+        height, width, _ = self.pixels.shape
+        return height // self.settings.patch_size, width // self.settings.patch_size
+
+    @property
+    def token_grid(self) -> Grid:
+        """Rows and columns of visual tokens (2x2 patches each)."""
+        rows, columns = self.grid
+        return rows // self.settings.merge_size, columns // self.settings.merge_size
+
+    @property
+    def num_tokens(self) -> int:
+        rows, columns = self.token_grid
+        return rows * columns
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """Normalised patches, (rows * columns, 1176), float32; each flattened as (channel, temporal, 14, 14)."""
+        size, merge = self.settings.patch_size, self.settings.merge_size
+        blocks = rearrange(
+            self.pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size
+        )  # fmt: skip
+        # 256 values a channel: normalising is a look-up.
+        values = np.stack([_TABLE[channel][blocks[:, channel]] for channel in range(3)], axis=1)
+        # A still picture is shown twice: the kernel spans two frames.
+        return torch.from_numpy(repeat(values, "n ch d -> n (ch t d)", t=self.settings.temporal_patch_size))
+
+    def cell_box(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in the original picture's pixels of the visual token at (row, column)."""
+        rows, columns = self.token_grid
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise ImageError(f"cell ({row}, {column}) lies outside the {rows} x {columns} grid of this picture.")
+        width, height = self.original_size
+        return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
+
+
+_TABLE = ((np.arange(256)[None, :] / 255.0 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]).astype(np.float32)
+
+
+def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
+    """Height and width to resize to: multiples of 28 nearest the original, within the pixel limits, keeping the shape.
+
+    Raises ImageError where one side is more than 200 times the other.
+    """
+    if min(height, width) < 1:
+        raise ImageError(f"a picture of {width} x {height} pixels is empty.")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise ImageError(
+            f"a picture of {width} x {height} pixels has an aspect ratio of {max(height, width) / min(height, width):.0f}, "
+            f"but at most {MAX_ASPECT_RATIO} is allowed."
+        )
+    factor = settings.factor
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > settings.max_pixels:
+        scale = math.sqrt(height * width / settings.max_pixels)
+        new_height = max(factor, math.floor(height / scale / factor) * factor)
+        new_width = max(factor, math.floor(width / scale / factor) * factor)
+    elif new_height * new_width < settings.min_pixels:
+        scale = math.sqrt(settings.min_pixels / (height * width))
+        new_height = math.ceil(height * scale / factor) * factor
+        new_width = math.ceil(width * scale / factor) * factor
+    return new_height, new_width
+
+
+def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Picture:
+    """Open, orient, convert and resize a picture.
+
+    Args:
+        source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a PIL image, or a uint8 array of shape
+            (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
+        settings: pixel limits and patch sizes.
+
+    Raises ImageError, one sentence that names the picture and what is wrong with it.
+    """
+    settings = settings or ImageSettings()
+    image, name = open_image(source, settings.max_image_pixels)
+    try:
+        height, width = smart_resize(image.height, image.width, settings)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return Picture(np.asarray(resized), (image.width, image.height), settings)
+
+
+def open_image(source: Any, max_image_pixels: int = ImageSettings.max_image_pixels) -> tuple[Image.Image, str]:
+    """The picture upright and in RGB, and a name for messages. Transparency is dropped, as the reference does."""
+    if isinstance(source, Image.Image):
+        image, name = source, f"the PIL image of {source.width} x {source.height}"
+        _check_pixels(image, name, max_image_pixels)
+    elif isinstance(source, np.ndarray):
+        image, name = _from_array(source), f"the array of shape {source.shape}"
+        _check_pixels(image, name, max_image_pixels)
+    else:
+        data, name = _read(source)
+        image = _decode(data, name, max_image_pixels)
+    try:
+        image = ImageOps.exif_transpose(image)
+        return image.convert("RGB"), name
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, ZeroDivisionError, MemoryError) as error:
+        raise ImageError(f"{name} is damaged or cannot be converted to RGB: {_one_line(error)}.") from None
+
+
+def _read(source: Any) -> tuple[bytes, str]:
+    """The encoded bytes of a picture that is not decoded yet, and a name for it."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source), f"the picture of {len(source)} bytes"
+    if isinstance(source, Path):
+        return _read_file(source)
+    if not isinstance(source, str):
+        raise ImageError(
+            f"a picture is given as {type(source).__name__}, but must be a path, URL, data URI, base64 text, bytes, "
+            "PIL image or uint8 array."
+        )
+    if source.startswith(("http://", "https://")):
+        return _read_url(source), source
+    if source.startswith("data:"):
+        return _read_data_uri(source), f"the data URI {source[:30]}..."
+    if _is_file(source):
+        return _read_file(Path(source))
+    # Neither a file nor an address: base64, if it is long enough to be a picture and nothing but base64.
+    if len(source) >= 60 and re.fullmatch(r"[A-Za-z0-9+/_\s-]+={0,2}\s*", source):
+        return _decode_base64(source, "the base64 text"), f"the base64 text {source[:20]}..."
+    return _read_file(Path(source))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return len(path) < 4096 and Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _read_file(path: Path) -> tuple[bytes, str]:
+    name = str(path) if len(str(path)) <= 200 else f"{str(path)[:60]}..."
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{name} does not exist.") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name} is a directory, not a picture.") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or _one_line(error)}.") from None
+    return data, name
+
+
+def _read_url(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "m0", "Accept": "image/*"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
+            kind = response.headers.get_content_type()
+            data = response.read(URL_MAX_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        raise ImageError(f"{url} answered {error.code} {error.reason}.") from None
+    except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
+        raise ImageError(f"{url} did not answer: {_one_line(getattr(error, 'reason', error))}.") from None
+    except Exception as error:  # http.client raises its own family on malformed answers
+        raise ImageError(f"{url} did not answer as a web server should: {_one_line(error)}.") from None
+    if len(data) > URL_MAX_BYTES:
+        raise ImageError(f"{url} is larger than {URL_MAX_BYTES // 2**20} MiB.")
+    if kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml"):
+        raise ImageError(f"{url} answered {kind}, not a picture.")
+    return data
+
+
+def _read_data_uri(uri: str) -> bytes:
+    header, comma, body = uri.partition(",")
+    if not comma:
+        raise ImageError(f"the data URI {uri[:30]}... has no comma, so no data.")
+    if header.endswith(";base64"):
+        return _decode_base64(urllib.request.unquote(body), f"the data URI {uri[:30]}...")
+    return urllib.request.unquote_to_bytes(body)
+
+
+def _decode_base64(text: str, name: str) -> bytes:
+    text = re.sub(r"\s", "", text).replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise ImageError(f"{name} is not valid base64: {_one_line(error)}.") from None
+
+
+_pillow_limit = threading.Lock()
+
+
+def _decode(data: bytes, name: str, max_image_pixels: int) -> Image.Image:
+    if not data:
+        raise ImageError(f"{name} is empty.")
+    try:
+        with _pillow_limit:  # Pillow's own bomb limit is global and cannot be raised for one picture; ours replaces it.
+            pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(io.BytesIO(data))
+            finally:
+                Image.MAX_IMAGE_PIXELS = pillow_limit
+        _check_pixels(image, name, max_image_pixels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
+            image.load()
+        return image
+    except UnidentifiedImageError:
+        kind = " (it looks like HTML)" if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")) else ""
+        raise ImageError(f"{name} is not a picture that Pillow can open{kind}.") from None
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise what they like on damaged data
+        raise ImageError(f"{name} is damaged: {_one_line(error)}.") from None
+
+
+def _check_pixels(image: Image.Image, name: str, limit: int) -> None:
+    if image.width * image.height > limit:
+        raise ImageError(
+            f"{name} has {image.width} x {image.height} pixels, above the limit of {limit}; "
+            "raise max_image_pixels if it is no decompression bomb."
+        )
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ImageError(f"a picture array has type {array.dtype}, but must be uint8.")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise ImageError(
+            f"a picture array has shape {array.shape}, but must be (height, width), (height, width, 1), "
+            "(height, width, 3) or (height, width, 4), none of them 0."
+        )
+    return Image.fromarray(array)
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return text or type(error).__name__

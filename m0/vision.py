@@ -1,0 +1,121 @@
+"""The vision tower: patches of all pictures, end to end -> visual tokens of the decoder's width.
+
+PatchEmbed -> VisionBlock x depth -> PatchMerger. A ViT (Dosovitskiy et al. 2021) as trained for Qwen2-VL (Wang et al.
+2024): pictures of any size, positions by 2-D rotary, full attention inside each picture and none across pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m0.attention import Packing, attend
+from m0.config import VisionConfig
+from m0.rotary import Grid, Rotation, rotate, vision_rotation, working_dtype
+
+
+class PatchEmbed(nn.Module):
+    """One linear map from a flattened patch to the tower's width. The checkpoint keeps it as a 3-D convolution's kernel."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(patches, 1176) -> (patches, hidden)."""
+        # The kernel covers the whole patch, so the convolution is a matrix product.
+        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1))
+
+
+class VisionAttention(nn.Module):
+    """Multi-head attention inside each picture, with 2-D rotary positions."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (patches, heads, head_dim)
+        # Rotated in float32 whatever the model's type, then rounded back: this order is the reference's.
+        working = rotation[0].dtype
+        query = rotate(query.to(working), rotation).to(x.dtype)
+        key = rotate(key.to(working), rotation).to(x.dtype)
+        return self.proj(attend(query, key, value, packing).flatten(1))
+
+
+class VisionMLP(nn.Module):
+    """fc1 -> QuickGELU -> fc2."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.mlp_size)
+        self.fc2 = nn.Linear(config.mlp_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc1(x)
+        return self.fc2(hidden * torch.sigmoid(1.702 * hidden))  # QuickGELU (Hendrycks & Gimpel 2016)
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotation, packing)
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+class PatchMerger(nn.Module):
+    """2x2 neighbouring patches side by side -> one visual token, projected to the decoder's width."""
+
+    def __init__(self, config: VisionConfig, output_size: int) -> None:
+        super().__init__()
+        self.merged_size = config.merged_size
+        self.ln_q = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(self.merged_size, self.merged_size), nn.GELU(), nn.Linear(self.merged_size, output_size)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(patches, hidden) -> (patches / 4, output)."""
+        # Patches come ordered so that the four of a 2x2 block follow one another: merging is a reshape.
+        return self.mlp(self.ln_q(x).reshape(-1, self.merged_size))
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: VisionConfig, output_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.merger = PatchMerger(config, output_size)
+
+    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Look at any number of pictures.
+
+        Args:
+            patches: all pictures' flattened patches end to end, (patches, 1176), 2x2 blocks first (see `m0.images`).
+            grids: rows and columns of patches of each picture.
+
+        Returns: visual tokens, (patches / 4, decoder width), picture after picture, row by row.
+        """
+        config, dtype = self.config, self.patch_embed.proj.weight.dtype
+        rotation = vision_rotation(
+            grids, config.head_dim, config.rope_theta, config.spatial_merge_size, working_dtype(dtype), patches.device
+        )
+        packing = Packing([rows * columns for rows, columns in grids], causal=False, device=patches.device)
+        x = self.patch_embed(patches)
+        for block in self.blocks:
+            x = block(x, rotation, packing)
+        return self.merger(x)
