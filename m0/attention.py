@@ -7,25 +7,53 @@ every query that meets it, is computed once, and all its queries read the same k
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+Key = TypeVar("Key")
+
 
 @dataclass(frozen=True)
 class Block:
-    """Sequences of one shape that one attention call handles together."""
+    """Sequences of one shape, which one attention call handles together."""
 
-    queries: Tensor | slice
-    """Token numbers, (sequences, query tokens); a slice where the block is one stretch of consecutive tokens."""
-    keys: Tensor | slice
-    mask: Tensor | None
-    """True where a query may look, (query tokens, key tokens); None: `causal` decides."""
+    count: int
+    query_tokens: int
+    key_tokens: int
     causal: bool
+    mask: Tensor | None = None
+    """True where a query may look, (query tokens, key tokens); None: `causal` decides."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The attention calls of one packing, and the order in which they take tokens up and lay results down."""
+
+    blocks: list[Block]
+    query_rows: Tensor | None
+    """Numbers of the query tokens, block after block; None: they lie in that order already."""
+    key_rows: Tensor | None
+    order: Tensor | None
+    """Where the results, laid end to end, hold each query token; None: in order already."""
+
+    @classmethod
+    def of(cls, blocks: list[Block], queries: list[Tensor], keys: list[Tensor]) -> Plan:
+        query_rows, key_rows = torch.cat(queries), torch.cat(keys)
+        identity = torch.arange(len(query_rows), device=query_rows.device)
+        sorted_queries = torch.equal(query_rows, identity)
+        sorted_keys = sorted_queries and torch.equal(key_rows, identity)
+        return cls(
+            blocks,
+            query_rows=None if sorted_queries else query_rows,
+            key_rows=None if sorted_keys else key_rows,
+            order=None if sorted_queries else torch.argsort(query_rows),
+        )
 
 
 class Packing:
@@ -34,7 +62,7 @@ class Packing:
     Args:
         lengths: tokens of each sequence, in order.
         causal: a token looks at itself and what stands before it (decoder), or at its whole sequence (vision tower).
-        parents: for each sequence the number of an earlier one that it continues, or None. A parent has no parent.
+        parents: for each sequence the number of the sequence that it continues, or None. A parent has no parent itself.
         device: where the index tensors live.
     """
 
@@ -61,67 +89,53 @@ class Packing:
         return torch.tensor(ends, device=self.device)
 
     @cached_property
-    def blocks(self) -> list[Block]:
-        """The attention calls that compute every token's output."""
-        blocks = [
-            Block(rows, rows, mask=None, causal=self.causal)
-            for rows in self._equal_rows(i for i, parent in enumerate(self.parents) if parent is None)
-        ]
-        families: dict[int, list[int]] = defaultdict(list)
-        for child, parent in enumerate(self.parents):
-            if parent is not None:
-                families[parent].append(child)
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for parent, children in families.items():
-            alike[(self.lengths[parent], *(self.lengths[child] for child in children))].append(parent)
-        for shape, parents in alike.items():
-            queries = torch.stack([torch.cat([self._range(child) for child in families[parent]]) for parent in parents])
-            prefix = torch.stack([self._range(parent) for parent in parents])
-            blocks.append(Block(queries, torch.cat([prefix, queries], dim=1), _family_mask(shape, self.device), False))
-        return blocks
+    def plan(self) -> Plan:
+        """Every token's output. Equally long sequences go together; so do the children of equally long parents."""
+        blocks, queries, keys = [], [], []
+        for length, members in _alike(self.lengths[i] if p is None else None for i, p in enumerate(self.parents)).items():
+            rows = torch.cat([self._rows(i) for i in members])
+            blocks.append(Block(len(members), length, length, self.causal))
+            queries.append(rows)
+            keys.append(rows)
+        families = _alike(self.parents)
+        shapes = [(self.lengths[parent], *(self.lengths[child] for child in families[parent])) for parent in families]
+        parents = list(families)
+        for shape, members in _alike(shapes).items():
+            for member in members:
+                parent = parents[member]
+                children = torch.cat([self._rows(child) for child in families[parent]])
+                queries.append(children)
+                keys.append(torch.cat([self._rows(parent), children]))
+            blocks.append(Block(len(members), sum(shape[1:]), sum(shape), False, _family_mask(shape, self.device)))
+        return Plan.of(blocks, queries, keys)
 
     @cached_property
-    def last_blocks(self) -> list[Block]:
-        """The attention calls that compute the last token's output of each sequence; `queries` number sequences."""
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for i, (length, parent) in enumerate(zip(self.lengths, self.parents, strict=True)):
-            groups[(length,) if parent is None else (length, self.lengths[parent])].append(i)
-        blocks = []
-        for members in groups.values():
-            keys = []
+    def last_plan(self) -> Plan:
+        """The output of each sequence's last token; queries are numbered by sequence."""
+        blocks, queries, keys = [], [], []
+        prefixes = [0 if parent is None else self.lengths[parent] for parent in self.parents]
+        for (prefix, length), members in _alike(zip(prefixes, self.lengths, strict=True)).items():
+            blocks.append(Block(len(members), 1, prefix + length, False))
+            queries.append(torch.tensor(members, device=self.device))
             for i in members:
                 parent = self.parents[i]
-                keys.append(self._range(i) if parent is None else torch.cat([self._range(parent), self._range(i)]))
-            queries = torch.tensor(members, device=self.device)[:, None]
-            blocks.append(Block(queries, torch.stack(keys), mask=None, causal=False))
-        return blocks
+                keys += [self._rows(i)] if parent is None else [self._rows(parent), self._rows(i)]
+        return Plan.of(blocks, queries, keys)
 
-    @cached_property
-    def order(self) -> Tensor | None:
-        """Where the blocks' outputs, laid end to end, find each token; None where they are in order already."""
-        return _inverse(self.blocks, self.total, self.device)
-
-    @cached_property
-    def last_order(self) -> Tensor | None:
-        return _inverse(self.last_blocks, len(self.lengths), self.device)
-
-    def _range(self, i: int) -> Tensor:
+    def _rows(self, i: int) -> Tensor:
         return torch.arange(self.starts[i], self.starts[i] + self.lengths[i], device=self.device)
 
-    def _equal_rows(self, members) -> list[Tensor | slice]:  # type: ignore[no-untyped-def]
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for i in members:
-            by_length[self.lengths[i]].append(i)
-        rows: list[Tensor | slice] = []
-        for length, group in by_length.items():
-            if len(group) == 1:
-                rows.append(slice(self.starts[group[0]], self.starts[group[0]] + length))
-            else:
-                rows.append(torch.stack([self._range(i) for i in group]))
-        return rows
+
+def _alike(keys: Iterable[Key | None]) -> dict[Key, list[int]]:
+    """Numbers of equal keys together, in order of first appearance; None is left out."""
+    groups: dict[Key, list[int]] = defaultdict(list)
+    for number, key in enumerate(keys):
+        if key is not None:
+            groups[key].append(number)
+    return groups
 
 
-def _family_mask(shape: tuple[int, ...], device: torch.device) -> Tensor:
+def _family_mask(shape: Sequence[int], device: torch.device) -> Tensor:
     """Children of one parent side by side: each sees the whole parent and, causally, itself. (queries, keys), bool."""
     prefix, *children = shape
     total = sum(children)
@@ -130,41 +144,35 @@ def _family_mask(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.cat([torch.ones(total, prefix, dtype=torch.bool), own], dim=1).to(device)
 
 
-def _inverse(blocks: list[Block], total: int, device: torch.device) -> Tensor | None:
-    numbers = torch.arange(total, device=device)
-    laid = torch.cat([numbers[block.queries].flatten() for block in blocks])
-    return None if torch.equal(laid, numbers) else torch.argsort(laid)
-
-
-def _take(x: Tensor, rows: Tensor | slice) -> Tensor:
-    """(tokens, heads, head_dim) -> (sequences, heads, tokens, head_dim)."""
-    taken = x[rows]
-    return (taken[None] if isinstance(rows, slice) else taken).transpose(1, 2)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
     """softmax(query key^T / sqrt(head_dim)) value, inside each sequence only.
 
     Args:
-        query: (tokens, heads, head_dim); with `last_only` (sequences, heads, head_dim), the last token of each sequence.
+        query: (query tokens, heads, head_dim).
         key, value: (tokens, key/value heads, head_dim); each of these heads serves a group of query heads
             (Ainslie et al. 2023, GQA).
-        packing: where the sequences lie.
+        plan: `Packing.plan`, or `Packing.last_plan` where `query` holds the last token of each sequence.
 
     Returns: the shape of `query`.
     """
-    grouped = query.shape[1] != key.shape[1]
-    blocks, order = (packing.last_blocks, packing.last_order) if last_only else (packing.blocks, packing.order)
+    queries = _lay(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
+    keys = _lay(key, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
+    values = _lay(value, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
     outputs = []
-    for block in blocks:
+    for block, q, k, v in zip(plan.blocks, queries, keys, values, strict=True):
         output = scaled_dot_product_attention(
-            _take(query, block.queries),
-            _take(key, block.keys),
-            _take(value, block.keys),
+            q.unflatten(0, (block.count, -1)).transpose(1, 2),  # (sequences, heads, tokens, head_dim)
+            k.unflatten(0, (block.count, -1)).transpose(1, 2),
+            v.unflatten(0, (block.count, -1)).transpose(1, 2),
             attn_mask=block.mask,
             is_causal=block.causal,
-            enable_gqa=grouped,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return result if order is None else result[order]
+    return result if plan.order is None else result.index_select(0, plan.order)
+
+
+def _lay(x: Tensor, rows: Tensor | None, sizes: list[int]) -> tuple[Tensor, ...]:
+    """Tokens in the order of the blocks, one tensor a block."""
+    return (x if rows is None else x.index_select(0, rows)).split(sizes)

@@ -43,12 +43,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool) -> Tensor:
         asking = x[packing.last] if last_only else x
-        query_rotation = tuple(part[packing.last] for part in rotation) if last_only else rotation
+        asking_rotation = (rotation[0][packing.last], rotation[1][packing.last]) if last_only else rotation
         query = self.q_proj(asking).unflatten(-1, (self.num_heads, self.head_dim))  # (tokens, heads, head_dim)
         key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        query, key = rotate(query, query_rotation), rotate(key, rotation)
-        return self.o_proj(attend(query, key, value, packing, last_only).flatten(1))
+        query, key = rotate(query, asking_rotation), rotate(key, rotation)
+        return self.o_proj(attend(query, key, value, packing.last_plan if last_only else packing.plan).flatten(1))
 
 
 class MLP(nn.Module):

@@ -46,7 +46,7 @@ class VisionAttention(nn.Module):
         working = rotation[0].dtype
         query = rotate(query.to(working), rotation).to(x.dtype)
         key = rotate(key.to(working), rotation).to(x.dtype)
-        return self.proj(attend(query, key, value, packing).flatten(1))
+        return self.proj(attend(query, key, value, packing.plan).flatten(1))
 
 
 class VisionMLP(nn.Module):

@@ -1,0 +1,506 @@
+"""Train m0-nano from nothing on the data of `build_nano_data.py`, on two CPU cores.
+
+    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 75]
+
+1. A byte-level BPE is trained on the training texts (held-out names and sections are left out).
+2. Warm start: vision tower, embeddings and the lower half of the decoder learn by contrast (InfoNCE, in-batch negatives):
+   a query and its document, pooled apart, should be nearest to each other.
+3. Cross-encoder: lists of documents and queries, every query against every document of its batch. Each document is read
+   once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax over each query's documents
+   (ListNet top-1, Cao et al. 2007) plus a tenth of binary cross-entropy on `logit - 2.65`, which fixes the scale that
+   softmax leaves open.
+
+The time budget is split 1 : 3 between the stages; learning rates follow the clock, so that a slower machine trains less
+but always anneals. Seeds are fixed; the number of steps that a machine reaches is written to the log and the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m0.attention import Packing
+from m0.checkpoint import save_checkpoint
+from m0.config import DecoderConfig, RerankerConfig, VisionConfig
+from m0.images import ImageSettings, Picture, prepare_picture
+from m0.model import RerankerModel
+from m0.rotary import Grid, decoder_rotation, mrope_positions
+
+VOCABULARY = 20_000  # without the special tokens
+SPECIAL_TOKENS = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+).split()
+# How Qwen2 cuts text before merging: contractions, words with the blank before them, single digits, punctuation, blanks.
+PRETOKENS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WARM_LAYERS = 3
+WARM_BATCH = 320
+WARM_SECTIONS = 32
+SECTION_CHARACTERS = 420
+SCORE_TOKEN = 100
+
+
+def log(message: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Emoji:
+    """One concept: a picture, and the texts in every language that training may see."""
+
+    def __init__(self, row: dict, folder: Path) -> None:
+        self.category = row["category"]
+        self.image = Image.open(folder / row["image"]).convert("RGBA")
+        self.names = {k: v for k, v in row["names"].items() if k not in row["held_out"]}
+        held = {row["names"][k].casefold() for k in row["held_out"]}
+        self.keywords: dict[str, list[str]] = {}
+        for language, words in row["keywords"].items():
+            # A held-out name listed among the keywords of its language would not be held out.
+            if words := [word for word in words if language not in row["held_out"] or word.casefold() not in held]:
+                self.keywords[language] = words
+        self.languages = sorted(set(self.names) | set(self.keywords))
+        self.texts = {t.casefold() for t in (*self.names.values(), *(w for ws in self.keywords.values() for w in ws))}
+
+    def text(self, rng: random.Random, short: bool) -> str:
+        """A name, a keyword, or as a document several of them."""
+        language = rng.choice(self.languages)
+        name, words = self.names.get(language), self.keywords.get(language, [])
+        if name and (rng.random() < 0.5 or not words):
+            if short or not words or rng.random() < 0.5:
+                return name
+            return ", ".join([name, *rng.sample(words, min(len(words), rng.randint(1, 4)))])
+        if short:
+            return rng.choice(words)
+        return ", ".join(rng.sample(words, min(len(words), rng.randint(1, 5))))
+
+
+class Section:
+    def __init__(self, row: dict) -> None:
+        self.language, self.heading, self.text_ = row["language"], row["heading"], row["text"]
+        marks = ".!?。！？؟।"
+        sentences, start = [], 0
+        for i, character in enumerate(self.text_):
+            if character in marks and i - start > 30:
+                sentences.append(self.text_[start : i + 1].strip())
+                start = i + 1
+        self.sentences = sentences or [self.text_]
+
+    def pair(self, rng: random.Random) -> tuple[str, str]:
+        """A query and a document: the heading, or a sentence, and a stretch of the section."""
+        length = rng.randint(SECTION_CHARACTERS // 3, SECTION_CHARACTERS)
+        first = 0 if rng.random() < 0.5 else rng.randrange(len(self.sentences))
+        if rng.random() < 0.7 or len(self.sentences) < 3:
+            return self.heading, " ".join(self.sentences[first:])[:length]
+        asked = min(first + rng.randint(0, 2), len(self.sentences) - 1)
+        rest = [s for i, s in enumerate(self.sentences[first:], first) if i != asked or rng.random() < 0.3]
+        return self.sentences[asked][:120], " ".join(rest)[:length] or self.text_[:length]
+
+
+def augment(image: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture as screens show it: other background, size, place, colour, angle, sharpness. RGB."""
+    if rng.random() < 0.3:
+        return image.convert("RGB")  # as the file is: transparency dropped
+    background = rng.choice([(255, 255, 255), (0, 0, 0), tuple(rng.randrange(256) for _ in range(3))])
+    if rng.random() < 0.5:
+        image = image.rotate(rng.uniform(-15, 15), resample=Image.Resampling.BILINEAR)
+    side = rng.choice([56, 56, 56, 56, 84])
+    inner = max(28, int(side * rng.uniform(0.7, 1.1)))
+    image = image.resize((inner, inner), Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (side, side), background)
+    slack = side - inner
+    offset = [rng.randint(min(slack, 0), max(slack, 0)) for _ in range(2)]
+    canvas.paste(image, (offset[0], offset[1]), image)
+    if rng.random() < 0.3:
+        canvas = ImageEnhance.Color(canvas).enhance(rng.uniform(0.3, 1.5))
+    if rng.random() < 0.3:
+        canvas = ImageEnhance.Brightness(canvas).enhance(rng.uniform(0.7, 1.3))
+    if rng.random() < 0.15:
+        canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
+    return canvas
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(emoji: list[Emoji], sections: list[Section], out: Path) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, min_frequency=2, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+
+    def texts():
+        yield "**Document**:\n\n**Query**:\n"
+        for concept in emoji:
+            for language in concept.languages:
+                yield " ".join([concept.names.get(language, ""), *concept.keywords.get(language, [])])
+        for section in sections:
+            yield f"{section.heading}\n{section.text_}"
+
+    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out / "tokenizer.json"))
+    assert tokenizer.id_to_token(SCORE_TOKEN) == "§", "the byte alphabet puts the score token at id 100"
+    return tokenizer
+
+
+@dataclass
+class Piece:
+    """Tokens of a document with its template, or of a query with the score token."""
+
+    ids: list[int]
+    runs: list[int | Grid]
+    picture: Picture | None = None
+
+
+class Writer:
+    """Text or picture -> Piece, in the prompt's words (see `m0.prompt`)."""
+
+    def __init__(self, tokenizer: Tokenizer, config: RerankerConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self.cache: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        if (ids := self.cache.get(text)) is None:
+            ids = self.cache[text] = self.tokenizer.encode(text).ids
+        return ids
+
+    def around(self, before: str, content: str | Picture, after: str, last: list[int]) -> Piece:
+        if isinstance(content, str):
+            ids = [*self.encode(before + content + after), *last]
+            return Piece(ids, [len(ids)])
+        head = [*self.encode(before), self.config.vision_start_token_id]
+        tail = [self.config.vision_end_token_id, *self.encode(after), *last]
+        ids = [*head, *[self.config.image_token_id] * content.num_tokens, *tail]
+        return Piece(ids, [len(head), content.token_grid, len(tail)], content)
+
+    def document(self, content: str | Picture) -> Piece:
+        return self.around("**Document**:\n", content, "\n**Query**:\n", [])
+
+    def query(self, content: str | Picture) -> Piece:
+        return self.around("", content, "", [self.config.score_token_id])
+
+
+def next_position(runs: list[int | Grid]) -> int:
+    return sum(run if isinstance(run, int) else max(run) for run in runs)
+
+
+@dataclass
+class Packed:
+    ids: Tensor
+    positions: Tensor
+    lengths: list[int]
+    parents: list[int | None]
+    patches: Tensor | None
+    grids: list[Grid]
+
+
+def pack(pieces: list[Piece], parents: list[int | None]) -> Packed:
+    ids, positions, patches, grids = [], [], [], []
+    for piece, parent in zip(pieces, parents, strict=True):
+        start = 0 if parent is None else next_position(pieces[parent].runs)
+        ids.extend(piece.ids)
+        positions.append(mrope_positions(piece.runs) + start)
+        if piece.picture is not None:
+            patches.append(piece.picture.patches)
+            grids.append(piece.picture.grid)
+    return Packed(
+        torch.tensor(ids),
+        torch.cat(positions, dim=1),
+        [len(piece.ids) for piece in pieces],
+        parents,
+        torch.cat(patches) if patches else None,
+        grids,
+    )
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+class Sampler:
+    def __init__(self, emoji: list[Emoji], sections: list[Section], writer: Writer, seed: int) -> None:
+        self.emoji, self.sections, self.writer = emoji, sections, writer
+        self.rng = random.Random(seed)
+        self.by_category, self.by_language = defaultdict(list), defaultdict(list)
+        for concept in emoji:
+            self.by_category[concept.category].append(concept)
+        for section in sections:
+            self.by_language[section.language].append(section)
+        self.categories = [key for key, members in self.by_category.items() if len(members) >= 60]
+        self.languages = [key for key, members in self.by_language.items() if len(members) >= 20]
+
+    def picture(self, concept: Emoji) -> Picture:
+        return prepare_picture(augment(concept.image, self.rng), ImageSettings())
+
+    def emoji_pair(self, concept: Emoji, picture_document: float, picture_query: float) -> tuple:
+        rng = self.rng
+        document = self.picture(concept) if rng.random() < picture_document else concept.text(rng, short=False)
+        query = self.picture(concept) if rng.random() < picture_query else concept.text(rng, short=True)
+        return query, document, concept
+
+    def section_pair(self, section: Section) -> tuple:
+        query, document = section.pair(self.rng)
+        return query, document, section
+
+    def some_sections(self, count: int, language: str | None = None) -> list[tuple]:
+        pool = self.by_language[language] if language else self.sections
+        return [self.section_pair(section) for section in self.rng.sample(pool, min(count, len(pool)))]
+
+    def warm_batch(self) -> list[tuple]:
+        pairs = [self.emoji_pair(c, 0.6, 0.05) for c in self.rng.sample(self.emoji, WARM_BATCH - WARM_SECTIONS)]
+        return pairs + [(q, d[:150] if isinstance(d, str) else d, c) for q, d, c in self.some_sections(WARM_SECTIONS)]
+
+    def list_batch(self) -> list[tuple]:
+        rng, kind = self.rng, self.rng.random()
+        if kind < 0.5:
+            pool = self.by_category[rng.choice(self.categories)] if rng.random() < 0.5 else self.emoji
+            return [self.emoji_pair(c, 0.65, 0.15) for c in rng.sample(pool, 24)]
+        if kind < 0.8:
+            weights = [math.sqrt(len(self.by_language[key])) for key in self.languages]
+            return self.some_sections(14, rng.choices(self.languages, weights)[0])
+        pairs = [self.emoji_pair(c, 0.5, 0.1) for c in rng.sample(self.emoji, 12)]
+        return pairs + self.some_sections(8, rng.choice(self.languages) if rng.random() < 0.5 else None)
+
+    def also_right(self, pairs: list[tuple]) -> Tensor:
+        """(queries, documents), True where another document's concept bears the query's words too: neither right nor wrong."""
+        clash = torch.zeros(len(pairs), len(pairs), dtype=torch.bool)
+        for i, (query, _, _) in enumerate(pairs):
+            words = query.casefold() if isinstance(query, str) else None
+            for j, (_, _, concept) in enumerate(pairs):
+                if words and i != j and isinstance(concept, Emoji) and words in concept.texts:
+                    clash[i, j] = True
+        return clash
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+class Contrast(nn.Module):
+    """Pools lower-layer states of queries and documents apart; thrown away after the warm start."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(hidden, hidden)
+        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, model: RerankerModel, pieces: list[Piece]) -> Tensor:
+        batch = pack(pieces, [None] * len(pieces))
+        features = None if batch.patches is None else model.vision(batch.patches, batch.grids)
+        x = model.embed(batch.ids, features)
+        config = model.config.decoder
+        rotation = decoder_rotation(batch.positions, config.head_dim, config.rope_theta, config.mrope_section, x.dtype)
+        packing = Packing(batch.lengths, causal=True)
+        for layer in model.decoder.layers[:WARM_LAYERS]:
+            x = layer(x, rotation, packing)
+        owner = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor(batch.lengths))
+        mean = torch.zeros(len(pieces), x.shape[1]).index_add(0, owner, model.decoder.norm(x))
+        mean = mean / torch.tensor(batch.lengths)[:, None]
+        return F.normalize(self.project(mean), dim=-1)
+
+
+def contrast_loss(model: RerankerModel, contrast: Contrast, sampler: Sampler) -> Tensor:
+    pairs = sampler.warm_batch()
+    vectors = contrast(
+        model,
+        [sampler.writer.query(query) for query, _, _ in pairs] + [sampler.writer.document(document) for _, document, _ in pairs],
+    )
+    similarity = vectors[: len(pairs)] @ vectors[len(pairs) :].T * contrast.scale.exp().clamp(max=50)
+    similarity = similarity.masked_fill(sampler.also_right(pairs), -1e4)
+    target = torch.arange(len(pairs))
+    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+
+
+def score_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece]) -> Tensor:
+    """Logits of every query against every document, (queries, documents); each document is computed once."""
+    count = len(documents)
+    pieces = documents + queries * count
+    parents: list[int | None] = [None] * count
+    parents += [document for document in range(count) for _ in queries]
+    batch = pack(pieces, parents)
+    logits = model(batch.ids, batch.positions, batch.lengths, batch.patches, batch.grids, batch.parents)
+    return logits[count:].view(count, len(queries)).T
+
+
+def list_loss(model: RerankerModel, sampler: Sampler) -> tuple[Tensor, float]:
+    pairs = sampler.list_batch()
+    queries = [sampler.writer.query(query) for query, _, _ in pairs]
+    # Pictures as queries are asked of every document: the same picture cannot be computed once for all here, so few are.
+    logits = score_grid(model, queries, [sampler.writer.document(document) for _, document, _ in pairs])
+    clash = sampler.also_right(pairs)
+    target = torch.arange(len(pairs))
+    listwise = F.cross_entropy(logits.masked_fill(clash, -1e4), target)
+    wanted = torch.eye(len(pairs))
+    weight = torch.where(wanted.bool(), len(pairs) - 1.0, 1.0).masked_fill(clash, 0.0)
+    pointwise = F.binary_cross_entropy_with_logits(logits - model.config.logit_bias, wanted, weight=weight) / 2
+    hits = (logits.masked_fill(clash, -1e4).argmax(1) == target).float().mean().item()
+    return listwise + 0.1 * pointwise, hits
+
+
+def run_stage(name: str, parameters, loss_of, seconds: float, rate: float, after=None) -> int:
+    """AdamW for `seconds`; warm-up over 3 % of them, then cosine to zero."""
+    parameters = list(parameters)
+    decay = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
+    )
+    begin, steps, shown, total, hits = time.monotonic(), 0, time.monotonic(), 0.0, 0.0
+    since = 0
+    while (share := (time.monotonic() - begin) / seconds) < 1:
+        factor = min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+        result = loss_of()
+        loss, hit = result if isinstance(result, tuple) else (result, 0.0)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        steps, since, total, hits = steps + 1, since + 1, total + loss.item(), hits + hit
+        if time.monotonic() - shown > 60:
+            log(f"{name}: {share:.0%}, step {steps}, loss {total / since:.3f}, right first {hits / since:.2f}")
+            shown, total, hits, since = time.monotonic(), 0.0, 0.0, 0
+            if after:
+                after()
+    return steps
+
+
+@torch.no_grad()
+def quick_check(model: RerankerModel, writer: Writer, rows: list[dict], sections: list[dict], folder: Path) -> str:
+    """Success@1 on a small part of the held-out material; the full figures come from `evaluate_nano.py`."""
+    rng = random.Random(5)
+    names = [(row, language) for row in rows for language in row["held_out"]]
+    right = 0
+    groups = 12
+    for _ in range(groups):
+        chosen = rng.sample(names, 20)
+        pictures = [writer.document(prepare_picture(folder / row["image"])) for row, _ in chosen]
+        queries = [writer.query(row["names"][language]) for row, language in chosen]
+        right += (score_grid(model, queries, pictures).argmax(1) == torch.arange(20)).sum().item()
+    found = 0
+    languages = [key for key in {s["language"] for s in sections} if sum(s["language"] == key for s in sections) >= 10]
+    for language in sorted(languages):
+        chosen = rng.sample([s for s in sections if s["language"] == language], 10)
+        documents = [writer.document(s["text"][:SECTION_CHARACTERS]) for s in chosen]
+        queries = [writer.query(s["heading"]) for s in chosen]
+        found += (score_grid(model, queries, documents).argmax(1) == torch.arange(10)).sum().item()
+    return f"held-out names -> picture {right / (20 * groups):.3f}, headings -> section {found / (10 * len(languages)):.3f}"
+
+
+def initialise(model: RerankerModel, seed: int) -> None:
+    """Normal weights with std 0.02 (0.02 / sqrt(2 layers) where a branch joins the residual stream), biases zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            depth = len(model.decoder.layers) if name.startswith("decoder") else len(model.vision.blocks)
+            joins = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight"))
+            std = 0.02 / math.sqrt(2 * depth) if joins else 0.02
+            std = parameter[0].numel() ** -0.5 if name.startswith(("vision.patch_embed", "vision.merger", "head")) else std
+            parameter.data.normal_(0.0, std, generator=generator)
+        elif not name.endswith("weight"):
+            parameter.data.zero_()
+
+
+def nano_config(tokenizer: Tokenizer) -> RerankerConfig:
+    size = tokenizer.get_vocab_size()
+    return RerankerConfig(
+        vision=VisionConfig(depth=4, hidden_size=192, num_heads=4),
+        decoder=DecoderConfig(
+            hidden_size=256,
+            num_layers=6,
+            num_heads=4,
+            num_kv_heads=2,
+            intermediate_size=768,
+            vocab_size=math.ceil(size / 64) * 64,
+            mrope_section=(8, 12, 12),
+        ),
+        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
+        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
+        image_token_id=tokenizer.token_to_id("<|image_pad|>"),
+        score_token_id=SCORE_TOKEN,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
+    parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
+    parser.add_argument("--minutes", type=float, default=75.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+
+    rows, section_rows = read(options.data / "emoji.jsonl"), read(options.data / "sections.jsonl")
+    emoji = [concept for row in rows if (concept := Emoji(row, options.data)).languages]
+    sections = [Section(row) for row in section_rows if not row["held_out"]]
+    tokenizer = train_tokenizer(emoji, sections, options.out)
+    config = nano_config(tokenizer)
+    model = RerankerModel(config)
+    initialise(model, options.seed)
+    log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, vocabulary {config.decoder.vocab_size}")
+    save_checkpoint(model, options.data / "untrained", tokenizer_file=options.out / "tokenizer.json")
+
+    writer = Writer(tokenizer, config)
+    held = [row for row in section_rows if row["held_out"]]
+    sampler = Sampler(emoji, sections, writer, options.seed)
+    last_check = time.monotonic()
+
+    def check(always: bool = False) -> None:
+        nonlocal last_check
+        if always or time.monotonic() - last_check > 300:
+            log(quick_check(model, writer, rows, held, options.data))
+            save_checkpoint(model, options.data / "latest", tokenizer_file=options.out / "tokenizer.json")
+            last_check = time.monotonic()
+
+    check(always=True)
+    contrast = Contrast(config.decoder.hidden_size)
+    lower = [*model.vision.parameters(), *model.decoder.embed_tokens.parameters(), *model.decoder.norm.parameters()]
+    lower += [p for layer in model.decoder.layers[:WARM_LAYERS] for p in layer.parameters()]
+    warm = run_stage(
+        "warm start",
+        [*lower, *contrast.parameters()],
+        lambda: contrast_loss(model, contrast, sampler),
+        options.minutes * 60 * 0.25,
+        1.5e-3,
+    )
+    cross = run_stage(
+        "cross-encoder", model.parameters(), lambda: list_loss(model, sampler), options.minutes * 60 * 0.75, 6e-4, check
+    )
+    check(always=True)
+    log(f"{warm} steps of warm start, {cross} of cross-encoder")
+    save_checkpoint(model, options.out, tokenizer_file=options.out / "tokenizer.json", dtype=torch.float16)
+
+
+if __name__ == "__main__":
+    main()
