@@ -3,8 +3,10 @@
     python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 75]
 
 1. A byte-level BPE is trained on the training texts (held-out names and sections are left out).
-2. Warm start: vision tower, embeddings and the lower half of the decoder learn by contrast (InfoNCE, in-batch negatives):
-   a query and its document, pooled apart, should be nearest to each other.
+2. Warm start: vision tower, embeddings and the lowest decoder layers learn to name the concept of a text or picture (an
+   emoji, or a section in any language) among all concepts: softmax over the cosine with a learned vector for each, which is
+   thrown away afterwards. Words, pictures and languages then share one space. (Contrast within batches of 320 pairs learned
+   several times more slowly on two cores.)
 3. Cross-encoder: lists of documents and queries, every query against every document of its batch. Each document is read
    once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax over each query's documents
    (ListNet top-1, Cao et al. 2007) plus a tenth of binary cross-entropy on `logit - 2.65`, which fixes the scale that
@@ -22,6 +24,7 @@ import math
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +50,9 @@ SPECIAL_TOKENS = (
 PRETOKENS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-WARM_LAYERS = 3
-WARM_BATCH = 320
-WARM_SECTIONS = 32
+WARM_LAYERS = 2
+WARM_TEXTS, WARM_PICTURES, WARM_SECTIONS = 400, 112, 24
+WARM_SCALE = 20.0
 SECTION_CHARACTERS = 420
 SCORE_TOKEN = 100
 
@@ -96,7 +99,7 @@ class Emoji:
 
 class Section:
     def __init__(self, row: dict) -> None:
-        self.language, self.heading, self.text_ = row["language"], row["heading"], row["text"]
+        self.id, self.language, self.heading, self.text_ = row["id"], row["language"], row["heading"], row["text"]
         marks = ".!?。！？؟।"
         sentences, start = [], 0
         for i, character in enumerate(self.text_):
@@ -206,6 +209,13 @@ class Writer:
     def document(self, content: str | Picture) -> Piece:
         return self.around("**Document**:\n", content, "\n**Query**:\n", [])
 
+    def bare(self, content: str | Picture) -> Piece:
+        """The content alone, for the warm start."""
+        if isinstance(content, str):
+            ids = self.encode(content)
+            return Piece(ids, [len(ids)])
+        return Piece([self.config.image_token_id] * content.num_tokens, [content.token_grid], content)
+
     def query(self, content: str | Picture) -> Piece:
         return self.around("", content, "", [self.config.score_token_id])
 
@@ -218,29 +228,26 @@ def next_position(runs: list[int | Grid]) -> int:
 class Packed:
     ids: Tensor
     positions: Tensor
-    lengths: list[int]
-    parents: list[int | None]
-    patches: Tensor | None
-    grids: list[Grid]
+    packing: Packing
+    features: Tensor | None
 
 
-def pack(pieces: list[Piece], parents: list[int | None]) -> Packed:
-    ids, positions, patches, grids = [], [], [], []
+def pack(model: RerankerModel, pieces: list[Piece], parents: list[int | None]) -> Packed:
+    """Pieces end to end; every picture goes through the vision tower once, however many pieces show it."""
+    ids, positions = [], []
+    pictures = {id(piece.picture): piece.picture for piece in pieces if piece.picture is not None}
     for piece, parent in zip(pieces, parents, strict=True):
         start = 0 if parent is None else next_position(pieces[parent].runs)
         ids.extend(piece.ids)
         positions.append(mrope_positions(piece.runs) + start)
-        if piece.picture is not None:
-            patches.append(piece.picture.patches)
-            grids.append(piece.picture.grid)
-    return Packed(
-        torch.tensor(ids),
-        torch.cat(positions, dim=1),
-        [len(piece.ids) for piece in pieces],
-        parents,
-        torch.cat(patches) if patches else None,
-        grids,
-    )
+    features = None
+    if pictures:
+        shown = list(pictures.values())
+        seen = model.vision(torch.cat([picture.patches for picture in shown]), [picture.grid for picture in shown])
+        parts = dict(zip(pictures, seen.split([picture.num_tokens for picture in shown]), strict=True))
+        features = torch.cat([parts[id(piece.picture)] for piece in pieces if piece.picture is not None])
+    packing = Packing([len(piece.ids) for piece in pieces], causal=True, parents=parents)
+    return Packed(torch.tensor(ids), torch.cat(positions, dim=1), packing, features)
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -275,9 +282,16 @@ class Sampler:
         pool = self.by_language[language] if language else self.sections
         return [self.section_pair(section) for section in self.rng.sample(pool, min(count, len(pool)))]
 
-    def warm_batch(self) -> list[tuple]:
-        pairs = [self.emoji_pair(c, 0.6, 0.05) for c in self.rng.sample(self.emoji, WARM_BATCH - WARM_SECTIONS)]
-        return pairs + [(q, d[:150] if isinstance(d, str) else d, c) for q, d, c in self.some_sections(WARM_SECTIONS)]
+    def warm_batch(self) -> tuple[list[str | Picture], list[Emoji | Section]]:
+        """Texts and pictures with the concept that each is of."""
+        rng = self.rng
+        named, shown = rng.choices(self.emoji, k=WARM_TEXTS), rng.sample(self.emoji, WARM_PICTURES)
+        contents: list[str | Picture] = [concept.text(rng, short=rng.random() < 0.7) for concept in named]
+        contents += [self.picture(concept) for concept in shown]
+        sections = rng.sample(self.sections, WARM_SECTIONS)
+        pairs = [section.pair(rng) for section in sections]
+        contents += [query for query, _ in pairs] + [document[:150] for _, document in pairs]
+        return contents, [*named, *shown, *sections, *sections]
 
     def list_batch(self) -> list[tuple]:
         rng, kind = self.rng, self.rng.random()
@@ -304,39 +318,41 @@ class Sampler:
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
-class Contrast(nn.Module):
-    """Pools lower-layer states of queries and documents apart; thrown away after the warm start."""
+class Concepts(nn.Module):
+    """Reads a concept from lower-layer states pooled over a text or picture; thrown away after the warm start."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, concepts: list[Emoji | Section], hidden: int) -> None:
         super().__init__()
+        keys = [self.key(concept) for concept in concepts]
+        self.numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self.project = nn.Linear(hidden, hidden)
-        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.vectors = nn.Parameter(torch.randn(len(self.numbers), hidden))
+
+    @staticmethod
+    def key(concept: Emoji | Section) -> object:
+        """One concept for a section in all its languages."""
+        return concept.id if isinstance(concept, Section) else id(concept)
 
     def forward(self, model: RerankerModel, pieces: list[Piece]) -> Tensor:
-        batch = pack(pieces, [None] * len(pieces))
-        features = None if batch.patches is None else model.vision(batch.patches, batch.grids)
-        x = model.embed(batch.ids, features)
+        """Logits of every piece against every concept, (pieces, concepts)."""
+        batch = pack(model, pieces, [None] * len(pieces))
+        x = model.embed(batch.ids, batch.features)
         config = model.config.decoder
         rotation = decoder_rotation(batch.positions, config.head_dim, config.rope_theta, config.mrope_section, x.dtype)
-        packing = Packing(batch.lengths, causal=True)
         for layer in model.decoder.layers[:WARM_LAYERS]:
-            x = layer(x, rotation, packing)
-        owner = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor(batch.lengths))
-        mean = torch.zeros(len(pieces), x.shape[1]).index_add(0, owner, model.decoder.norm(x))
-        mean = mean / torch.tensor(batch.lengths)[:, None]
-        return F.normalize(self.project(mean), dim=-1)
+            x = layer(x, rotation, batch.packing)
+        lengths = torch.tensor(batch.packing.lengths)
+        owner = torch.repeat_interleave(torch.arange(len(pieces)), lengths)
+        total = torch.zeros(len(pieces), x.shape[1]).index_add(0, owner, model.decoder.norm(x))
+        pooled = F.normalize(self.project(total / lengths[:, None]), dim=-1)
+        return WARM_SCALE * pooled @ F.normalize(self.vectors, dim=-1).T
 
 
-def contrast_loss(model: RerankerModel, contrast: Contrast, sampler: Sampler) -> Tensor:
-    pairs = sampler.warm_batch()
-    vectors = contrast(
-        model,
-        [sampler.writer.query(query) for query, _, _ in pairs] + [sampler.writer.document(document) for _, document, _ in pairs],
-    )
-    similarity = vectors[: len(pairs)] @ vectors[len(pairs) :].T * contrast.scale.exp().clamp(max=50)
-    similarity = similarity.masked_fill(sampler.also_right(pairs), -1e4)
-    target = torch.arange(len(pairs))
-    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+def concept_loss(model: RerankerModel, concepts: Concepts, sampler: Sampler) -> tuple[Tensor, float]:
+    contents, owners = sampler.warm_batch()
+    logits = concepts(model, [sampler.writer.bare(content) for content in contents])
+    target = torch.tensor([concepts.numbers[concepts.key(owner)] for owner in owners])
+    return F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean().item()
 
 
 def score_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece]) -> Tensor:
@@ -345,15 +361,14 @@ def score_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece
     pieces = documents + queries * count
     parents: list[int | None] = [None] * count
     parents += [document for document in range(count) for _ in queries]
-    batch = pack(pieces, parents)
-    logits = model(batch.ids, batch.positions, batch.lengths, batch.patches, batch.grids, batch.parents)
+    batch = pack(model, pieces, parents)
+    logits = model.head(model.decoder(model.embed(batch.ids, batch.features), batch.positions, batch.packing))
     return logits[count:].view(count, len(queries)).T
 
 
 def list_loss(model: RerankerModel, sampler: Sampler) -> tuple[Tensor, float]:
     pairs = sampler.list_batch()
     queries = [sampler.writer.query(query) for query, _, _ in pairs]
-    # Pictures as queries are asked of every document: the same picture cannot be computed once for all here, so few are.
     logits = score_grid(model, queries, [sampler.writer.document(document) for _, document, _ in pairs])
     clash = sampler.also_right(pairs)
     target = torch.arange(len(pairs))
@@ -365,32 +380,36 @@ def list_loss(model: RerankerModel, sampler: Sampler) -> tuple[Tensor, float]:
     return listwise + 0.1 * pointwise, hits
 
 
-def run_stage(name: str, parameters, loss_of, seconds: float, rate: float, after=None) -> int:
-    """AdamW for `seconds`; warm-up over 3 % of them, then cosine to zero."""
-    parameters = list(parameters)
-    decay = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
-    )
-    begin, steps, shown, total, hits = time.monotonic(), 0, time.monotonic(), 0.0, 0.0
-    since = 0
+def run_stage(
+    name: str,
+    rates: dict[float, list[nn.Parameter]],
+    loss_of: Callable[[], tuple[Tensor, float]],
+    seconds: float,
+    check: Callable[[], None],
+) -> int:
+    """AdamW for `seconds`, each group of parameters at its rate; warm-up over 3 % of the time, then cosine to zero."""
+    groups = []
+    for rate, members in rates.items():
+        groups.append({"params": [p for p in members if p.ndim > 1], "weight_decay": 0.02, "rate": rate})
+        groups.append({"params": [p for p in members if p.ndim <= 1], "weight_decay": 0.0, "rate": rate})
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    everything = [p for members in rates.values() for p in members]
+    begin = shown = time.monotonic()
+    steps, since, total, hits = 0, 0, 0.0, 0.0
     while (share := (time.monotonic() - begin) / seconds) < 1:
         factor = min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share))
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
-        result = loss_of()
-        loss, hit = result if isinstance(result, tuple) else (result, 0.0)
+            group["lr"] = group["rate"] * factor
+        loss, hit = loss_of()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(everything, 1.0)
         optimizer.step()
         steps, since, total, hits = steps + 1, since + 1, total + loss.item(), hits + hit
         if time.monotonic() - shown > 60:
             log(f"{name}: {share:.0%}, step {steps}, loss {total / since:.3f}, right first {hits / since:.2f}")
             shown, total, hits, since = time.monotonic(), 0.0, 0.0, 0
-            if after:
-                after()
+            check()
     return steps
 
 
@@ -417,14 +436,13 @@ def quick_check(model: RerankerModel, writer: Writer, rows: list[dict], sections
 
 
 def initialise(model: RerankerModel, seed: int) -> None:
-    """Normal weights with std 0.02 (0.02 / sqrt(2 layers) where a branch joins the residual stream), biases zero."""
+    """Weights that keep the scale of their input (std 1 / sqrt(fan-in)), a third of that where a branch joins the residual
+    stream, embeddings at std 0.5, biases zero."""
     generator = torch.Generator().manual_seed(seed)
+    joining = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight")
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            depth = len(model.decoder.layers) if name.startswith("decoder") else len(model.vision.blocks)
-            joins = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight"))
-            std = 0.02 / math.sqrt(2 * depth) if joins else 0.02
-            std = parameter[0].numel() ** -0.5 if name.startswith(("vision.patch_embed", "vision.merger", "head")) else std
+            std = 0.5 if "embed_tokens" in name else parameter[0].numel() ** -0.5 * (0.3 if name.endswith(joining) else 1.0)
             parameter.data.normal_(0.0, std, generator=generator)
         elif not name.endswith("weight"):
             parameter.data.zero_()
@@ -484,18 +502,23 @@ def main() -> None:
             last_check = time.monotonic()
 
     check(always=True)
-    contrast = Contrast(config.decoder.hidden_size)
-    lower = [*model.vision.parameters(), *model.decoder.embed_tokens.parameters(), *model.decoder.norm.parameters()]
+    concepts = Concepts([*emoji, *sections], config.decoder.hidden_size)
+    lookups = [model.decoder.embed_tokens.weight, concepts.vectors]
+    lower = [*model.vision.parameters(), *model.decoder.norm.parameters(), *concepts.project.parameters()]
     lower += [p for layer in model.decoder.layers[:WARM_LAYERS] for p in layer.parameters()]
     warm = run_stage(
         "warm start",
-        [*lower, *contrast.parameters()],
-        lambda: contrast_loss(model, contrast, sampler),
+        {1.5e-3: lower, 6e-3: lookups},
+        lambda: concept_loss(model, concepts, sampler),
         options.minutes * 60 * 0.25,
-        1.5e-3,
+        check,
     )
     cross = run_stage(
-        "cross-encoder", model.parameters(), lambda: list_loss(model, sampler), options.minutes * 60 * 0.75, 6e-4, check
+        "cross-encoder",
+        {6e-4: list(model.parameters())},
+        lambda: list_loss(model, sampler),
+        options.minutes * 60 * 0.75,
+        check,
     )
     check(always=True)
     log(f"{warm} steps of warm start, {cross} of cross-encoder")

@@ -1,0 +1,352 @@
+"""Query + document -> token ids, where every token knows where it came from.
+
+The prompt is `**Document**:\\n{document}\\n**Query**:\\n{query}` and then the score token, nothing else. A picture stands
+as `<|vision_start|>`, one `<|image_pad|>` a visual token, `<|vision_end|>`. The document comes first: with causal attention
+its states do not depend on the query.
+
+What users write is text and nothing but text: the tokenizer is loaded without its special tokens, so `<|image_pad|>` typed
+in a document is thirteen characters, not a picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from m0.config import RerankerConfig
+from m0.errors import CheckpointError, InputError, TooLongError
+from m0.images import ImageSettings, Picture, prepare_picture
+from m0.rotary import Grid, mrope_positions
+
+Part = str | Picture
+"""A stretch of text, or a picture that is ready for the vision tower."""
+Side = Literal["query", "document"]
+
+DOCUMENT_LEAD = "**Document**:\n"
+QUERY_LEAD = "\n**Query**:\n"
+PART_SEPARATOR = "\n"
+"""Between two text parts that follow one another; pictures need none."""
+
+
+class Origin(NamedTuple):
+    """Where one token came from."""
+
+    side: Literal["template", "query", "document"]
+    part: int | None = None
+    """Which part of that side (0 for a plain text or picture)."""
+    start: int | None = None
+    """First character in the part's text, and `end` the one after the last. A character made of several tokens is in each."""
+    end: int | None = None
+    row: int | None = None
+    """Row and column of the visual token in its picture's grid."""
+    column: int | None = None
+
+    @property
+    def kind(self) -> Literal["template", "text", "image"]:
+        return "template" if self.part is None else "text" if self.row is None else "image"
+
+
+TEMPLATE = Origin("template")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was cut from one text part to keep within the length limits: everything from character `kept` on."""
+
+    side: Side
+    part: int
+    kept: int
+    characters: int
+    tokens: int
+    """Tokens cut away, counted on the part alone."""
+
+    def __str__(self) -> str:
+        return f"{self.side} part {self.part}: {self.kept} of {self.characters} characters kept, {self.tokens} tokens cut"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a prompt may be, in tokens.
+
+    Text is cut from the end of its side, by whole tokens and whole characters; a picture is never cut or dropped.
+    """
+
+    max_length: int = 10240
+    """The whole prompt, template and score token included."""
+    max_query_length: int = 512
+    """The query's text."""
+    max_doc_length: int | None = None
+    """The document's text; None: max_length - max_query_length, at least max_query_length."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_query_length", "max_doc_length"):
+            value = getattr(self, name)
+            if value is None and name == "max_doc_length":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+
+    @property
+    def document(self) -> int:
+        return self.max_doc_length or max(self.max_length - self.max_query_length, self.max_query_length)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One prompt as the model reads it."""
+
+    token_ids: Tensor
+    """(tokens,), int64"""
+    origins: list[Origin]
+    pictures: list[Picture]
+    """In the order of their tokens: the document's, then the query's."""
+    runs: list[int | Grid] = field(repr=False)
+    """Text tokens and picture grids in order, as `mrope_positions` takes them."""
+    cut: tuple[Cut, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """M-RoPE positions, (3, tokens), int64."""
+        return mrope_positions(self.runs)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Tokens by side: "document", "query", "template" (picture frames and score token included), and "total"."""
+        counts = {"document": 0, "query": 0, "template": 0}
+        for origin in self.origins:
+            counts[origin.side] += 1
+        return {**counts, "total": len(self.origins)}
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read `tokenizer.json` without its special tokens, so that no text can become one. Raises CheckpointError."""
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        description["added_tokens"] = []
+        description["truncation"] = description["padding"] = None
+        return Tokenizer.from_str(json.dumps(description))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except Exception as error:  # tokenizers raises a bare Exception on a description it cannot read
+        raise CheckpointError(f"{path} is not a readable tokenizer: {' '.join(str(error).split())}.") from None
+
+
+def read_parts(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
+    """What a user gave as a query or document -> its parts, pictures opened and resized.
+
+    Args:
+        value: a string (always text); a path, bytes, PIL image or array (a picture); {"text": ...} or {"image": ...}; or a
+            list of these, in order.
+
+    Raises InputError (ImageError for a picture), one sentence.
+    """
+    if isinstance(value, list | tuple):
+        if not value:
+            raise InputError(f"the {side} is an empty list.")
+        parts = [part for item in value for part in _read_part(item, side, settings)]
+    else:
+        parts = _read_part(value, side, settings)
+    if side == "query" and not any(isinstance(part, Picture) or part.strip() for part in parts):
+        raise InputError("the query is empty.")
+    return parts
+
+
+def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
+    if isinstance(value, str):
+        return [_checked(value, side)]
+    if isinstance(value, PathLike):
+        return [prepare_picture(Path(value), settings)]
+    if isinstance(value, bytes | bytearray | memoryview | Image.Image | np.ndarray):
+        return [prepare_picture(value, settings)]
+    if isinstance(value, Picture):
+        return [value]
+    if isinstance(value, Mapping):
+        if not value or not set(value) <= {"text", "image"}:
+            raise InputError(f'a {side} part has the keys {sorted(map(str, value))}, but must have "text", "image" or both.')
+        parts: list[Part] = []
+        for key, content in value.items():
+            if key == "image":
+                parts.append(prepare_picture(content, settings))
+            elif isinstance(content, str):
+                parts.append(_checked(content, side))
+            else:
+                raise InputError(f'the "text" of a {side} part is {type(content).__name__}, but must be a string.')
+        return parts
+    raise InputError(
+        f"the {side} holds {'None' if value is None else type(value).__name__}, but must be text, a picture, "
+        '{"text": ...}, {"image": ...} or a list of these.'
+    )
+
+
+def _checked(text: str, side: Side) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"the {side}'s text is not valid Unicode at character {error.start} (a lone surrogate).") from None
+    return text
+
+
+class PromptEncoder:
+    """Turns pairs into Encodings with one tokenizer and one model's token ids."""
+
+    def __init__(self, tokenizer: Tokenizer, config: RerankerConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self._tokenize = lru_cache(maxsize=256)(lambda text: tokenizer.encode(text, add_special_tokens=False))
+
+    def encode(self, query: Sequence[Part], document: Sequence[Part], limits: Limits | None = None) -> Encoding:
+        """Write the prompt, cutting text where it is too long.
+
+        Raises TooLongError where the pictures alone exceed the limit, or leave no room for a token of a side's text.
+        """
+        limits = limits or Limits()
+        if limits.max_length > self.config.decoder.max_positions:
+            raise InputError(
+                f"max_length is {limits.max_length}, but the model has {self.config.decoder.max_positions} positions."
+            )
+        sides: dict[Side, list[Part]] = {"query": list(query), "document": list(document)}
+        tokens = {side: sum(self._count(part) for part in parts) for side, parts in sides.items()}
+        fixed = self._fixed_tokens(sides)
+        room = limits.max_length - fixed
+        wanted_query = min(tokens["query"], limits.max_query_length)
+        wanted_document = min(tokens["document"], limits.document)
+        # Counts are taken part by part; in the prompt a merge across a border may make one token more or fewer.
+        for attempt in range(64):
+            free = room - attempt
+            keep_query = min(wanted_query, max(free - wanted_document, free // 2))
+            keep_document = min(wanted_document, free - keep_query)
+            if keep_query < min(wanted_query, 1) or keep_document < min(wanted_document, 1):
+                break
+            kept_query, query_cuts = self._cut(sides["query"], "query", keep_query)
+            kept_document, document_cuts = self._cut(sides["document"], "document", keep_document)
+            encoding = self._write(kept_query, kept_document, (*document_cuts, *query_cuts))
+            if len(encoding) <= limits.max_length:
+                return encoding
+        pictures = [part for parts in sides.values() for part in parts if isinstance(part, Picture)]
+        raise TooLongError(
+            f"max_length is {limits.max_length}, but the template"
+            + (f" and {len(pictures)} picture(s)" if pictures else "")
+            + f" take {fixed} tokens, which leaves no room for the text"
+            + ("; raise max_length or lower max_pixels." if pictures else ".")
+        )
+
+    def _count(self, part: Part) -> int:
+        return 0 if isinstance(part, Picture) else len(self._tokenize(part))
+
+    def _fixed_tokens(self, sides: Mapping[Side, Sequence[Part]]) -> int:
+        """Tokens that cannot be cut: the template, the score token, pictures with their frames, separators."""
+        bare: dict[Side, list[Part]] = {
+            side: [part if isinstance(part, Picture) else "" for part in parts] for side, parts in sides.items()
+        }
+        return len(self._write(bare["query"], bare["document"], ()))
+
+    def _cut(self, parts: Sequence[Part], side: Side, keep: int) -> tuple[list[Part], list[Cut]]:
+        """The same parts with at most `keep` tokens of text, counted from the start."""
+        kept: list[Part] = []
+        cuts = []
+        for number, part in enumerate(parts):
+            if isinstance(part, Picture):
+                kept.append(part)
+                continue
+            encoded = self._tokenize(part)
+            if len(encoded) <= keep:
+                kept.append(part)
+                keep -= len(encoded)
+                continue
+            offsets = encoded.offsets
+            # A character made of several tokens is kept whole or not at all.
+            while keep > 0 and offsets[keep][0] < offsets[keep - 1][1]:
+                keep -= 1
+            end = offsets[keep - 1][1] if keep else 0
+            kept.append(part[:end])
+            cuts.append(Cut(side, number, end, len(part), len(encoded) - keep))
+            keep = 0
+        return kept, cuts
+
+    def _write(self, query: Sequence[Part], document: Sequence[Part], cut: tuple[Cut, ...]) -> Encoding:
+        """The prompt's tokens with their origins."""
+        stream = _Stream(self)
+        stream.add_text(DOCUMENT_LEAD)
+        stream.add_parts(document, "document")
+        stream.add_text(QUERY_LEAD)
+        stream.add_parts(query, "query")
+        stream.flush()
+        stream.add_tokens([self.config.score_token_id], [TEMPLATE])
+        return Encoding(torch.tensor(stream.ids), stream.origins, stream.pictures, stream.runs, cut)
+
+
+class _Stream:
+    """Collects text until a picture or the end, so that it is tokenized in one go, as merges may cross borders."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self.encoder = encoder
+        self.ids: list[int] = []
+        self.origins: list[Origin] = []
+        self.pictures: list[Picture] = []
+        self.runs: list[int | Grid] = []
+        self.text = ""
+        self.spans: list[tuple[int, int, Side, int]] = []
+        """Stretches of the collected text that users wrote: start, end, side, part."""
+
+    def add_text(self, text: str, side: Side | None = None, part: int = 0) -> None:
+        if side is not None:
+            self.spans.append((len(self.text), len(self.text) + len(text), side, part))
+        self.text += text
+
+    def add_parts(self, parts: Sequence[Part], side: Side) -> None:
+        for number, part in enumerate(parts):
+            if isinstance(part, Picture):
+                self.flush()
+                self._add_picture(part, side, number)
+            else:
+                if number and isinstance(parts[number - 1], str):
+                    self.add_text(PART_SEPARATOR)
+                self.add_text(part, side, number)
+
+    def add_tokens(self, ids: list[int], origins: list[Origin]) -> None:
+        self.ids += ids
+        self.origins += origins
+        if self.runs and isinstance(self.runs[-1], int):
+            self.runs[-1] += len(ids)
+        else:
+            self.runs.append(len(ids))
+
+    def _add_picture(self, picture: Picture, side: Side, part: int) -> None:
+        config, (rows, columns) = self.encoder.config, picture.token_grid
+        self.add_tokens([config.vision_start_token_id], [TEMPLATE])
+        self.ids += [config.image_token_id] * (rows * columns)
+        self.origins += [Origin(side, part, row=row, column=column) for row in range(rows) for column in range(columns)]
+        self.runs.append((rows, columns))
+        self.pictures.append(picture)
+        self.add_tokens([config.vision_end_token_id], [TEMPLATE])
+
+    def flush(self) -> None:
+        """Tokenize what was collected. A token that reaches into a user's text belongs to it, else to the template."""
+        if not self.text:
+            return
+        encoded = self.encoder.tokenizer.encode(self.text, add_special_tokens=False)
+        spans = iter([*self.spans, (len(self.text) + 1, len(self.text) + 1, "query", 0)])
+        origins, current = [], next(spans)
+        for start, end in encoded.offsets:
+            while start >= current[1] and current[0] <= len(self.text):
+                current = next(spans)
+            first, stop, side, part = current
+            if end > first and start < stop:
+                origins.append(Origin(side, part, max(start, first) - first, min(end, stop) - first))
+            else:
+                origins.append(TEMPLATE)
+        self.add_tokens(encoded.ids, origins)
+        self.text, self.spans = "", []
