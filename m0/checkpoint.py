@@ -38,6 +38,7 @@ PREFIXES = (
     ("model.language_model.", "decoder."),
     ("model.visual.", "vision."),
     ("model.", "decoder."),
+    ("language_model.", "decoder."),  # saved from the bare backbone
     ("visual.", "vision."),
     ("score.", "head."),
 )
@@ -174,7 +175,9 @@ def match_tensors(tensors: list[StoredTensor], expected: Mapping[str, torch.Size
                 f"{tensor.file}: {tensor.key} has shape {list(tensor.shape)}, but the config asks for {list(expected[key])}."
             )
         if tensor.type not in FLOAT_TYPES:
-            raise CheckpointError(f"{tensor.file}: {tensor.key} has type {tensor.type}, but must be one of {list(FLOAT_TYPES)}.")
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.key} has type {tensor.type}, but must be one of {list(FLOAT_TYPES)}."
+            )
         matched[key] = tensor
     if missing := [key for key in expected if key not in matched]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -214,9 +217,7 @@ def _stretches(members: list[tuple[str, StoredTensor]]) -> Iterator[list[tuple[s
         yield stretch
 
 
-def load_checkpoint(
-    directory: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> RerankerModel:
+def load_checkpoint(directory: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> RerankerModel:
     """Build the model of a checkpoint directory.
 
     Args:
@@ -291,7 +292,7 @@ def _write_weights(directory: Path, tensors: dict[str, Tensor], max_shard_bytes:
         _replace(directory / WEIGHTS, lambda path: save_file(shards[0], path, metadata={"format": "pt"}))
         (directory / INDEX).unlink(missing_ok=True)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _replace(directory / name, lambda path, shard=shard: save_file(shard, path, metadata={"format": "pt"}))

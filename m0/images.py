@@ -13,6 +13,7 @@ import math
 import re
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from dataclasses import dataclass
@@ -242,8 +243,8 @@ def _read_data_uri(uri: str) -> bytes:
     if not comma:
         raise ImageError(f"the data URI {uri[:30]}... has no comma, so no data.")
     if header.endswith(";base64"):
-        return _decode_base64(urllib.request.unquote(body), f"the data URI {uri[:30]}...")
-    return urllib.request.unquote_to_bytes(body)
+        return _decode_base64(urllib.parse.unquote(body), f"the data URI {uri[:30]}...")
+    return urllib.parse.unquote_to_bytes(body)
 
 
 def _decode_base64(text: str, name: str) -> bytes:

@@ -71,9 +71,7 @@ def mrope_positions(runs: Sequence[int | Grid]) -> Tensor:
     return torch.cat(parts, dim=1) if parts else torch.zeros(3, 0, dtype=torch.long)
 
 
-def decoder_rotation(
-    positions: Tensor, head_dim: int, theta: float, sections: Sequence[int], dtype: torch.dtype
-) -> Rotation:
+def decoder_rotation(positions: Tensor, head_dim: int, theta: float, sections: Sequence[int], dtype: torch.dtype) -> Rotation:
     """Rotation of every token from its M-RoPE positions (3, tokens): cosine and sine, each (tokens, head_dim), in `dtype`.
 
     Angles are computed in float32 (float64 for a float64 model) and rounded to `dtype` only as cosine and sine.

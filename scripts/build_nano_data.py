@@ -37,9 +37,9 @@ DEBIAN_PACKAGE = "debian-handbook"
 HELD_OUT_SHARE = 0.10
 SPLIT_SEED = "m0-nano split 1"
 # The handbook's languages and others that many people write; CLDR locale codes.
-LANGUAGES = (
-    "ar bg bn ca cs da de el en es fa fi fr he hi hr hu id it ja ko no nl pl pt ro ru sv ta th tr uk ur vi zh zh-Hant"
-).split()
+LANGUAGES = """
+    ar bg bn ca cs da de el en es fa fi fr he hi hr hu id it ja ko no nl pl pt ro ru sv ta th tr uk ur vi zh zh-Hant
+""".split()
 MIN_SECTION_CHARACTERS = 150
 
 
@@ -109,7 +109,7 @@ def build_emoji(folders: dict[str, Path], out: Path) -> list[dict]:
 class SectionParser(HTMLParser):
     """Splits a handbook page at its headings: (anchor id, heading, paragraphs)."""
 
-    SKIP = {"script", "style", "head"}
+    SKIP = ("script", "style", "head")
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What the tests run with. pyproject.toml keeps the wider ranges that users may have.
+TORCH := torch==2.13.0
+
+.PHONY: demo test parity lint format check wheel nano clean
+
+$(VENV)/.core: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	touch $@
+
+demo: $(VENV)/.core  ## rank real mixed documents with m0-nano
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.dev  ## everything but full size: lint, types, unit tests, tiny parity
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+parity: $(VENV)/.dev  ## full size against transformers: 2.2 B random parameters, about 22 GiB of memory
+	$(BIN)/python -m pytest -m slow tests/parity
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build
+
+nano: $(VENV)/.core  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 75 minutes on 2 cores)
+	$(BIN)/python scripts/build_nano_data.py
+	$(BIN)/python scripts/train_nano.py
+	$(BIN)/python scripts/evaluate_nano.py --write weights/m0-nano/README.md
+
+clean:
+	rm -rf $(VENV) build dist

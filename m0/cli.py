@@ -1,0 +1,348 @@
+"""The command line: `m0 rank`, `m0 info`, `m0 fetch`.
+
+Exit status: 0 done; 1 ranked, but some documents could not be used (each is named on stderr); 2 nothing done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m0.errors import InputError, M0Error
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".xml", ".csv", ".tsv", ".json", ".py", ".tex", ".org", ".log")
+BAR_FROM_DOCUMENTS = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """One document of the command line: what to call it, and what it is or why it is not."""
+
+    name: str
+    document: Any = None
+    error: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except M0Error as error:
+        print(f"m0: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("m0: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="m0", description="jina-reranker-m0 in pure PyTorch: rank texts and pictures.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    rank = commands.add_parser(
+        "rank",
+        help="rank documents by relevance to a query",
+        description="Rank text files, pictures and JSON lines by relevance to a query.",
+        epilog='A .jsonl file (or -, standard input) holds a document a line: a JSON string, {"text": ...}, '
+        '{"image": path or URL} (paths relative to the file), or a list of these. On standard input, lines that are '
+        "not JSON are documents of plain text.",
+    )
+    rank.add_argument("query", help="the query; with --image-query the path or URL of a picture")
+    rank.add_argument("documents", nargs="+", metavar="FILE|DIR|DOCUMENTS.jsonl|-", help="what to rank")
+    rank.add_argument("--image-query", action="store_true", help="the query is a picture")
+    rank.add_argument("--model", default="m0-nano", help="m0-nano (default), a directory, or a hub id")
+    rank.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")
+    rank.add_argument("--revision", help="branch, tag or commit of a hub id")
+    rank.add_argument("--top-n", type=int, help="show only the best N")
+    rank.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    rank.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
+    rank.add_argument("--max-query-length", type=int, default=512, help="tokens of the query's text (512)")
+    rank.add_argument("--max-pixels", type=int, help="pixels of a picture after resizing (602112)")
+    rank.add_argument("--max-image-pixels", type=int, help="refuse larger pictures (178956970)")
+    rank.add_argument("--batch-tokens", type=int, default=8192, help="tokens that go through the model at a time (8192)")
+    rank.add_argument("--device", help="cpu, cuda, cuda:1, ...")
+    rank.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
+    rank.set_defaults(run=_rank)
+
+    info = commands.add_parser("info", help="print sizes, parameters, type and memory of a model")
+    info.add_argument("model", nargs="?", default="m0-nano", metavar="PATH", help="m0-nano (default), a directory, or a hub id")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=_info)
+
+    fetch = commands.add_parser("fetch", help="download a model into weights/")
+    fetch.add_argument("model", help="hub id, such as jinaai/jina-reranker-m0")
+    fetch.add_argument("--revision", help="branch, tag or commit")
+    fetch.add_argument("--to", type=Path, metavar="DIR", help="where to put it (default: weights/NAME)")
+    fetch.set_defaults(run=_fetch)
+    return parser
+
+
+# --- m0 rank ----------------------------------------------------------------------------------------------------------
+
+
+def _rank(options: argparse.Namespace) -> int:
+    sources = [source for argument in options.documents for source in read_sources(argument)]
+    usable = [(number, source) for number, source in enumerate(sources) if source.error is None]
+    failures = [(number, source.name, source.error) for number, source in enumerate(sources) if source.error is not None]
+    if not usable:
+        for _, _, error in failures:
+            print(f"m0: {error}", file=sys.stderr)
+        raise InputError("there is no document to rank.")
+    from m0.reranker import Reranker  # imported here so that --help and wrong arguments answer at once
+
+    reranker = Reranker.from_pretrained(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        adapter=options.adapter,
+        max_pixels=options.max_pixels,
+        max_image_pixels=options.max_image_pixels,
+    )
+    ranking = reranker.rank(
+        {"image": options.query} if options.image_query else {"text": options.query},
+        [source.document for _, source in usable],
+        top_n=options.top_n,
+        batch_tokens=options.batch_tokens,
+        progress=sys.stderr.isatty() and len(usable) >= BAR_FROM_DOCUMENTS,
+        on_error="skip",
+        max_length=options.max_length,
+        max_query_length=options.max_query_length,
+    )
+    failures += [(usable[failed.index][0], usable[failed.index][1].name, failed.error) for failed in ranking.failed]
+    rows = [(usable[result.index], result) for result in ranking]
+    if options.json:
+        results = [
+            {
+                "index": number,
+                "name": source.name,
+                "score": result.score,
+                "logit": result.logit,
+                "tokens": result.tokens,
+                "cut": [vars(cut) for cut in result.cut],
+            }
+            for (number, source), result in rows
+        ]
+        failed = [{"index": number, "name": name, "error": error} for number, name, error in failures]
+        report = {"query": options.query, "model": options.model, "results": results, "failed": failed}
+        print(json.dumps(report, ensure_ascii=False, indent=2))
+    else:
+        table = [(result.score, source.name, _snippet(source.document)) for (_, source), result in rows]
+        print(format_table(table))
+        for (_, source), result in rows:
+            for cut in result.cut:
+                print(f"m0: {source.name}: cut to fit: {cut}.", file=sys.stderr)
+    for _, name, error in failures:
+        print(f"m0: {name}: {error}" if name not in (error or "") else f"m0: {error}", file=sys.stderr)
+    if not rows:
+        return 2
+    return 1 if failures else 0
+
+
+def read_sources(argument: str) -> Iterator[Source]:
+    """The documents that one argument of the command line stands for. What cannot be used says why."""
+    if argument == "-":
+        yield from _json_lines(sys.stdin.read(), "-", Path(), plain_text=True)
+        return
+    path = Path(argument)
+    if path.is_dir():
+        yield from _directory(path)
+    elif not path.exists():
+        yield Source(argument, error=f"{argument} does not exist.")
+    elif path.suffix.lower() == ".jsonl":
+        text = _read_text(path)
+        if isinstance(text, Source):
+            yield text
+        else:
+            yield from _json_lines(text, argument, path.parent, plain_text=False)
+    else:
+        yield _file(path)
+
+
+def _directory(path: Path) -> Iterator[Source]:
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    known = [file for file in files if file.suffix.lower() in (*TEXT_SUFFIXES, *_picture_suffixes(), ".jsonl")]
+    if not known:
+        yield Source(str(path), error=f"{path} holds no text files or pictures.")
+    for file in known:
+        yield from read_sources(str(file))
+    if known and len(known) < len(files):
+        print(f"m0: {path}: {len(files) - len(known)} files of other kinds left out.", file=sys.stderr)
+
+
+def _file(path: Path) -> Source:
+    if path.suffix.lower() in _picture_suffixes():
+        return Source(str(path), {"image": str(path)})
+    text = _read_text(path)
+    return text if isinstance(text, Source) else Source(str(path), {"text": text})
+
+
+def _read_text(path: Path) -> str | Source:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return Source(str(path), error=f"{path} is neither a picture by its name nor text in UTF-8.")
+    except OSError as error:
+        return Source(str(path), error=f"{path} cannot be read: {error.strerror}.")
+
+
+def _json_lines(text: str, name: str, folder: Path, plain_text: bool) -> Iterator[Source]:
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        yield Source(name, error=f"{name} is empty.")
+    for number, line in lines:
+        label = f"{name}:{number}"
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            if plain_text and not line.lstrip().startswith(("{", '"')):
+                yield Source(label, {"text": line})
+            else:
+                yield Source(label, error=f"{label} is not a line of JSON: {error}.")
+            continue
+        if isinstance(value, str | dict | list):
+            yield Source(label, _resolve(value, folder))
+        elif plain_text:
+            yield Source(label, {"text": line})
+        else:
+            yield Source(label, error=f"{label} holds a JSON {type(value).__name__}, but must hold a string, object or list.")
+
+
+def _resolve(value: Any, folder: Path) -> Any:
+    """Pictures named by a relative path are looked for beside the file that names them."""
+    if isinstance(value, str):
+        return {"text": value}
+    if isinstance(value, list):
+        return [_resolve(item, folder) for item in value]
+    if isinstance(value, dict) and isinstance(image := value.get("image"), str):
+        path = folder / image
+        if not image.startswith(("http:", "https:", "data:")) and len(image) < 1000 and path.exists():
+            return {**value, "image": str(path)}
+    return value
+
+
+def _picture_suffixes() -> tuple[str, ...]:
+    from PIL import Image
+
+    return tuple(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind != "PDF")
+
+
+def _snippet(document: Any) -> str:
+    """A document in few words, for the table."""
+    if isinstance(document, list):
+        return " ".join(_snippet(item) for item in document)
+    if isinstance(document, str):
+        return " ".join(document.split())
+    words = []
+    for key, value in document.items():
+        words.append("[picture]" if key == "image" else " ".join(str(value)[:400].split()))
+    return " ".join(words)
+
+
+def format_table(rows: Sequence[tuple[float, str, str]]) -> str:
+    """Rank, score, name and beginning of each document, one line each, as wide as the terminal."""
+    columns = shutil.get_terminal_size((100, 24)).columns
+    name_width = min(max((_width(name) for _, name, _ in rows), default=4), max(12, columns // 3))
+    rest = max(10, columns - name_width - 19)
+    lines = [f"{'rank':>4}  {'score':>6}  {_fit('name', name_width)}  document"]
+    for place, (score, name, snippet) in enumerate(rows, 1):
+        shown = _printable(name)
+        if _width(shown) > name_width:
+            shown = "…" + shown[-(name_width - 1) :]
+        lines.append(f"{place:>4}  {score:6.4f}  {_fit(shown, name_width)}  {_fit(_printable(snippet), rest).rstrip()}")
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Without control characters: what a document holds must not steer the terminal."""
+    return "".join(" " if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character for character in text)
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal takes for a text: wide for East Asian characters, none for combining marks."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _fit(text: str, width: int) -> str:
+    """Cut or padded to `width` columns."""
+    shown, used = "", 0
+    for character in text:
+        if used + _width(character) > width:
+            while used + 1 > width:
+                used -= _width(shown[-1])
+                shown = shown[:-1]
+            return shown + "…" + " " * (width - used - 1)
+        shown, used = shown + character, used + _width(character)
+    return shown + " " * (width - used)
+
+
+# --- m0 info, m0 fetch ------------------------------------------------------------------------------------------------
+
+
+def _info(options: argparse.Namespace) -> int:
+    from m0.checkpoint import list_tensors, match_tensors, parameter_shapes
+    from m0.config import RerankerConfig
+    from m0.hub import locate
+
+    directory = locate(options.model)
+    config = RerankerConfig.load(directory)
+    shapes = parameter_shapes(config)
+    matched = match_tensors(list_tensors(directory), shapes, directory)
+    parts = {
+        part: sum(s.numel() for key, s in shapes.items() if key.startswith(part)) for part in ("vision", "decoder", "head")
+    }
+    total = sum(parts.values())
+    types = sorted({tensor.type for tensor in matched.values()})
+    memory = {"float32": 4 * total, "bfloat16 or float16": 2 * total}
+    if options.json:
+        sizes = {"path": str(directory), **config.sizes(), "parameters": {**parts, "total": total}, "stored_as": types}
+        print(json.dumps({**sizes, "memory_bytes": memory}, indent=2))
+        return 0
+    vision, decoder = config.vision, config.decoder
+    embeddings = shapes["decoder.embed_tokens.weight"].numel()
+    stored = sum(tensor.bytes for tensor in matched.values())
+    print(
+        textwrap.dedent(f"""\
+        {directory}
+        vision tower   {_count(parts["vision"])} parameters: {vision.depth} blocks, width {vision.hidden_size}, \
+{vision.num_heads} heads of {vision.head_dim}, {vision.patch_size} px patches merged {vision.spatial_merge_size}x{vision.spatial_merge_size}
+        decoder        {_count(parts["decoder"])} parameters ({_count(embeddings).strip()} of them embeddings): \
+{decoder.num_layers} layers, width {decoder.hidden_size}, {decoder.num_heads} query and {decoder.num_kv_heads} key/value heads \
+of {decoder.head_dim}, MLP {decoder.intermediate_size}, vocabulary {decoder.vocab_size}, {decoder.max_positions} positions
+        score head     {_count(parts["head"])} parameters
+        total          {_count(total)} parameters, stored as {" and ".join(types)}, {stored / 2**20:,.0f} MiB
+        memory needed  {memory["float32"] / 2**20:,.0f} MiB in float32, \
+{memory["bfloat16 or float16"] / 2**20:,.0f} MiB in bfloat16 or float16, plus what a batch needs""")
+    )
+    return 0
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:9,.2f} M"
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from m0.hub import fetch
+
+    print(fetch(options.model, options.revision, options.to))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

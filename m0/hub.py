@@ -1,0 +1,89 @@
+"""Where a model lies: shipped with the package, in a directory, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from m0.checkpoint import CONFIG
+from m0.errors import DownloadError
+
+SHIPPED = "m0-nano"
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "preprocessor_config.json", "*.md"]
+"""What a download takes: weights, sizes, tokenizer, model card. Never code, never pickles."""
+
+
+def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The directory of a model.
+
+    Args:
+        name: "m0-nano" (shipped), a directory, or a hub id such as "jinaai/jina-reranker-m0". A hub id is looked for under
+            ./weights first, where `m0 fetch` puts it, and downloaded to the hub's cache otherwise.
+        revision: branch, tag or commit of a hub id.
+
+    Raises DownloadError where it is none of these, or cannot be fetched.
+    """
+    text = os.fspath(name)
+    if text == SHIPPED and revision is None:
+        return _shipped()
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise DownloadError(f"{text} is a file; give the directory that holds {CONFIG} and the weights.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith((".", "/", "~")):
+        raise DownloadError(
+            f"{text!r} is neither {SHIPPED!r}, nor a directory, nor a hub id such as 'jinaai/jina-reranker-m0'."
+        )
+    fetched = default_target(text)
+    if revision is None and (fetched / CONFIG).exists():
+        return fetched
+    return _download(text, revision, None)
+
+
+def fetch(name: str, revision: str | None = None, target: Path | None = None) -> Path:
+    """Download a hub model into a directory (default: weights/NAME), showing progress; an interrupted download goes on.
+
+    Raises DownloadError.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise DownloadError(f"{name!r} is not a hub id such as 'jinaai/jina-reranker-m0'.")
+    return _download(name, revision, target or default_target(name))
+
+
+def default_target(name: str) -> Path:
+    return Path("weights") / name.rpartition("/")[2]
+
+
+def _shipped() -> Path:
+    here = Path(__file__).resolve().parent
+    # Inside an installed wheel, or beside the package in a checkout.
+    for folder in (here / "weights" / SHIPPED, here.parent / "weights" / SHIPPED):
+        if (folder / CONFIG).exists():
+            return folder
+    raise DownloadError(f"{SHIPPED} is not part of this installation of m0.")
+
+
+def _download(name: str, revision: str | None, target: Path | None) -> Path:
+    # The hub client comes with tokenizers; imported here because it is slow to import and rarely needed.
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS))
+    except Exception as error:  # the client has a family of errors of its own, and its transport another
+        raise DownloadError(f"{name} cannot be fetched: {_reason(error, name, revision)}.") from None
+
+
+def _reason(error: Exception, name: str, revision: str | None) -> str:
+    kind = type(error).__name__
+    reasons = {
+        "RepositoryNotFoundError": "the hub has no such model, or it is private",
+        "GatedRepoError": "it is gated; accept its terms on the hub and log in",
+        "RevisionNotFoundError": f"it has no revision {revision!r}",
+        "LocalEntryNotFoundError": "the hub did not answer, and it is not in the local cache",
+        "OfflineModeIsEnabled": "the hub client is set to offline mode",
+        "HFValidationError": "that is not a valid hub id",
+    }
+    text = " ".join(str(error).split())
+    return reasons.get(kind) or f"{text[:200].rstrip('.')} ({kind})"

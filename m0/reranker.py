@@ -1,0 +1,488 @@
+"""What a user calls: documents in, a ranking out.
+
+reranker = Reranker.from_pretrained("m0-nano")
+for result in reranker.rank("a red heart", ["ein rotes Herz", {"image": "heart.png"}]):
+    print(result.score, result.document)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from m0.attention import Packing
+from m0.checkpoint import TOKENIZER, load_checkpoint, save_checkpoint
+from m0.errors import AdapterError, CheckpointError, InputError, M0Error
+from m0.head import relevance
+from m0.hub import locate
+from m0.images import ImageSettings, Picture
+from m0.lora import Adapters
+from m0.model import RerankerModel
+from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts
+
+DEFAULT_BATCH_TOKENS = 8192
+MAX_VISION_PATCHES = 16384
+"""Patches that go through the vision tower at a time, unless one picture alone has more."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """One document of a ranking."""
+
+    index: int
+    """Its place in the list that was given."""
+    score: float
+    """Relevance between 0 and 1: sigmoid(logit - 2.65)."""
+    logit: float
+    """The model's raw output."""
+    document: Any = field(repr=False)
+    """As it was given."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Tokens of the prompt: "document", "query", "template", "total"."""
+    cut: tuple[Cut, ...] = ()
+    """What was cut to keep within the limits; empty: nothing."""
+
+
+@dataclass(frozen=True)
+class FailedDocument:
+    """A document that could not be ranked (`on_error="skip"`)."""
+
+    index: int
+    error: str
+    document: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Ranking(Sequence[RankedDocument]):
+    """Documents, best first; ties keep the order given. Behaves as a list of its results."""
+
+    results: list[RankedDocument]
+    failed: list[FailedDocument] = field(default_factory=list)
+
+    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+        return self.results[place]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+
+class Reranker:
+    """A model with its tokenizer and picture settings. Made by `from_pretrained`.
+
+    Attributes:
+        model: the network, a plain `torch.nn.Module`.
+        adapters: LoRA adapters by name (see `m0.lora`).
+        image_settings: how pictures are resized; `max_pixels` and the bomb limit are here.
+        name: where it was loaded from.
+    """
+
+    def __init__(self, model: RerankerModel, tokenizer: Tokenizer, image_settings: ImageSettings, name: str = "") -> None:
+        self.model = model
+        self.prompt = PromptEncoder(tokenizer, model.config)
+        self.image_settings = image_settings
+        self.adapters = Adapters(model)
+        self.name = name
+        self._tokenizer_file: Path | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] = "m0-nano",
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
+        max_image_pixels: int | None = None,
+    ) -> Reranker:
+        """Load a model.
+
+        Args:
+            name: "m0-nano", a directory, or a hub id (downloaded if need be).
+            dtype: "float32", "bfloat16", "float16", "float64" or a torch.dtype. None: bfloat16 on a GPU; on a CPU as stored
+                where the processor computes in that type, else float32.
+            device: None: the GPU if there is one, else the CPU.
+            revision: branch, tag or commit on the hub.
+            adapter: directory of a LoRA adapter in peft's format, loaded and made active.
+            max_pixels, min_pixels: limits of the resized picture; None: the released model's, 602112 and 3136.
+            max_image_pixels: refuse larger pictures before decoding them.
+
+        Raises M0Error: DownloadError, ConfigError, CheckpointError, AdapterError or InputError, one sentence each.
+        """
+        where = _device(device)
+        directory = locate(name, revision)
+        model = load_checkpoint(directory, _dtype(dtype, where, directory), where)
+        vision = model.config.vision
+        settings = ImageSettings(
+            patch_size=vision.patch_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            merge_size=vision.spatial_merge_size,
+        )
+        limits = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
+        settings = replace(settings, **{key: value for key, value in limits.items() if value is not None})
+        reranker = cls(model, load_tokenizer(directory / TOKENIZER), settings, str(name))
+        if (size := reranker.prompt.tokenizer.get_vocab_size()) > model.config.decoder.vocab_size:
+            raise CheckpointError(
+                f"{directory / TOKENIZER} has {size} tokens, but the model only {model.config.decoder.vocab_size}."
+            )
+        reranker._tokenizer_file = directory / TOKENIZER
+        if adapter is not None:
+            reranker.adapters.load(adapter)
+        return reranker
+
+    def save_pretrained(self, directory: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write a directory that `from_pretrained` and transformers read. An active adapter must be merged first."""
+        if self.adapters.active is not None and not self.adapters.merged:
+            raise AdapterError(
+                f"the adapter {self.adapters.active!r} is active; merge it, switch it off, or save it with adapters.save."
+            )
+        save_checkpoint(self.model, Path(directory), self._tokenizer_file, dtype)
+
+    # --- ranking ------------------------------------------------------------------------------------------------------
+
+    def rank(
+        self,
+        query: Any,
+        documents: Sequence[Any],
+        top_n: int | None = None,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        progress: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_length: int = 10240,
+        max_query_length: int = 512,
+        max_doc_length: int | None = None,
+    ) -> Ranking:
+        """Rank documents by their relevance to a query.
+
+        Args:
+            query: text, a picture, or a mixture; see `m0.prompt.read_parts`. A string is always text: give a picture as
+                {"image": path or URL}, a `pathlib.Path`, bytes, a PIL image or an array.
+            documents: any mixture of the same.
+            top_n: keep only that many; None: all.
+            batch_tokens: tokens that go through the model at a time (memory, not results, depends on it).
+            progress: show a bar on stderr.
+            on_error: what happens to a document that cannot be used: "raise", or "skip" it and list it under `failed`.
+            max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`.
+
+        Raises InputError (of a document with its number), one sentence.
+        """
+        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
+            raise InputError(f"top_n is {top_n!r}, but must be a whole number of at least 1, or None.")
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'.")
+        if not isinstance(documents, Sequence) or isinstance(documents, str | bytes | bytearray):
+            raise InputError(f"documents is {type(documents).__name__}, but must be a list.")
+        if not documents:
+            raise InputError("the list of documents is empty.")
+        limits = Limits(max_length, max_query_length, max_doc_length)
+        query_parts = self._parts(query, "query")
+        encodings: dict[int, Encoding] = {}
+        failed = []
+        bar = _Progress(len(documents), "reading", progress)
+        for index, document in enumerate(documents):
+            try:
+                encodings[index] = self.prompt.encode(query_parts, self._parts(document, "document"), limits)
+            except InputError as error:
+                if on_error == "raise":
+                    raise type(error)(f"document {index}: {error}") from None
+                failed.append(FailedDocument(index, str(error), document))
+            bar.advance()
+        bar.close()
+        logits = self._logits(list(encodings.values()), batch_tokens, progress)
+        scores = relevance(logits, self.model.config.logit_bias)
+        results = [
+            RankedDocument(index, score, logit, documents[index], encoding.counts, encoding.cut)
+            for (index, encoding), logit, score in zip(encodings.items(), logits.tolist(), scores.tolist(), strict=True)
+        ]
+        results.sort(key=lambda result: (-result.logit, result.index))
+        return Ranking(results[:top_n], failed)
+
+    def score(
+        self,
+        pairs: Sequence[tuple[Any, Any]],
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        progress: bool = False,
+        max_length: int = 10240,
+        max_query_length: int = 512,
+        max_doc_length: int | None = None,
+    ) -> list[float]:
+        """Relevance, between 0 and 1, of each (query, document) pair. Arguments and errors as for `rank`."""
+        limits = Limits(max_length, max_query_length, max_doc_length)
+        logits = self._logits(self._encode_pairs(pairs, limits), batch_tokens, progress)
+        return relevance(logits, self.model.config.logit_bias).tolist()
+
+    def encode(
+        self, query: Any, document: Any, max_length: int = 10240, max_query_length: int = 512, max_doc_length: int | None = None
+    ) -> Encoding:
+        """The prompt of one pair: token ids, positions, pictures, and the origin of every token."""
+        limits = Limits(max_length, max_query_length, max_doc_length)
+        return self.prompt.encode(self._parts(query, "query"), self._parts(document, "document"), limits)
+
+    def compute_score(
+        self,
+        pairs: Any,
+        batch_size: int = 8,
+        max_length: int = 10240,
+        max_query_length: int = 512,
+        max_doc_length: int | None = None,
+        query_type: str = "text",
+        doc_type: str = "text",
+        normalize_scores: bool = True,
+        show_progress: bool = False,
+    ) -> list[float] | float:
+        """The vendor's call, so that code written for it runs unchanged.
+
+        Args:
+            pairs: list of [query, document], or one such pair.
+            batch_size: pairs at a time (memory, not results, depends on it).
+            max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`.
+            query_type, doc_type: "text" or "image"; with "image" a string is a path, URL, data URI or base64.
+            normalize_scores: True: relevance between 0 and 1; False: the raw logits.
+            show_progress: show a bar on stderr.
+
+        Returns: scores in the order of `pairs`; a bare number for a single pair, as the vendor's does.
+        """
+        for name, value in (("query_type", query_type), ("doc_type", doc_type)):
+            if value not in ("text", "image"):
+                raise InputError(f"{name} is {value!r}, but must be 'text' or 'image'.")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1.")
+        if isinstance(pairs, list | tuple) and len(pairs) == 2 and all(isinstance(side, str) for side in pairs):
+            pairs = [pairs]
+        limits = Limits(max_length, max_query_length, max_doc_length)
+        typed = [(_typed(query, query_type), _typed(document, doc_type)) for query, document in _checked_pairs(pairs)]
+        scores: list[float] = []
+        bar = _Progress(len(typed), "scoring", show_progress)
+        for start in range(0, len(typed), batch_size):
+            encodings = self._encode_pairs(typed[start : start + batch_size], limits, start)
+            logits = self._logits(encodings, DEFAULT_BATCH_TOKENS, False)
+            scores += (relevance(logits, self.model.config.logit_bias) if normalize_scores else logits).tolist()
+            bar.advance(len(encodings))
+        bar.close()
+        return scores[0] if len(scores) == 1 else scores
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _parts(self, value: Any, side: Literal["query", "document"]) -> list[Part]:
+        if isinstance(value, str):
+            _warn_if_picture(value, side)
+        return read_parts(value, side, self.image_settings)
+
+    def _encode_pairs(self, pairs: Sequence[tuple[Any, Any]], limits: Limits, first: int = 0) -> list[Encoding]:
+        encodings = []
+        for number, (query, document) in enumerate(_checked_pairs(pairs), first):
+            try:
+                encoding = self.prompt.encode(self._parts(query, "query"), self._parts(document, "document"), limits)
+            except InputError as error:
+                raise type(error)(f"pair {number}: {error}") from None
+            encodings.append(encoding)
+        return encodings
+
+    @torch.inference_mode()
+    def _logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool) -> Tensor:
+        """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
+        if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens!r}, but must be a whole number of at least 1.")
+        working = torch.promote_types(self.model.dtype, torch.float32)
+        logits = torch.empty(len(encodings), dtype=working)
+        bar = _Progress(sum(len(encoding) for encoding in encodings), "scoring", progress)
+        looked_at = _PictureFeatures(self.model, encodings)
+        for batch in _batches(encodings, batch_tokens):
+            chosen = [encodings[i] for i in batch]
+            logits[batch] = self._forward(chosen, looked_at).to("cpu", working)
+            bar.advance(sum(len(encoding) for encoding in chosen))
+        bar.close()
+        if not torch.isfinite(logits).all():
+            raise M0Error(
+                f"the model gave a score that is not a number in {self.model.dtype}; its weights are damaged or overflow this type."
+            )
+        return logits
+
+    def _forward(self, encodings: list[Encoding], looked_at: _PictureFeatures) -> Tensor:
+        device = self.model.device
+        token_ids = torch.cat([encoding.token_ids for encoding in encodings]).to(device)
+        positions = torch.cat([encoding.positions for encoding in encodings], dim=1).to(device)
+        features = looked_at.take([picture for encoding in encodings for picture in encoding.pictures])
+        packing = Packing([len(encoding) for encoding in encodings], causal=True, device=device)
+        return self.model.head(self.model.decoder(self.model.embed(token_ids, features), positions, packing))
+
+
+class _PictureFeatures:
+    """Vision output of each different picture, computed when first asked for and kept until its last pair is scored."""
+
+    def __init__(self, model: RerankerModel, encodings: list[Encoding]) -> None:
+        self.model = model
+        self.keys: dict[int, bytes] = {}
+        self.uses: dict[bytes, int] = {}
+        for encoding in encodings:
+            for picture in encoding.pictures:
+                key = self._key(picture)
+                self.uses[key] = self.uses.get(key, 0) + 1
+        self.features: dict[bytes, Tensor] = {}
+
+    def _key(self, picture: Picture) -> bytes:
+        if (key := self.keys.get(id(picture))) is None:
+            key = blake2b(repr(picture.pixels.shape).encode() + picture.pixels.tobytes(), digest_size=16).digest()
+            self.keys[id(picture)] = key
+        return key
+
+    def take(self, pictures: list[Picture]) -> Tensor | None:
+        """Visual tokens of these pictures, end to end; None for none."""
+        if not pictures:
+            return None
+        keys = [self._key(picture) for picture in pictures]
+        unseen = OrderedDict((key, p) for key, p in zip(keys, pictures, strict=True) if key not in self.features)
+        for group in _patch_groups(list(unseen.items())):
+            patches = torch.cat([picture.patches for _, picture in group]).to(self.model.device)
+            seen = self.model.vision(patches, [picture.grid for _, picture in group])
+            for (key, _), part in zip(group, seen.split([picture.num_tokens for _, picture in group]), strict=True):
+                self.features[key] = part
+        result = torch.cat([self.features[key] for key in keys])
+        for key in keys:
+            self.uses[key] -= 1
+            if self.uses[key] == 0:
+                self.features.pop(key, None)
+        return result
+
+
+def _patch_groups(items: list[tuple[bytes, Picture]]) -> Iterator[list[tuple[bytes, Picture]]]:
+    group: list[tuple[bytes, Picture]] = []
+    size = 0
+    for item in items:
+        patches = item[1].grid[0] * item[1].grid[1]
+        if group and size + patches > MAX_VISION_PATCHES:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += patches
+    if group:
+        yield group
+
+
+def _batches(encodings: list[Encoding], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of the encodings, like lengths together, at most `batch_tokens` at a time (or one that is longer)."""
+    batch: list[int] = []
+    size = 0
+    for number in sorted(range(len(encodings)), key=lambda i: len(encodings[i])):
+        length = len(encodings[number])
+        if batch and size + length > batch_tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(number)
+        size += length
+    if batch:
+        yield batch
+
+
+def _checked_pairs(pairs: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(pairs, list | tuple):
+        raise InputError(f"pairs is {type(pairs).__name__}, but must be a list of (query, document) pairs.")
+    if not pairs:
+        raise InputError("the list of pairs is empty.")
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise InputError(f"pair {number} is {type(pair).__name__}, but must be (query, document).")
+    return [(query, document) for query, document in pairs]
+
+
+def _typed(value: Any, kind: str) -> Any:
+    return {"image": value} if kind == "image" and not isinstance(value, dict | list) else value
+
+
+def _warn_if_picture(text: str, side: str) -> None:
+    """A string is text. Say so where it looks as if a picture was meant."""
+    looks = text.startswith("data:image/") or (
+        text.lower().endswith(PICTURE_SUFFIXES) and len(text) < 1000 and "\n" not in text
+        and (text.startswith(("http://", "https://")) or _exists(text))
+    )  # fmt: skip
+    if looks:
+        shown = text if len(text) < 80 else f"{text[:60]}..."
+        warnings.warn(
+            f'the {side} {shown!r} is read as text; to show the picture, pass {{"image": ...}} or a pathlib.Path.', stacklevel=4
+        )
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device is {device!r}, but must be such as 'cpu' or 'cuda:0'.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is {str(device)!r}, but PyTorch finds no GPU here.")
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device, directory: Path) -> torch.dtype | None:
+    names = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if isinstance(dtype, torch.dtype) and dtype in names.values():
+        return dtype
+    if dtype is not None and dtype != "auto":
+        if str(dtype) not in names:
+            raise InputError(f"dtype is {dtype!r}, but must be one of {list(names)}, or None.")
+        return names[str(dtype)]
+    if device.type == "cuda":
+        return torch.bfloat16
+    return None if _computes_bfloat16() and _stored_as_bfloat16(directory) else torch.float32
+
+
+def _computes_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively; where it does not, float32 is faster and more exact."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())
+
+
+def _stored_as_bfloat16(directory: Path) -> bool:
+    from m0.checkpoint import list_tensors
+
+    return all(tensor.type == "BF16" for tensor in list_tensors(directory))
+
+
+class _Progress:
+    """A bar on stderr: share done, time left."""
+
+    def __init__(self, total: int, label: str, shown: bool) -> None:
+        self.total, self.label, self.shown = max(total, 1), label, shown
+        self.done, self.begin, self.last = 0, time.monotonic(), 0.0
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if not self.shown or (now - self.last < 0.1 and self.done < self.total):
+            return
+        self.last = now
+        share = self.done / self.total
+        left = (now - self.begin) * (1 - share) / max(share, 1e-9)
+        width = max(10, min(40, shutil.get_terminal_size().columns - 40))
+        filled = math.floor(share * width)
+        sys.stderr.write(f"\r{self.label:8} [{'#' * filled}{'.' * (width - filled)}] {share:4.0%}, {left:5.0f} s left")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        if self.shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
