@@ -49,6 +49,9 @@ class ImageSettings:
     merge_size: int = 2
     max_image_pixels: int = 178_956_970
     """Pictures with more pixels are refused before they are decoded (decompression bombs); raise it for huge scans."""
+    background: tuple[int, int, int] | None = None
+    """What shows through transparent pixels. None: transparency is dropped and whatever colour lies beneath is seen, as the
+    reference does with files; (255, 255, 255): white paper."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_pixels <= self.max_pixels:
@@ -149,7 +152,7 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
     Raises ImageError, one sentence that names the picture and what is wrong with it.
     """
     settings = settings or ImageSettings()
-    image, name = open_image(source, settings.max_image_pixels)
+    image, name = open_image(source, settings.max_image_pixels, settings.background)
     try:
         height, width = smart_resize(image.height, image.width, settings)
     except ImageError as error:
@@ -158,8 +161,12 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
     return Picture(np.asarray(resized), (image.width, image.height), settings)
 
 
-def open_image(source: Any, max_image_pixels: int = ImageSettings.max_image_pixels) -> tuple[Image.Image, str]:
-    """The picture upright and in RGB, and a name for messages. Transparency is dropped, as the reference does."""
+def open_image(
+    source: Any,
+    max_image_pixels: int = ImageSettings.max_image_pixels,
+    background: tuple[int, int, int] | None = None,
+) -> tuple[Image.Image, str]:
+    """The picture upright and in RGB, and a name for messages."""
     if isinstance(source, Image.Image):
         image, name = source, f"the PIL image of {source.width} x {source.height}"
         _check_pixels(image, name, max_image_pixels)
@@ -171,8 +178,11 @@ def open_image(source: Any, max_image_pixels: int = ImageSettings.max_image_pixe
         image = _decode(data, name, max_image_pixels)
     try:
         image = ImageOps.exif_transpose(image)
+        if background is not None and image.has_transparency_data:
+            paper = Image.new("RGBA", image.size, (*background, 255))
+            image = Image.alpha_composite(paper, image.convert("RGBA"))
         return image.convert("RGB"), name
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, ZeroDivisionError, MemoryError) as error:
+    except Exception as error:  # conversions raise what they like on damaged data
         raise ImageError(f"{name} is damaged or cannot be converted to RGB: {_one_line(error)}.") from None
 
 

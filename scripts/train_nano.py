@@ -3,14 +3,16 @@
     python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 75]
 
 1. A byte-level BPE is trained on the training texts (held-out names and sections are left out).
-2. Warm start: vision tower, embeddings and the lowest decoder layers learn to name the concept of a text or picture (an
-   emoji, or a section in any language) among all concepts: softmax over the cosine with a learned vector for each, which is
-   thrown away afterwards. Words, pictures and languages then share one space. (Contrast within batches of 320 pairs learned
-   several times more slowly on two cores.)
+2. Warm start: token embeddings and vision tower learn to name the concept of a text or picture (an emoji, or a section in
+   any language) among all concepts: softmax over the cosine of the mean token with a learned vector for each concept, which
+   is thrown away at the end. No decoder layer takes part, so a step costs little. The decoder's queries then start as halved
+   copies of its keys: when the cross-encoder begins, a query's words already look at what in the document means the same.
+   (Warm starts through decoder layers, by contrast within batches or by concepts, learned several times more slowly, and a
+   cross-encoder begun from them without the copy stayed at chance.)
 3. Cross-encoder: lists of documents and queries, every query against every document of its batch. Each document is read
    once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax over each query's documents
-   (ListNet top-1, Cao et al. 2007) plus a tenth of binary cross-entropy on `logit - 2.65`, which fixes the scale that
-   softmax leaves open.
+   (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which fixes the scale that
+   softmax leaves open, plus the warm start's loss on a small batch, which keeps the concepts in place.
 
 The time budget is split 1 : 3 between the stages; learning rates follow the clock, so that a slower machine trains less
 but always anneals. Seeds are fixed; the number of steps that a machine reaches is written to the log and the model card.
@@ -39,7 +41,7 @@ from m0.checkpoint import save_checkpoint
 from m0.config import DecoderConfig, RerankerConfig, VisionConfig
 from m0.images import ImageSettings, Picture, prepare_picture
 from m0.model import RerankerModel
-from m0.rotary import Grid, decoder_rotation, mrope_positions
+from m0.rotary import Grid, mrope_positions
 
 VOCABULARY = 20_000  # without the special tokens
 SPECIAL_TOKENS = """
@@ -48,8 +50,9 @@ SPECIAL_TOKENS = """
 """.split()
 # How Qwen2 cuts text before merging: contractions, words with the blank before them, single digits, punctuation, blanks.
 PRETOKENS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-WARM_LAYERS = 2
-WARM_TEXTS, WARM_PICTURES, WARM_SECTIONS = 400, 112, 24
+WARM_BATCH = (1024, 96, 64)  # texts, pictures, sections
+KEEP_BATCH = (256, 12, 16)
+KEEP_WEIGHT = 0.3
 WARM_SCALE = 20.0
 SECTION_CHARACTERS = 420
 SCORE_TOKEN = 100
@@ -210,13 +213,6 @@ class Writer:
     def document(self, content: str | Picture) -> Piece:
         return self.around("**Document**:\n", content, "\n**Query**:\n", [])
 
-    def bare(self, content: str | Picture) -> Piece:
-        """The content alone, for the warm start."""
-        if isinstance(content, str):
-            ids = self.encode(content)
-            return Piece(ids, [len(ids)])
-        return Piece([self.config.image_token_id] * content.num_tokens, [content.token_grid], content)
-
     def query(self, content: str | Picture) -> Piece:
         return self.around("", content, "", [self.config.score_token_id])
 
@@ -283,16 +279,18 @@ class Sampler:
         pool = self.by_language[language] if language else self.sections
         return [self.section_pair(section) for section in self.rng.sample(pool, min(count, len(pool)))]
 
-    def warm_batch(self) -> tuple[list[str | Picture], list[Emoji | Section]]:
-        """Texts and pictures with the concept that each is of."""
+    def concept_batch(self, texts: int, pictures: int, sections: int) -> tuple[list[str], list[Picture], list[Emoji | Section]]:
+        """Texts, then pictures, and the concept that each is of."""
         rng = self.rng
-        named, shown = rng.choices(self.emoji, k=WARM_TEXTS), rng.sample(self.emoji, WARM_PICTURES)
-        contents: list[str | Picture] = [concept.text(rng, short=rng.random() < 0.7) for concept in named]
-        contents += [self.picture(concept) for concept in shown]
-        sections = rng.sample(self.sections, WARM_SECTIONS)
-        pairs = [section.pair(rng) for section in sections]
-        contents += [query for query, _ in pairs] + [document[:150] for _, document in pairs]
-        return contents, [*named, *shown, *sections, *sections]
+        named, shown, chosen = (
+            rng.choices(self.emoji, k=texts),
+            rng.sample(self.emoji, pictures),
+            rng.sample(self.sections, sections),
+        )
+        pairs = [section.pair(rng) for section in chosen]
+        written = [concept.text(rng, short=rng.random() < 0.7) for concept in named]
+        written += [query for query, _ in pairs] + [document for _, document in pairs]
+        return written, [self.picture(concept) for concept in shown], [*named, *chosen, *chosen, *shown]
 
     def list_batch(self) -> list[tuple]:
         rng, kind = self.rng, self.rng.random()
@@ -320,13 +318,11 @@ class Sampler:
 
 
 class Concepts(nn.Module):
-    """Reads a concept from lower-layer states pooled over a text or picture; thrown away after the warm start."""
+    """A vector for each concept, near which the mean token of its texts and pictures should lie; thrown away after training."""
 
     def __init__(self, concepts: list[Emoji | Section], hidden: int) -> None:
         super().__init__()
-        keys = [self.key(concept) for concept in concepts]
-        self.numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        self.project = nn.Linear(hidden, hidden)
+        self.numbers = {key: number for number, key in enumerate(dict.fromkeys(map(self.key, concepts)))}
         self.vectors = nn.Parameter(torch.randn(len(self.numbers), hidden))
 
     @staticmethod
@@ -334,26 +330,33 @@ class Concepts(nn.Module):
         """One concept for a section in all its languages."""
         return concept.id if isinstance(concept, Section) else id(concept)
 
-    def forward(self, model: RerankerModel, pieces: list[Piece]) -> Tensor:
-        """Logits of every piece against every concept, (pieces, concepts)."""
-        batch = pack(model, pieces, [None] * len(pieces))
-        x = model.embed(batch.ids, batch.features)
-        config = model.config.decoder
-        rotation = decoder_rotation(batch.positions, config.head_dim, config.rope_theta, config.mrope_section, x.dtype)
-        for layer in model.decoder.layers[:WARM_LAYERS]:
-            x = layer(x, rotation, batch.packing)
-        lengths = torch.tensor(batch.packing.lengths)
-        owner = torch.repeat_interleave(torch.arange(len(pieces)), lengths)
-        total = torch.zeros(len(pieces), x.shape[1]).index_add(0, owner, model.decoder.norm(x))
-        pooled = F.normalize(self.project(total / lengths[:, None]), dim=-1)
-        return WARM_SCALE * pooled @ F.normalize(self.vectors, dim=-1).T
+    @staticmethod
+    def read(model: RerankerModel, writer: Writer, texts: list[str], pictures: list[Picture]) -> Tensor:
+        """The mean token of each text, then of each picture, length 1, (texts + pictures, hidden)."""
+        ids = [writer.encode(text) for text in texts]
+        starts = torch.tensor([0, *(len(i) for i in ids)]).cumsum(0)[:-1]
+        bags = F.embedding_bag(torch.tensor([i for some in ids for i in some]), model.decoder.embed_tokens.weight, starts)
+        seen = model.vision(torch.cat([picture.patches for picture in pictures]), [picture.grid for picture in pictures])
+        means = [part.mean(0) for part in seen.split([picture.num_tokens for picture in pictures])]
+        return F.normalize(torch.cat([bags, torch.stack(means)]), dim=-1)
+
+    def loss(self, model: RerankerModel, sampler: Sampler, batch: tuple[int, int, int]) -> tuple[Tensor, float]:
+        texts, pictures, owners = sampler.concept_batch(*batch)
+        logits = WARM_SCALE * self.read(model, sampler.writer, texts, pictures) @ F.normalize(self.vectors, dim=-1).T
+        target = torch.tensor([self.numbers[self.key(owner)] for owner in owners])
+        losses = F.cross_entropy(logits, target, reduction="none")
+        shown = len(pictures)
+        right = (logits[-shown:].argmax(1) == target[-shown:]).float().mean().item()
+        return losses[:-shown].mean() + losses[-shown:].mean(), right
 
 
-def concept_loss(model: RerankerModel, concepts: Concepts, sampler: Sampler) -> tuple[Tensor, float]:
-    contents, owners = sampler.warm_batch()
-    logits = concepts(model, [sampler.writer.bare(content) for content in contents])
-    target = torch.tensor([concepts.numbers[concepts.key(owner)] for owner in owners])
-    return F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean().item()
+def look_for_the_same(model: RerankerModel) -> None:
+    """Start every layer's queries as halved copies of the keys they share, so that its attention is similarity."""
+    for layer in model.decoder.layers:
+        attention = layer.self_attn
+        groups = attention.num_heads // attention.num_kv_heads
+        heads = attention.k_proj.weight.data.unflatten(0, (attention.num_kv_heads, -1))
+        attention.q_proj.weight.data.copy_(heads.repeat_interleave(groups, dim=0).flatten(0, 1) / 2)
 
 
 def score_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece]) -> Tensor:
@@ -367,7 +370,7 @@ def score_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece
     return logits[count:].view(count, len(queries)).T
 
 
-def list_loss(model: RerankerModel, sampler: Sampler) -> tuple[Tensor, float]:
+def list_loss(model: RerankerModel, sampler: Sampler, concepts: Concepts) -> tuple[Tensor, float]:
     pairs = sampler.list_batch()
     queries = [sampler.writer.query(query) for query, _, _ in pairs]
     logits = score_grid(model, queries, [sampler.writer.document(document) for _, document, _ in pairs])
@@ -378,7 +381,8 @@ def list_loss(model: RerankerModel, sampler: Sampler) -> tuple[Tensor, float]:
     weight = torch.where(wanted.bool(), len(pairs) - 1.0, 1.0).masked_fill(clash, 0.0)
     pointwise = F.binary_cross_entropy_with_logits(logits - model.config.logit_bias, wanted, weight=weight) / 2
     hits = (logits.masked_fill(clash, -1e4).argmax(1) == target).float().mean().item()
-    return listwise + 0.1 * pointwise, hits
+    keep, _ = concepts.loss(model, sampler, KEEP_BATCH)
+    return listwise + 0.1 * pointwise + KEEP_WEIGHT * keep, hits
 
 
 def run_stage(
@@ -412,6 +416,20 @@ def run_stage(
             shown, total, hits, since = time.monotonic(), 0.0, 0.0, 0
             check()
     return steps
+
+
+@torch.no_grad()
+def concept_check(model: RerankerModel, writer: Writer, rows: list[dict], folder: Path) -> float:
+    """Success@1 among 20 of held-out names against pictures, by the cosine of their keys alone."""
+    rng = random.Random(5)
+    names = [(row, language) for row in rows for language in row["held_out"]]
+    right = 0
+    for _ in range(10):
+        chosen = rng.sample(names, 20)
+        pictures = [prepare_picture(folder / row["image"]) for row, _ in chosen]
+        keys = Concepts.read(model, writer, [row["names"][language] for row, language in chosen], pictures)
+        right += ((keys[:20] @ keys[20:].T).argmax(1) == torch.arange(20)).sum().item()
+    return right / 200
 
 
 @torch.no_grad()
@@ -504,21 +522,27 @@ def main() -> None:
 
     check(always=True)
     concepts = Concepts([*emoji, *sections], config.decoder.hidden_size)
-    lookups = [model.decoder.embed_tokens.weight, concepts.vectors]
-    lower = [*model.vision.parameters(), *model.decoder.norm.parameters(), *concepts.project.parameters()]
-    lower += [p for layer in model.decoder.layers[:WARM_LAYERS] for p in layer.parameters()]
+    lookups, tower = [model.decoder.embed_tokens.weight, concepts.vectors], list(model.vision.parameters())
+
+    def warm_check() -> None:
+        log(f"held-out names -> picture by concept alone {concept_check(model, writer, rows, options.data):.3f}")
+
     warm = run_stage(
         "warm start",
-        {1.5e-3: lower, 6e-3: lookups},
-        lambda: concept_loss(model, concepts, sampler),
-        options.minutes * 60 * 0.25,
-        check,
+        {1.5e-3: tower, 6e-3: lookups},
+        lambda: concepts.loss(model, sampler, WARM_BATCH),
+        options.minutes * 60 / 4,
+        warm_check,
     )
+    save_checkpoint(model, options.data / "warm", tokenizer_file=options.out / "tokenizer.json")
+    look_for_the_same(model)
+    learned = {id(p) for p in [*tower, *lookups]}
+    fresh = [p for p in model.parameters() if id(p) not in learned]
     cross = run_stage(
         "cross-encoder",
-        {6e-4: list(model.parameters())},
-        lambda: list_loss(model, sampler),
-        options.minutes * 60 * 0.75,
+        {3e-4: [*tower, *lookups], 1e-3: fresh},
+        lambda: list_loss(model, sampler, concepts),
+        options.minutes * 60 * 3 / 4,
         check,
     )
     check(always=True)

@@ -1,0 +1,65 @@
+"""Both layouts of config.json, and what is refused."""
+
+import json
+
+import pytest
+
+from m0 import RerankerConfig
+from m0.errors import ConfigError
+from tests.conftest import tiny_config
+
+
+def test_defaults_are_the_released_model():
+    config = RerankerConfig()
+    assert config.decoder.head_dim == 128
+    assert config.vision.head_dim == 80
+    assert config.vision.patch_dim == 1176
+    assert config.vision.merged_size == 5120
+
+
+@pytest.mark.parametrize("layout", ["hub", "nested"])
+@pytest.mark.parametrize("config", [RerankerConfig(), tiny_config()], ids=["released", "tiny"])
+def test_written_and_read_back(tmp_path, config, layout):
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(layout)))
+    assert RerankerConfig.load(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen2_5_vl"}, "model_type is 'qwen2_5_vl'"),
+        ({"num_attention_heads": 5}, "not a multiple of its 5 heads"),
+        ({"num_key_value_heads": 3}, "cannot be shared out over 3"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope type is 'yarn'"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "three whole numbers"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 3]}}, "adds up to 6"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": "64"}, "must be a whole number"),
+        ({"num_hidden_layers": 0}, "must be above 0"),
+        ({"vision_config": None}, "must be JSON objects"),
+        ({"image_token_id": 99999}, "outside the vocabulary"),
+    ],
+)
+def test_what_is_not_this_model_is_refused_in_one_sentence(tmp_path, change, message):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**tiny_config().to_dict(), **change}))
+    with pytest.raises(ConfigError) as caught:
+        RerankerConfig.load(path)
+    text = str(caught.value)
+    assert message in text
+    assert str(path) in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "\x00"])
+def test_a_broken_file(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        RerankerConfig.load(tmp_path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        RerankerConfig.load(tmp_path)
