@@ -1,0 +1,287 @@
+"""Files: both layouts, shards, types, memory, and every way in which a checkpoint can be unusable."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from m0.checkpoint import list_tensors, load_checkpoint, our_key, parameter_shapes, save_checkpoint, their_key
+from m0.config import DecoderConfig
+from m0.errors import CheckpointError, M0Error
+from m0.model import RerankerModel
+from tests.conftest import tiny_config
+
+
+def same(a, b):
+    mine, other = a.state_dict(), b.state_dict()
+    return set(mine) == set(other) and all(torch.equal(mine[key], other[key]) for key in mine)
+
+
+@pytest.mark.parametrize("layout", ["hub", "nested"])
+@pytest.mark.parametrize("shard", [10**9, 60_000])
+def test_written_and_read_back(tmp_path, model, layout, shard):
+    save_checkpoint(model, tmp_path, layout=layout, max_shard_bytes=shard)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard < 10**9)
+    assert same(load_checkpoint(tmp_path), model)
+    assert not list(tmp_path.glob(".*")), "no temporary files are left"
+
+
+def test_keys_go_both_ways():
+    for key in parameter_shapes(tiny_config()):
+        assert our_key(their_key(key)) == key
+    assert our_key("lm_head.weight") is None
+    assert our_key("model.language_model.layers.0.mlp.up_proj.weight") == "decoder.layers.0.mlp.up_proj.weight"
+    assert their_key("vision.merger.ln_q.bias") == "visual.merger.ln_q.bias"
+
+
+def test_a_sharded_save_over_a_single_one_leaves_no_stale_weights(tmp_path, model):
+    save_checkpoint(model, tmp_path)
+    save_checkpoint(model, tmp_path, max_shard_bytes=60_000)
+    assert not (tmp_path / "model.safetensors").exists()
+    save_checkpoint(model, tmp_path)
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+    assert same(load_checkpoint(tmp_path), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_types(tmp_path, model, dtype):
+    save_checkpoint(model, tmp_path, dtype=torch.bfloat16)
+    loaded = load_checkpoint(tmp_path, dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    expected = model.to(torch.bfloat16).to(dtype)
+    assert same(loaded, expected)
+    assert load_checkpoint(tmp_path).dtype == torch.bfloat16
+
+
+@pytest.fixture
+def stored(tmp_path, model):
+    save_checkpoint(model, tmp_path)
+    return tmp_path
+
+
+def rewrite(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    tensors = {key: value.clone() for key, value in tensors.items()}
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def drop(tensors):
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+
+
+def add(tensors):
+    tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2, 2)
+
+
+def reshape(tensors):
+    tensors["visual.blocks.0.norm1.weight"] = torch.zeros(7)
+
+
+def whole_numbers(tensors):
+    tensors["model.norm.weight"] = torch.zeros(64, dtype=torch.int8)
+
+
+def twice(tensors):
+    tensors["model.language_model.norm.weight"] = torch.zeros(64)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop, ["lacks the tensor model.layers.1.mlp.up_proj.weight"]),
+        (add, ["unexpected tensor model.layers.9.mlp.up_proj.weight of shape [2, 2]", "model.safetensors"]),
+        (reshape, ["visual.blocks.0.norm1.weight has shape [7]", "asks for [64]", "model.safetensors"]),
+        (whole_numbers, ["model.norm.weight has type I8"]),
+        (twice, ["the same parameter twice"]),
+    ],
+)
+def test_every_tensor_is_accounted_for(stored, change, words):
+    rewrite(stored, change)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(stored)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_vocabulary_projection_is_ignored(stored, model):
+    rewrite(stored, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(3, 3)}))
+    assert same(load_checkpoint(stored), model)
+
+
+def cut_short(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def cut_in_the_header(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def no_safetensors(directory):
+    (directory / "model.safetensors").write_bytes(b"\x80\x04 this is not what it says" * 10)
+
+
+def emptied(directory):
+    (directory / "model.safetensors").write_bytes(b"")
+
+
+def pickled(directory):
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+
+
+def gone(directory):
+    (directory / "model.safetensors").unlink()
+
+
+def bad_index(directory):
+    (directory / "model.safetensors.index.json").write_text("{}")
+
+
+def index_leads_outside(directory):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+
+
+def index_names_a_pickle(directory):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x.bin"}}))
+
+
+def index_names_a_missing_shard(directory):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x.safetensors"}}))
+
+
+def index_misplaces_a_tensor(directory):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_short, "is cut short or damaged"),
+        (cut_in_the_header, "is not a safetensors file"),
+        (no_safetensors, "is not a safetensors file"),
+        (emptied, "is not a safetensors file"),
+        (pickled, "is a pickle"),
+        (gone, "has neither model.safetensors nor"),
+        (bad_index, "is not a readable index"),
+        (index_leads_outside, "outside the model's directory"),
+        (index_names_a_pickle, "is not a safetensors file and is refused"),
+        (index_names_a_missing_shard, "does not exist"),
+        (index_misplaces_a_tensor, "it is not there"),
+    ],
+)
+def test_a_damaged_checkpoint_gets_one_sentence(stored, damage, message):
+    damage(stored)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(stored)
+    assert message in str(caught.value)
+    assert str(stored) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_for_other_weights(stored):
+    values = json.loads((stored / "config.json").read_text())
+    (stored / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 4}))
+    with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.3"):
+        load_checkpoint(stored)
+    (stored / "config.json").write_text(json.dumps({**values, "intermediate_size": 100}))
+    with pytest.raises(CheckpointError, match="but the config asks for"):
+        load_checkpoint(stored)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(stored, model, monkeypatch):
+    before = (stored / "model.safetensors").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("m0.checkpoint.save_file", full)
+    with pytest.raises(M0Error, match="No space left"):
+        save_checkpoint(model, stored)
+    assert (stored / "model.safetensors").read_bytes() == before
+    assert not list(stored.glob(".*"))
+
+
+MEASURE = """
+import resource, sys, torch
+from pathlib import Path
+from m0.checkpoint import load_checkpoint
+torch.set_num_threads(1)
+import m0.reranker
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+before = peak()
+model = load_checkpoint(Path(sys.argv[1]), getattr(torch, sys.argv[2]))
+for parameter in model.parameters():
+    parameter.data.view(-1)[::1024].float().sum().item()  # touch every page
+print(peak() - before, sum(p.nbytes for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path, dtype):
+    """Peak resident memory at load, every page touched, at most 1.1 times the weights in the target type."""
+    config = tiny_config(
+        decoder=DecoderConfig(
+            hidden_size=1024,
+            num_layers=24,
+            num_heads=16,
+            num_kv_heads=4,
+            intermediate_size=4096,
+            vocab_size=512,
+            mrope_section=(8, 12, 12),
+        )
+    )
+    model = RerankerModel(config)
+    save_checkpoint(model, tmp_path, dtype=torch.bfloat16)
+    del model
+    result = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path), dtype], capture_output=True, text=True, check=True)
+    taken, weights = map(int, result.stdout.split())
+    assert weights > 500e6
+    # While converting, a stretch of the file (256 MiB at most) is mapped as well.
+    allowance = 0 if dtype == "bfloat16" else 256 * 2**20
+    assert taken < 1.1 * weights + allowance
+
+
+def test_nothing_is_initialised_and_then_overwritten(stored, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights were initialised in memory")
+
+    for name in ("normal_", "uniform_"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _o=original, **k: _o(self, *a, **k) if self.is_meta else refuse())
+    load_checkpoint(stored)
+
+
+def test_headers_tell_what_is_stored(stored):
+    tensors = {tensor.key: tensor for tensor in list_tensors(stored)}
+    embedding = tensors["model.embed_tokens.weight"]
+    assert (embedding.shape, embedding.type, embedding.bytes) == ((512, 64), "F32", 512 * 64 * 4)
+
+
+def test_training_a_loaded_model_leaves_its_file_alone(stored):
+    before = (stored / "model.safetensors").read_bytes()
+    model = load_checkpoint(stored)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert (stored / "model.safetensors").read_bytes() == before
+
+
+def test_a_saved_model_survives_its_source(tmp_path, model):
+    save_checkpoint(model, tmp_path / "a")
+    loaded = load_checkpoint(tmp_path / "a")
+    save_checkpoint(loaded, tmp_path / "a")  # onto the file it is mapped from
+    assert same(load_checkpoint(tmp_path / "a"), model)
+    shutil.rmtree(tmp_path / "a")
+    assert same(loaded, model)
+

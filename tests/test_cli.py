@@ -1,0 +1,135 @@
+"""The command line: what it reads, what it prints, and how it fails."""
+
+import io
+import json
+
+import pytest
+
+from m0.cli import format_table, main
+from tests.conftest import noise
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("ein rotes Herz", encoding="utf-8")
+    (tmp_path / "sub" / "b.md").write_text("# 猫\nzwei Zeilen", encoding="utf-8")
+    noise(60, 60).save(tmp_path / "sub" / "c.png")
+    noise(60, 60, 1).save(tmp_path / "d.webp")
+    (tmp_path / "weights.bin").write_bytes(b"\0\1\2")
+    (tmp_path / "list.jsonl").write_text(
+        '"just text"\n\n{"text": "an object"}\n{"image": "sub/c.png"}\n["mixed", {"image": "d.webp"}]\n', encoding="utf-8"
+    )
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    status = main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+def rank_json(capsys, tiny_directory, *arguments):
+    status, out, err = run(capsys, "rank", *arguments, "--model", tiny_directory, "--json")
+    return status, json.loads(out) if out else None, err
+
+
+def test_a_directory(capsys, tiny_directory, folder):
+    status, report, err = rank_json(capsys, tiny_directory, "a query", folder)
+    assert status == 0
+    assert len(report["results"]) == 8
+    scores = [result["score"] for result in report["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert {result["index"] for result in report["results"]} == set(range(8))
+    assert "1 files of other kinds left out" in err
+
+
+def test_files_and_top_n(capsys, tiny_directory, folder):
+    status, report, _ = rank_json(capsys, tiny_directory, "q", folder / "a.txt", folder / "sub/c.png", "--top-n", 1)
+    assert status == 0
+    assert len(report["results"]) == 1
+
+
+def test_the_same_scores_as_from_python(capsys, tiny, tiny_directory, folder):
+    _, report, _ = rank_json(capsys, tiny_directory, "q", folder / "list.jsonl", "--dtype", "float32")
+    documents = ["just text", "an object", {"image": folder / "sub/c.png"}, ["mixed", {"image": folder / "d.webp"}]]
+    expected = {result.index: result.logit for result in tiny.rank("q", documents)}
+    assert {result["index"]: result["logit"] for result in report["results"]} == pytest.approx(expected, abs=1e-6)
+    assert [result["name"].rpartition(":")[2] for result in sorted(report["results"], key=lambda r: r["index"])] == list("1345")
+
+
+def test_a_picture_as_query(capsys, tiny, tiny_directory, folder):
+    _, report, _ = rank_json(capsys, tiny_directory, folder / "d.webp", folder / "a.txt", "--image-query", "--dtype", "float32")
+    assert report["results"][0]["score"] == pytest.approx(tiny.score([({"image": folder / "d.webp"}, "ein rotes Herz")])[0])
+
+
+def test_standard_input(capsys, tiny_directory, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO('plain words\n{"text": "an object"}\n"a string"\n12\n{broken\n'))
+    status, report, err = rank_json(capsys, tiny_directory, "q", "-")
+    assert status == 1
+    assert len(report["results"]) == 4
+    assert report["failed"][0]["name"] == "-:5"
+    assert "-:5 is not a line of JSON" in err
+
+
+def test_a_table_for_people(capsys, tiny_directory, folder):
+    status, out, _ = run(capsys, "rank", "q", folder, "--model", tiny_directory)
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0].split()[:3] == ["rank", "score", "name"]
+    assert [line.split()[0] for line in lines[1:]] == [str(place) for place in range(1, 9)]
+    assert "[picture]" in out
+
+
+def test_what_fails_is_named_and_the_rest_ranked(capsys, tiny_directory, folder):
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    (folder / "latin.txt").write_bytes("é".encode("latin-1"))
+    status, report, err = rank_json(capsys, tiny_directory, "q", folder / "a.txt", folder / "broken.png", folder / "latin.txt", "no.txt")
+    assert status == 1
+    assert [result["index"] for result in report["results"]] == [0]
+    assert sorted(failed["index"] for failed in report["failed"]) == [1, 2, 3]
+    for words in ("broken.png is not a picture", "latin.txt is neither a picture by its name nor text", "no.txt does not exist"):
+        assert words in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rank", "q", "no-such-file"], "there is no document to rank"),
+        (["rank", "", "{file}"], "the query is empty"),
+        (["rank", "q", "{file}", "--model", "nothing"], "'nothing' is neither"),
+        (["rank", "q", "{file}", "--dtype", "int4"], "dtype is 'int4'"),
+        (["rank", "q", "{file}", "--top-n", "0"], "top_n is 0"),
+        (["rank", "q", "{file}", "--max-length", "4"], "max_length is 4"),
+        (["info", "nothing"], "'nothing' is neither"),
+        (["fetch", "nothing"], "'nothing' is not a hub id"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_status_2(capsys, folder, arguments, message):
+    status, out, err = run(capsys, *(argument.format(file=folder / "a.txt") for argument in arguments))
+    assert status == 2
+    assert out == "" or out.startswith("rank ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_info(capsys, tiny_directory):
+    status, out, _ = run(capsys, "info", tiny_directory)
+    assert status == 0
+    for words in ("vision tower", "decoder", "score head", "stored as F32", "memory needed"):
+        assert words in out
+    status, out, _ = run(capsys, "info", "m0-nano", "--json")
+    report = json.loads(out)
+    parts = report["parameters"]
+    assert parts["total"] == parts["vision"] + parts["decoder"] + parts["head"]
+    assert 5e6 < parts["total"] < 15e6
+
+
+def test_the_table_fits_and_cannot_steer_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    table = format_table([(0.5, "a-very-long-name-" * 4, "\x1b[31mred\x1b[0m and 日本語の文章 " * 9), (0.25, "短い", "x")])
+    assert "\x1b" not in table
+    from m0.cli import _width
+
+    assert all(_width(line) <= 70 for line in table.splitlines())

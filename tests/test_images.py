@@ -1,0 +1,152 @@
+"""Resizing, boxes, and every way in which a picture can be unusable. Values are compared in tests/parity."""
+
+import base64
+import http.server
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m0.errors import ImageError
+from m0.images import ImageSettings, prepare_picture, smart_resize
+from tests.conftest import noise
+
+
+@pytest.mark.parametrize("size", [(56, 56), (1, 1), (4000, 3000), (28, 5600), (999, 30), (2100, 2100)])
+def test_resized_to_multiples_of_28_within_the_limits(size):
+    width, height = size
+    settings = ImageSettings()
+    new_height, new_width = smart_resize(height, width, settings)
+    assert new_height % 28 == new_width % 28 == 0
+    assert settings.min_pixels <= new_height * new_width <= settings.max_pixels
+
+
+def test_cells_tile_the_original_picture():
+    picture = prepare_picture(noise(333, 120))
+    rows, columns = picture.token_grid
+    boxes = [picture.cell_box(row, column) for row in range(rows) for column in range(columns)]
+    assert boxes[0][:2] == (0, 0)
+    assert boxes[-1][2:] == (333, 120)
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    assert area == pytest.approx(333 * 120)
+    with pytest.raises(ImageError, match="lies outside"):
+        picture.cell_box(rows, 0)
+
+
+def test_a_cell_is_where_the_picture_shows_it():
+    """One bright cell in the original lights up the patches of that cell, and no others."""
+    original = np.zeros((280, 560, 3), dtype=np.uint8)
+    settings = ImageSettings(max_pixels=140 * 280)  # halves the picture
+    picture = prepare_picture(original, settings)
+    left, top, right, bottom = map(int, picture.cell_box(3, 7))
+    original[top:bottom, left:right] = 255
+    picture = prepare_picture(original, settings)
+    brightness = picture.patches.mean(1).reshape(-1, 4).mean(1)  # the four patches of each cell follow one another
+    assert brightness.argmax() == 3 * picture.token_grid[1] + 7
+
+
+def test_transparency_is_dropped_or_put_on_paper():
+    image = Image.new("RGBA", (60, 60), (200, 0, 0, 0))
+    assert prepare_picture(image).pixels[0, 0].tolist() == [200, 0, 0]
+    assert prepare_picture(image, ImageSettings(background=(255, 255, 255))).pixels[0, 0].tolist() == [255, 255, 255]
+
+
+def encoded(kind="PNG", size=(40, 40)):
+    buffer = io.BytesIO()
+    noise(*size).save(buffer, kind)
+    return buffer.getvalue()
+
+
+BAD = {
+    "missing file": ("no/such/file.png", "does not exist"),
+    "missing path": (Path("no/such/file.png"), "does not exist"),
+    "directory": (".", "is a directory"),
+    "no bytes": (b"", "is empty"),
+    "not a picture": (b"hello, this is text", "not a picture that Pillow can open"),
+    "HTML": (b"<!DOCTYPE html><html></html>", "looks like HTML"),
+    "cut short": (encoded()[:200], "is damaged"),
+    "broken inside": (encoded()[:60] + bytes(40) + encoded()[100:], "is damaged"),
+    "bad base64": ("data:image/png;base64,####", "is not valid base64"),
+    "base64 of text": (base64.b64encode(b"just some words, no picture at all, but long").decode(), "not a picture"),
+    "data URI without data": ("data:image/png;base64", "has no comma"),
+    "too long and thin": (Image.new("RGB", (2010, 10)), "aspect ratio of 201"),
+    "float array": (np.zeros((8, 8, 3)), "must be uint8"),
+    "array of odd shape": (np.zeros((8, 8, 2), np.uint8), "shape (8, 8, 2)"),
+    "empty array": (np.zeros((0, 8, 3), np.uint8), "shape (0, 8, 3)"),
+    "number": (3, "is given as int"),
+    "nothing": (None, "is given as NoneType"),
+    "null byte in the path": ("a\0b.png", "cannot be read"),
+    "very long path": ("x/" * 5000, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_unusable_picture_gets_one_sentence(case):
+    source, message = BAD[case]
+    with pytest.raises(ImageError) as caught:
+        prepare_picture(source)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_bomb_is_refused_before_it_is_decoded_and_the_limit_can_be_raised():
+    with pytest.raises(ImageError, match="raise max_image_pixels"):
+        prepare_picture(encoded(size=(300, 300)), ImageSettings(max_image_pixels=300 * 299))
+    assert prepare_picture(encoded(size=(300, 300)), ImageSettings(max_image_pixels=300 * 300)).grid == (22, 22)
+
+
+def test_pillows_own_limit_is_ours_to_raise(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert prepare_picture(encoded(size=(60, 60))).grid == (4, 4)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("limits", [{"min_pixels": 0}, {"min_pixels": 9000, "max_pixels": 8000}, {"min_pixels": 1, "max_pixels": 100}])
+def test_limits_that_make_no_sense(limits):
+    with pytest.raises(ImageError, match="pixels"):
+        ImageSettings(**limits)
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/picture":
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png")
+            self.end_headers()
+            self.wfile.write(encoded())
+        elif self.path == "/page":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(b"<html>no picture</html>")
+        else:
+            self.send_error(404)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_urls(server):
+    assert np.array_equal(prepare_picture(f"{server}/picture").pixels, prepare_picture(encoded()).pixels)
+    with pytest.raises(ImageError, match="answered text/html, not a picture"):
+        prepare_picture(f"{server}/page")
+    with pytest.raises(ImageError, match="answered 404"):
+        prepare_picture(f"{server}/nothing")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.png", "http://no-such-host.invalid/x.png", "http://", "https://[::bad/x.png"])
+def test_a_url_that_does_not_answer(url):
+    with pytest.raises(ImageError, match="did not answer"):
+        prepare_picture(url)

@@ -1,0 +1,217 @@
+"""Origins, truncation and input forms, and a property test over random pairs."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+from PIL import Image
+
+from m0.errors import CheckpointError, ImageError, InputError, TooLongError
+from m0.images import ImageSettings, Picture
+from m0.prompt import Limits, load_tokenizer, read_parts
+from tests.conftest import NANO, noise
+
+SETTINGS = ImageSettings()
+
+
+def parts(value, side="document"):
+    return read_parts(value, side, SETTINGS)
+
+
+def encode(prompt, query, document, **limits):
+    return prompt.encode(parts(query, "query"), parts(document), Limits(**limits))
+
+
+def picture_bytes(kind="PNG"):
+    buffer = io.BytesIO()
+    noise(80, 60).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_the_prompt_is_template_document_query_score(nano_prompt):
+    encoding = encode(nano_prompt, "zwei Hunde", "ein roter Ball.")
+    ids = encoding.token_ids.tolist()
+    assert ids[-1] == nano_prompt.config.score_token_id == 100
+    assert nano_prompt.tokenizer.decode(ids[:-1]) == "**Document**:\nein roter Ball.\n**Query**:\nzwei Hunde"
+    assert encoding.counts["total"] == len(ids) == len(encoding) == encoding.positions.shape[1]
+    assert sum(encoding.counts[side] for side in ("document", "query", "template")) == len(ids)
+
+
+def test_every_character_is_some_tokens_origin(nano_prompt):
+    texts = {"query": "naïve 猫 ¿qué?", "document": ["Erstens.\n", "第二，é\u0301 👩‍👩‍👧", "third"]}
+    encoding = encode(nano_prompt, texts["query"], texts["document"])
+    for side, given_texts in (("query", [texts["query"]]), ("document", texts["document"])):
+        for part, text in enumerate(given_texts):
+            covered = set()
+            for origin in encoding.origins:
+                if (origin.side, origin.part) == (side, part):
+                    assert 0 <= origin.start <= origin.end <= len(text)
+                    covered |= set(range(origin.start, origin.end))
+            assert covered == set(range(len(text)))
+
+
+def test_every_visual_token_knows_its_cell(nano_prompt):
+    encoding = encode(nano_prompt, noise(60, 120), ["before", noise(100, 60), noise(60, 60), "after"])
+    image = nano_prompt.config.image_token_id
+    cells = [o for i, o in zip(encoding.token_ids.tolist(), encoding.origins, strict=True) if i == image]
+    expected = []
+    for side, part, picture in (("document", 1, 0), ("document", 2, 1), ("query", 0, 2)):
+        rows, columns = encoding.pictures[picture].token_grid
+        expected += [(side, part, None, None, row, column) for row in range(rows) for column in range(columns)]
+    assert [tuple(cell) for cell in cells] == expected
+    assert {origin.kind for origin in encoding.origins} == {"template", "text", "image"}
+
+
+def test_all_forms_of_a_picture_are_the_same_picture(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(picture_bytes())
+    text = base64.b64encode(picture_bytes()).decode()
+    image = Image.open(path)
+    forms = [
+        path, {"image": str(path)}, {"image": path}, {"image": text}, {"image": f"data:image/png;base64,{text}"},
+        picture_bytes(), bytearray(picture_bytes()), image, np.asarray(image), {"image": image}, [image],
+        {"image": "\n".join(text[i : i + 76] for i in range(0, len(text), 76))},
+    ]  # fmt: skip
+    for form in forms:
+        (picture,) = parts(form)
+        assert isinstance(picture, Picture)
+        assert np.array_equal(picture.pixels, parts(path)[0].pixels)
+
+
+def test_mixtures_keep_their_order():
+    kinds = [type(part) for part in parts(["a", {"image": noise(60, 60)}, {"text": "b"}, {"text": "c", "image": noise(60, 60)}])]
+    assert kinds == [str, Picture, str, str, Picture]
+
+
+@pytest.mark.parametrize(
+    ("side", "value", "message"),
+    [
+        ("query", "", "the query is empty"),
+        ("query", " \n ", "the query is empty"),
+        ("query", None, "holds None"),
+        ("query", [], "empty list"),
+        ("document", None, "holds None"),
+        ("document", 3, "holds int"),
+        ("document", ["a", None], "holds None"),
+        ("document", ["a", 2.5], "holds float"),
+        ("document", [], "empty list"),
+        ("document", {}, 'must have "text", "image" or both'),
+        ("document", {"picture": "x"}, "['picture']"),
+        ("document", {"text": 3}, "is int, but must be a string"),
+        ("document", {"text": None}, "is NoneType"),
+        ("document", "bad \ud800 surrogate", "lone surrogate"),
+    ],
+)
+def test_what_is_no_document_is_refused_in_one_sentence(side, value, message):
+    with pytest.raises(InputError) as caught:
+        parts(value, side)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_typed_special_tokens_are_text(nano_prompt):
+    typed = "<|image_pad|><|vision_start|> <|endoftext|> §"
+    encoding = encode(nano_prompt, typed, typed)
+    config = nano_prompt.config
+    special = {config.image_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    assert not special & set(encoding.token_ids.tolist())
+    assert nano_prompt.tokenizer.decode(encoding.token_ids.tolist()[:-1]).count(typed) == 2
+
+
+def test_each_side_is_cut_on_its_own_and_said(nano_prompt):
+    encoding = encode(nano_prompt, "query words " * 100, "document words " * 500, max_length=120, max_query_length=30)
+    assert len(encoding) <= 120
+    assert encoding.counts["query"] <= 30
+    by_side = {cut.side: cut for cut in encoding.cut}
+    assert set(by_side) == {"query", "document"}
+    for side, text in (("query", "query words " * 100), ("document", "document words " * 500)):
+        ends = [origin.end for origin in encoding.origins if origin.side == side]
+        assert max(ends) == by_side[side].kept < by_side[side].characters == len(text)
+    assert not encode(nano_prompt, "short", "short").cut
+
+
+def test_the_query_survives_a_long_document(nano_prompt):
+    encoding = encode(nano_prompt, "where is it", "long " * 20000)
+    assert len(encoding) <= 10240
+    assert nano_prompt.tokenizer.decode(encoding.token_ids.tolist()[:-1]).endswith("**Query**:\nwhere is it")
+
+
+def test_text_gives_way_and_pictures_stay_whole(nano_prompt):
+    document = ["words " * 300, noise(280, 280), "more " * 300]
+    encoding = encode(nano_prompt, "q", document, max_length=200)
+    assert len(encoding) <= 200
+    assert encoding.pictures[0].num_tokens == 100
+    assert [cut.part for cut in encoding.cut] == [0, 2]
+    with pytest.raises(TooLongError, match="raise max_length or lower max_pixels"):
+        encode(nano_prompt, "q", document, max_length=110)
+
+
+@pytest.mark.parametrize("max_length", [1, 5, 12])
+def test_a_limit_without_room_is_refused(nano_prompt, max_length):
+    with pytest.raises(TooLongError, match=f"max_length is {max_length}"):
+        encode(nano_prompt, "a query", "a document", max_length=max_length)
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, True, "10"])
+def test_limits_are_whole_numbers(value):
+    with pytest.raises(InputError, match="max_length is"):
+        Limits(max_length=value)
+
+
+def test_more_than_the_models_positions_is_refused(nano_prompt):
+    with pytest.raises(InputError, match="the model has 32768 positions"):
+        encode(nano_prompt, "q", "d", max_length=40000)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"model": 3}'])
+def test_a_broken_tokenizer_file(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        load_tokenizer(path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_tokenizer(tmp_path / "none.json")
+    assert load_tokenizer(NANO / "tokenizer.json").get_vocab_size() > 1000
+
+
+text = strategies.text(max_size=60)
+pictures = strategies.tuples(strategies.integers(1, 200), strategies.integers(1, 200)).filter(lambda s: max(s) <= 200 * min(s))
+content = strategies.lists(strategies.one_of(text, pictures), min_size=1, max_size=4)
+
+
+@given(query=content, document=content, max_length=strategies.integers(1, 200), max_query_length=strategies.integers(1, 60))
+@settings(max_examples=300, deadline=None)
+def test_any_pair_is_encoded_whole_cut_or_refused(nano_prompt, query, document, max_length, max_query_length):
+    """Never a crash; the score token last; the limits kept; pictures whole; what is not said to be cut is all there."""
+    sides = {
+        side: [Image.new("RGB", part) if isinstance(part, tuple) else part for part in given_parts]
+        for side, given_parts in (("query", query), ("document", document))
+    }
+    try:
+        encoding = encode(
+            nano_prompt, sides["query"], sides["document"], max_length=max_length, max_query_length=max_query_length
+        )
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    ids = encoding.token_ids.tolist()
+    assert ids[-1] == 100
+    assert len(ids) <= max_length
+    assert ids.count(nano_prompt.config.image_token_id) == sum(picture.num_tokens for picture in encoding.pictures)
+    assert len(encoding.pictures) == sum(isinstance(part, tuple) for part in [*query, *document])
+    assert encoding.positions.shape == (3, len(ids))
+    cut = {(c.side, c.part): c.kept for c in encoding.cut}
+    for side, given_parts in (("query", query), ("document", document)):
+        for number, part in enumerate(given_parts):
+            if isinstance(part, str):
+                kept = cut.get((side, number), len(part))
+                seen = [o for o in encoding.origins if (o.side, o.part, o.kind) == (side, number, "text")]
+                covered = {place for origin in seen for place in range(origin.start, origin.end)}
+                assert covered == set(range(kept))
+
+
+def test_picture_errors_name_the_side_of_the_problem():
+    with pytest.raises(ImageError, match="does not exist"):
+        parts({"image": "nowhere.png"})

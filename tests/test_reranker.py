@@ -1,0 +1,274 @@
+"""What a user calls: rank, score, encode, compute_score, save_pretrained, and what goes wrong."""
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies
+from PIL import Image
+
+from m0 import LoRAConfig, Reranker
+from m0.errors import AdapterError, CheckpointError, DownloadError, ImageError, InputError, M0Error
+from tests.conftest import noise
+
+MIXED = [
+    "ein rotes Herz",
+    {"image": noise(60, 60)},
+    {"text": "das dritte"},
+    ["Text, dann ein Bild:", noise(90, 60, 1), "und noch eins:", noise(60, 90, 2)],
+    noise(200, 100, 3),
+    "",
+]
+
+
+def test_a_ranking_is_ordered_and_complete(tiny):
+    ranking = tiny.rank("two dogs", MIXED)
+    assert sorted(result.index for result in ranking) == list(range(len(MIXED)))
+    assert [result.score for result in ranking] == sorted((result.score for result in ranking), reverse=True)
+    for result in ranking:
+        assert result.document is MIXED[result.index]
+        assert result.score == pytest.approx(1 / (1 + np.exp(2.65 - result.logit)), abs=1e-6)
+        assert result.tokens == tiny.encode("two dogs", MIXED[result.index]).counts
+        assert result.cut == ()
+    assert ranking.failed == []
+    assert list(tiny.rank("two dogs", MIXED, top_n=2)) == list(ranking[:2])
+
+
+def test_alone_or_in_a_batch_and_to_the_last_bit(tiny):
+    logits = {result.index: result.logit for result in tiny.rank("two dogs", MIXED)}
+    again = {result.index: result.logit for result in tiny.rank("two dogs", MIXED)}
+    assert again == logits
+    for index, document in enumerate(MIXED):
+        assert tiny.rank("two dogs", [document])[0].logit == pytest.approx(logits[index], abs=1e-5)
+    for batch_tokens in (1, 40, 100):
+        for result in tiny.rank("two dogs", MIXED, batch_tokens=batch_tokens):
+            assert result.logit == pytest.approx(logits[result.index], abs=1e-5)
+
+
+def test_ties_keep_the_order_given(tiny):
+    assert [result.index for result in tiny.rank("q", ["same", "same", "same"])] == [0, 1, 2]
+
+
+def test_score_and_rank_agree(tiny):
+    queries = ["two dogs", {"image": noise(60, 60)}, ["a", noise(60, 60, 4)]]
+    pairs = [(query, document) for query in queries for document in MIXED]
+    scores = tiny.score(pairs)
+    for number, query in enumerate(queries):
+        for result in tiny.rank(query, MIXED):
+            assert scores[number * len(MIXED) + result.index] == pytest.approx(result.score, abs=1e-6)
+
+
+def test_one_picture_is_looked_at_once(tiny, monkeypatch):
+    looked = []
+    original = tiny.model.vision.forward
+    monkeypatch.setattr(tiny.model.vision, "forward", lambda patches, grids: looked.extend(grids) or original(patches, grids))
+    tiny.score([(query, noise(60, 60)) for query in ("a", "b", "c")], batch_tokens=10)
+    assert looked == [(4, 4)]
+
+
+def test_compute_score_is_the_vendors(tiny):
+    pairs = [["a query", "a document"], ["another", "one more"]]
+    scores = tiny.compute_score(pairs, max_length=1024)
+    assert scores == pytest.approx(tiny.score([tuple(pair) for pair in pairs]))
+    assert isinstance(tiny.compute_score(pairs[0]), float)
+    assert tiny.compute_score(pairs[:1]) == pytest.approx(scores[0])
+    raw = tiny.compute_score(pairs, normalize_scores=False)
+    assert 1 / (1 + np.exp(2.65 - np.array(raw))) == pytest.approx(np.array(scores))
+    one_by_one = tiny.compute_score(pairs, batch_size=1, show_progress=True)
+    assert one_by_one == pytest.approx(scores, abs=1e-5)
+
+
+def test_compute_score_with_pictures(tiny, tmp_path):
+    path = tmp_path / "picture.png"
+    noise(100, 60).save(path)
+    shown = tiny.score([("what", {"image": path})])[0]
+    assert tiny.compute_score([["what", str(path)]], doc_type="image") == pytest.approx(shown)
+    both = tiny.compute_score([[str(path), str(path)]], query_type="image", doc_type="image")
+    assert both == pytest.approx(tiny.score([({"image": path}, {"image": path})])[0])
+    with pytest.raises(InputError, match="doc_type is 'video'"):
+        tiny.compute_score([["a", "b"]], doc_type="video")
+
+
+def test_what_is_cut_is_reported(tiny):
+    (result,) = tiny.rank("q", ["words " * 500], max_length=100, max_query_length=40)
+    assert result.tokens["total"] <= 100
+    assert [(cut.side, cut.part) for cut in result.cut] == [("document", 0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("q", []), "the list of documents is empty"),
+        (("", ["d"]), "the query is empty"),
+        ((None, ["d"]), "the query holds None"),
+        (("q", None), "documents is NoneType"),
+        (("q", "just a string"), "documents is str"),
+        (("q", ["d", None]), "document 1: the document holds None"),
+        (("q", ["d", {"image": "no.png"}]), "document 1: no.png does not exist"),
+        (("q", ["d", 5]), "document 1: the document holds int"),
+        (("q", ["d", [5]]), "document 1: the document holds int"),
+        (("q", ["d", {"image": b""}]), "document 1: the picture of 0 bytes is empty"),
+        (("q", ["d", Image.new("RGB", (1000, 4))]), "document 1: the PIL image of 1000 x 4"),
+    ],
+)
+def test_bad_input_gets_one_sentence(tiny, arguments, message):
+    with pytest.raises(InputError) as caught:
+        tiny.rank(*arguments)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_n": 0}, "top_n is 0"),
+        ({"top_n": "3"}, "top_n is '3'"),
+        ({"on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"batch_tokens": 0}, "batch_tokens is 0"),
+        ({"max_length": 3}, "document 0: max_length is 3"),
+        ({"max_length": -1}, "max_length is -1"),
+        ({"max_length": 10**6}, "document 0: max_length is 1000000, but the model has"),
+    ],
+)
+def test_bad_options_get_one_sentence(tiny, options, message):
+    with pytest.raises(InputError) as caught:
+        tiny.rank("q", ["d"], **options)
+    assert str(caught.value).startswith(message)
+
+
+def test_skipping_keeps_the_rest_and_reports_the_failed(tiny, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG nothing more")
+    documents = ["good", None, {"image": broken}, "also good", {"image": "missing.jpg"}]
+    ranking = tiny.rank("q", documents, on_error="skip")
+    assert sorted(result.index for result in ranking) == [0, 3]
+    assert [failed.index for failed in ranking.failed] == [1, 2, 4]
+    assert all(failed.document is documents[failed.index] and failed.error for failed in ranking.failed)
+    assert {result.index: result.logit for result in ranking} == {
+        index: pytest.approx(tiny.rank("q", [documents[index]])[0].logit, abs=1e-5) for index in (0, 3)
+    }
+    nothing = tiny.rank("q", [None], on_error="skip")
+    assert len(nothing) == 0
+    assert len(nothing.failed) == 1
+
+
+@pytest.mark.parametrize("pairs", [None, [], "ab", ["ab"], [("a",)], [("a", "b", "c")], {"a": "b"}])
+def test_bad_pairs(tiny, pairs):
+    with pytest.raises(InputError, match="pair"):
+        tiny.score(pairs)
+    with pytest.raises(InputError):
+        tiny.score([("q", "d"), ("q", None)])
+
+
+def test_a_string_that_looks_like_a_picture_is_text_with_a_warning(tiny, tmp_path):
+    path = tmp_path / "picture.png"
+    noise(60, 60).save(path)
+    with pytest.warns(UserWarning, match="is read as text"):
+        (result,) = tiny.rank("q", [str(path)])
+    assert result.logit == tiny.rank("q", [{"text": str(path)}])[0].logit
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny.rank("what is missing.png", ["see missing.png"])
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("no-such-model", DownloadError, "neither 'm0-nano', nor a directory, nor a hub id"),
+        ("./nowhere/at/all", DownloadError, "neither 'm0-nano'"),
+        (__file__, DownloadError, "is a file; give the directory"),
+    ],
+)
+def test_unknown_models(name, error, message):
+    with pytest.raises(error, match=message):
+        Reranker.from_pretrained(name)
+
+
+def test_bad_types_and_devices(tiny_directory):
+    with pytest.raises(InputError, match="dtype is 'float8'"):
+        Reranker.from_pretrained(tiny_directory, dtype="float8")
+    with pytest.raises(InputError, match="device is 'gpu'"):
+        Reranker.from_pretrained(tiny_directory, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="finds no GPU"):
+            Reranker.from_pretrained(tiny_directory, device="cuda")
+
+
+def test_a_model_without_its_tokenizer(tiny_directory, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_directory / name).read_bytes())
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist"):
+        Reranker.from_pretrained(tmp_path)
+
+
+def test_saved_and_loaded_scores_the_same(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    again = Reranker.from_pretrained(tmp_path, dtype="float32")
+    assert again.score([("q", MIXED[3])]) == tiny.score([("q", MIXED[3])])
+
+
+def test_adapters_at_load_and_at_save(tiny_directory, tmp_path):
+    reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
+    plain = reranker.score([("q", "d")])
+    reranker.adapters.add("mine", LoRAConfig(r=2, modules_to_save=("score",)))
+    for parameter in reranker.adapters.parameters():
+        parameter.data += 0.05
+    adapted = reranker.score([("q", "d")])
+    assert adapted != plain
+    with pytest.raises(AdapterError, match="'mine' is active"):
+        reranker.save_pretrained(tmp_path / "merged")
+    reranker.adapters.save(tmp_path / "adapter")
+    assert Reranker.from_pretrained(tiny_directory, dtype="float32", adapter=tmp_path / "adapter").score([("q", "d")]) == adapted
+    reranker.adapters.merge()
+    reranker.save_pretrained(tmp_path / "merged")
+    assert Reranker.from_pretrained(tmp_path / "merged", dtype="float32").score([("q", "d")]) == pytest.approx(adapted, abs=1e-6)
+
+
+def test_damaged_weights_never_give_a_score(tiny_directory):
+    reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
+    reranker.model.decoder.norm.weight.data[0] = float("nan")
+    with pytest.raises(M0Error, match="not a number"):
+        reranker.rank("q", ["d"])
+
+
+def test_picture_limits(tiny_directory):
+    reranker = Reranker.from_pretrained(tiny_directory, max_pixels=56 * 56, max_image_pixels=5000)
+    assert reranker.encode("q", noise(70, 70)).pictures[0].grid == (4, 4)
+    with pytest.raises(ImageError, match="raise max_image_pixels"):
+        reranker.encode("q", noise(100, 70))
+
+
+content = strategies.one_of(
+    strategies.text(max_size=40),
+    strategies.tuples(strategies.integers(20, 120), strategies.integers(20, 120)),
+    strategies.lists(
+        strategies.one_of(strategies.text(max_size=20), strategies.tuples(strategies.integers(20, 90), strategies.integers(20, 90))),
+        min_size=1,
+        max_size=3,
+    ),
+)
+
+
+def shown(value):
+    if isinstance(value, list):
+        return [shown(item) for item in value]
+    return noise(*value) if isinstance(value, tuple) else value
+
+
+@given(query=content, documents=strategies.lists(content, min_size=1, max_size=5), max_length=strategies.integers(20, 300))
+@settings(max_examples=60, deadline=None)
+def test_any_ranking_is_whole_and_packed_equals_single(tiny, query, documents, max_length):
+    documents = [shown(document) for document in documents]
+    query = shown(query)
+    try:
+        ranking = tiny.rank(query, documents, on_error="skip", max_length=max_length)
+    except InputError as error:
+        assert "query is empty" in str(error)
+        return
+    assert sorted([r.index for r in ranking] + [f.index for f in ranking.failed]) == list(range(len(documents)))
+    for result in random.Random(0).sample(list(ranking), min(2, len(ranking))):
+        alone = tiny.rank(query, [result.document], max_length=max_length)[0]
+        assert alone.logit == pytest.approx(result.logit, abs=1e-5)
+        assert alone.cut == result.cut
