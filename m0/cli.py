@@ -140,7 +140,7 @@ def _rank(options: argparse.Namespace) -> int:
         report = {"query": options.query, "model": options.model, "results": results, "failed": failed}
         print(json.dumps(report, ensure_ascii=False, indent=2))
     else:
-        table = [(result.score, source.name, _snippet(source.document)) for (_, source), result in rows]
+        table = [(result.score, source.name, snippet(source.document)) for (_, source), result in rows]
         print(format_table(table))
         for (_, source), result in rows:
             for cut in result.cut:
@@ -240,10 +240,10 @@ def _picture_suffixes() -> tuple[str, ...]:
     return tuple(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind != "PDF")
 
 
-def _snippet(document: Any) -> str:
+def snippet(document: Any) -> str:
     """A document in few words, for the table."""
     if isinstance(document, list):
-        return " ".join(_snippet(item) for item in document)
+        return " ".join(snippet(item) for item in document)
     if isinstance(document, str):
         return " ".join(document.split())
     words = []

@@ -1,20 +1,20 @@
 """Train m0-nano from nothing on the data of `build_nano_data.py`, on two CPU cores.
 
-    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 75]
+    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--warm-minutes 11.5] [--minutes 30]
 
 1. A byte-level BPE is trained on the training texts (held-out names and sections are left out).
 2. Warm start: token embeddings and vision tower learn to name the concept of a text or picture (an emoji, or a section in
    any language) among all concepts: softmax over the cosine of the mean token with a learned vector for each concept, which
-   is thrown away at the end. No decoder layer takes part, so a step costs little. The decoder's queries then start as halved
-   copies of its keys: when the cross-encoder begins, a query's words already look at what in the document means the same.
-   (Warm starts through decoder layers, by contrast within batches or by concepts, learned several times more slowly, and a
-   cross-encoder begun from them without the copy stayed at chance.)
+   is thrown away at the end. No decoder layer takes part, so a step costs little.
 3. Cross-encoder: lists of documents and queries, every query against every document of its batch. Each document is read
    once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax over each query's documents
    (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which fixes the scale that
-   softmax leaves open, plus the warm start's loss on a small batch, which keeps the concepts in place.
+   softmax leaves open, plus the naming of concepts half-way up: after layer 3 the last token before the query must name the
+   document's concept, and the score token the query's. The upper layers then have two summaries to compare, side by side;
+   their queries start as copies of their keys, so that attention begins as a comparison. (Without such summaries the
+   cross-encoder was still at chance after 400 steps, from every warm start tried.)
 
-The time budget is split 1 : 3 between the stages; learning rates follow the clock, so that a slower machine trains less
+Learning rates follow the clock, so that a slower machine trains less
 but always anneals. Seeds are fixed; the number of steps that a machine reaches is written to the log and the model card.
 """
 
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m0.attention import Packing
-from m0.checkpoint import save_checkpoint
+from m0.checkpoint import load_checkpoint, save_checkpoint
 from m0.config import DecoderConfig, RerankerConfig, VisionConfig
 from m0.images import ImageSettings, Picture, prepare_picture
 from m0.model import RerankerModel
@@ -51,8 +51,8 @@ SPECIAL_TOKENS = """
 # How Qwen2 cuts text before merging: contractions, words with the blank before them, single digits, punctuation, blanks.
 PRETOKENS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 WARM_BATCH = (1024, 96, 64)  # texts, pictures, sections
-KEEP_BATCH = (256, 12, 16)
-KEEP_WEIGHT = 0.3
+SUMMARY_LAYERS = 3
+SUMMARY_WEIGHT = 0.3
 WARM_SCALE = 20.0
 SECTION_CHARACTERS = 420
 SCORE_TOKEN = 100
@@ -254,6 +254,7 @@ class Sampler:
     def __init__(self, emoji: list[Emoji], sections: list[Section], writer: Writer, seed: int) -> None:
         self.emoji, self.sections, self.writer = emoji, sections, writer
         self.rng = random.Random(seed)
+        self.notes: dict[str, list[float]] = defaultdict(list)
         self.by_category, self.by_language = defaultdict(list), defaultdict(list)
         for concept in emoji:
             self.by_category[concept.category].append(concept)
@@ -349,31 +350,57 @@ class Concepts(nn.Module):
         right = (logits[-shown:].argmax(1) == target[-shown:]).float().mean().item()
         return losses[:-shown].mean() + losses[-shown:].mean(), right
 
+    @torch.no_grad()
+    def settle(self, model: RerankerModel, sampler: Sampler) -> None:
+        """Put each concept's vector at the mean of its texts, so that the next stage may start from a saved warm start."""
+        total = torch.zeros_like(self.vectors)
+        for _ in range(60):
+            texts, pictures, owners = sampler.concept_batch(WARM_BATCH[0], 1, 4 * WARM_BATCH[2])
+            numbers = torch.tensor([self.numbers[self.key(owner)] for owner in owners])
+            total.index_add_(0, numbers, self.read(model, sampler.writer, texts, pictures))
+        self.vectors.copy_(F.normalize(total, dim=-1))
 
-def look_for_the_same(model: RerankerModel) -> None:
-    """Start every layer's queries as halved copies of the keys they share, so that its attention is similarity."""
-    for layer in model.decoder.layers:
+    def name(self, states: Tensor, owners: list[Emoji | Section]) -> Tensor:
+        """Loss of naming the owners from states, a scalar."""
+        logits = WARM_SCALE * F.normalize(states, dim=-1) @ F.normalize(self.vectors, dim=-1).T
+        return F.cross_entropy(logits, torch.tensor([self.numbers[self.key(owner)] for owner in owners]))
+
+
+def compare_summaries(model: RerankerModel) -> None:
+    """Start the upper layers' queries as halved copies of the keys they share, so that their attention is similarity."""
+    for layer in model.decoder.layers[SUMMARY_LAYERS:]:
         attention = layer.self_attn
         groups = attention.num_heads // attention.num_kv_heads
         heads = attention.k_proj.weight.data.unflatten(0, (attention.num_kv_heads, -1))
         attention.q_proj.weight.data.copy_(heads.repeat_interleave(groups, dim=0).flatten(0, 1) / 2)
 
 
-def score_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece]) -> Tensor:
-    """Logits of every query against every document, (queries, documents); each document is computed once."""
+def read_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece]) -> tuple[Tensor, Tensor]:
+    """Every query against every document, each document computed once.
+
+    Returns: logits (queries, documents), and the states after the summary layers of the last token of each sequence: the
+    documents' prefixes first, then for each document all queries, (documents + documents * queries, hidden).
+    """
     count = len(documents)
-    pieces = documents + queries * count
     parents: list[int | None] = [None] * count
     parents += [document for document in range(count) for _ in queries]
-    batch = pack(model, pieces, parents)
+    batch = pack(model, documents + queries * count, parents)
+    half_way = []
+    hook = model.decoder.layers[SUMMARY_LAYERS - 1].register_forward_hook(lambda _m, _a, output: half_way.append(output))
     logits = model.head(model.decoder(model.embed(batch.ids, batch.features), batch.positions, batch.packing))
-    return logits[count:].view(count, len(queries)).T
+    hook.remove()
+    return logits[count:].view(count, len(queries)).T, half_way[0][batch.packing.last]
+
+
+def score_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece]) -> Tensor:
+    """Logits of every query against every document, (queries, documents)."""
+    return read_grid(model, queries, documents)[0]
 
 
 def list_loss(model: RerankerModel, sampler: Sampler, concepts: Concepts) -> tuple[Tensor, float]:
     pairs = sampler.list_batch()
     queries = [sampler.writer.query(query) for query, _, _ in pairs]
-    logits = score_grid(model, queries, [sampler.writer.document(document) for _, document, _ in pairs])
+    logits, states = read_grid(model, queries, [sampler.writer.document(document) for _, document, _ in pairs])
     clash = sampler.also_right(pairs)
     target = torch.arange(len(pairs))
     listwise = F.cross_entropy(logits.masked_fill(clash, -1e4), target)
@@ -381,8 +408,11 @@ def list_loss(model: RerankerModel, sampler: Sampler, concepts: Concepts) -> tup
     weight = torch.where(wanted.bool(), len(pairs) - 1.0, 1.0).masked_fill(clash, 0.0)
     pointwise = F.binary_cross_entropy_with_logits(logits - model.config.logit_bias, wanted, weight=weight) / 2
     hits = (logits.masked_fill(clash, -1e4).argmax(1) == target).float().mean().item()
-    keep, _ = concepts.loss(model, sampler, KEEP_BATCH)
-    return listwise + 0.1 * pointwise + KEEP_WEIGHT * keep, hits
+    owners = [owner for _, _, owner in pairs]
+    summaries = concepts.name(states[: len(pairs)], owners) + concepts.name(states[len(pairs) :], owners * len(pairs))
+    sampler.notes["list"].append(listwise.item())
+    sampler.notes["summary"].append(summaries.item() / 2)
+    return listwise + 0.1 * pointwise + SUMMARY_WEIGHT * summaries, hits
 
 
 def run_stage(
@@ -491,7 +521,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
-    parser.add_argument("--minutes", type=float, default=75.0)
+    parser.add_argument("--warm-minutes", type=float, default=11.5, help="warm start")
+    parser.add_argument("--minutes", type=float, default=30.0, help="cross-encoder")
+    parser.add_argument("--warm", type=Path, help="take the warm start that an earlier run saved under DATA/warm")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -523,27 +555,34 @@ def main() -> None:
     check(always=True)
     concepts = Concepts([*emoji, *sections], config.decoder.hidden_size)
     lookups, tower = [model.decoder.embed_tokens.weight, concepts.vectors], list(model.vision.parameters())
+    warm = 0
+    if options.warm:
+        model.load_state_dict(load_checkpoint(options.warm).state_dict())
+    else:
+        warm = run_stage(
+            "warm start",
+            {1.5e-3: tower, 6e-3: lookups},
+            lambda: concepts.loss(model, sampler, WARM_BATCH),
+            options.warm_minutes * 60,
+            lambda: log(f"held-out names -> picture by concept {concept_check(model, writer, rows, options.data):.3f}"),
+        )
+        save_checkpoint(model, options.data / "warm", tokenizer_file=options.out / "tokenizer.json")
+    concepts.settle(model, sampler)
+    compare_summaries(model)
 
-    def warm_check() -> None:
-        log(f"held-out names -> picture by concept alone {concept_check(model, writer, rows, options.data):.3f}")
+    def cross_check() -> None:
+        log(", ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in sampler.notes.items()))
+        sampler.notes.clear()
+        check()
 
-    warm = run_stage(
-        "warm start",
-        {1.5e-3: tower, 6e-3: lookups},
-        lambda: concepts.loss(model, sampler, WARM_BATCH),
-        options.minutes * 60 / 4,
-        warm_check,
-    )
-    save_checkpoint(model, options.data / "warm", tokenizer_file=options.out / "tokenizer.json")
-    look_for_the_same(model)
     learned = {id(p) for p in [*tower, *lookups]}
     fresh = [p for p in model.parameters() if id(p) not in learned]
     cross = run_stage(
         "cross-encoder",
         {3e-4: [*tower, *lookups], 1e-3: fresh},
         lambda: list_loss(model, sampler, concepts),
-        options.minutes * 60 * 3 / 4,
-        check,
+        options.minutes * 60,
+        cross_check,
     )
     check(always=True)
     log(f"{warm} steps of warm start, {cross} of cross-encoder")

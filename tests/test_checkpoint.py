@@ -258,7 +258,9 @@ def test_nothing_is_initialised_and_then_overwritten(stored, monkeypatch):
 
     for name in ("normal_", "uniform_"):
         original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _o=original, **k: _o(self, *a, **k) if self.is_meta else refuse())
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, _o=original, **k: _o(self, *a, **k) if self.is_meta else refuse()
+        )
     load_checkpoint(stored)
 
 
@@ -284,4 +286,3 @@ def test_a_saved_model_survives_its_source(tmp_path, model):
     assert same(load_checkpoint(tmp_path / "a"), model)
     shutil.rmtree(tmp_path / "a")
     assert same(loaded, model)
-

@@ -84,11 +84,17 @@ def test_a_table_for_people(capsys, tiny_directory, folder):
 def test_what_fails_is_named_and_the_rest_ranked(capsys, tiny_directory, folder):
     (folder / "broken.png").write_bytes(b"\x89PNG")
     (folder / "latin.txt").write_bytes("é".encode("latin-1"))
-    status, report, err = rank_json(capsys, tiny_directory, "q", folder / "a.txt", folder / "broken.png", folder / "latin.txt", "no.txt")
+    status, report, err = rank_json(
+        capsys, tiny_directory, "q", folder / "a.txt", folder / "broken.png", folder / "latin.txt", "no.txt"
+    )
     assert status == 1
     assert [result["index"] for result in report["results"]] == [0]
     assert sorted(failed["index"] for failed in report["failed"]) == [1, 2, 3]
-    for words in ("broken.png is not a picture", "latin.txt is neither a picture by its name nor text", "no.txt does not exist"):
+    for words in (
+        "broken.png is not a picture",
+        "latin.txt is neither a picture by its name nor text",
+        "no.txt does not exist",
+    ):
         assert words in err
     assert "Traceback" not in err
 

@@ -44,7 +44,9 @@ def test_no_network_gets_one_sentence(tmp_path, environment):
     import os
 
     variables = {**os.environ, "HF_HOME": str(tmp_path), **environment}
-    result = subprocess.run([sys.executable, "-c", OFFLINE], capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-c", OFFLINE], capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=300
+    )
     lines = result.stdout.splitlines()
     assert len(lines) == 2, result.stderr
     assert all(line.startswith("nobody/no-such-model cannot be fetched: ") for line in lines)

@@ -105,7 +105,9 @@ def test_pillows_own_limit_is_ours_to_raise(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-@pytest.mark.parametrize("limits", [{"min_pixels": 0}, {"min_pixels": 9000, "max_pixels": 8000}, {"min_pixels": 1, "max_pixels": 100}])
+@pytest.mark.parametrize(
+    "limits", [{"min_pixels": 0}, {"min_pixels": 9000, "max_pixels": 8000}, {"min_pixels": 1, "max_pixels": 100}]
+)
 def test_limits_that_make_no_sense(limits):
     with pytest.raises(ImageError, match="pixels"):
         ImageSettings(**limits)
@@ -146,7 +148,9 @@ def test_urls(server):
         prepare_picture(f"{server}/nothing")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.png", "http://no-such-host.invalid/x.png", "http://", "https://[::bad/x.png"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/x.png", "http://no-such-host.invalid/x.png", "http://", "https://[::bad/x.png"]
+)
 def test_a_url_that_does_not_answer(url):
     with pytest.raises(ImageError, match="did not answer"):
         prepare_picture(url)

@@ -81,7 +81,9 @@ def test_all_forms_of_a_picture_are_the_same_picture(tmp_path):
 
 
 def test_mixtures_keep_their_order():
-    kinds = [type(part) for part in parts(["a", {"image": noise(60, 60)}, {"text": "b"}, {"text": "c", "image": noise(60, 60)}])]
+    kinds = [
+        type(part) for part in parts(["a", {"image": noise(60, 60)}, {"text": "b"}, {"text": "c", "image": noise(60, 60)}])
+    ]
     assert kinds == [str, Picture, str, str, Picture]
 
 

@@ -220,10 +220,14 @@ def test_adapters_at_load_and_at_save(tiny_directory, tmp_path):
     with pytest.raises(AdapterError, match="'mine' is active"):
         reranker.save_pretrained(tmp_path / "merged")
     reranker.adapters.save(tmp_path / "adapter")
-    assert Reranker.from_pretrained(tiny_directory, dtype="float32", adapter=tmp_path / "adapter").score([("q", "d")]) == adapted
+    assert (
+        Reranker.from_pretrained(tiny_directory, dtype="float32", adapter=tmp_path / "adapter").score([("q", "d")]) == adapted
+    )
     reranker.adapters.merge()
     reranker.save_pretrained(tmp_path / "merged")
-    assert Reranker.from_pretrained(tmp_path / "merged", dtype="float32").score([("q", "d")]) == pytest.approx(adapted, abs=1e-6)
+    assert Reranker.from_pretrained(tmp_path / "merged", dtype="float32").score([("q", "d")]) == pytest.approx(
+        adapted, abs=1e-6
+    )
 
 
 def test_damaged_weights_never_give_a_score(tiny_directory):
@@ -244,7 +248,9 @@ content = strategies.one_of(
     strategies.text(max_size=40),
     strategies.tuples(strategies.integers(20, 120), strategies.integers(20, 120)),
     strategies.lists(
-        strategies.one_of(strategies.text(max_size=20), strategies.tuples(strategies.integers(20, 90), strategies.integers(20, 90))),
+        strategies.one_of(
+            strategies.text(max_size=20), strategies.tuples(strategies.integers(20, 90), strategies.integers(20, 90))
+        ),
         min_size=1,
         max_size=3,
     ),

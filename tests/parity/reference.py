@@ -33,6 +33,10 @@ class ReferenceReranker(nn.Module):
         self, sequences: Sequence[Tensor], patches: Tensor | None = None, grids: Sequence[tuple[int, int]] = ()
     ) -> Tensor:
         """Logits of the sequences as one left-padded batch, (sequences,)."""
+        return self.score(self.states(sequences, patches, grids)).squeeze(-1)
+
+    def states(self, sequences: Sequence[Tensor], patches: Tensor | None, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """The final state of each sequence's last token, (sequences, hidden)."""
         width = max(len(sequence) for sequence in sequences)
         ids = torch.full((len(sequences), width), PAD)
         mask = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -45,8 +49,7 @@ class ReferenceReranker(nn.Module):
             kinds = (ids == self.image_token_id).int() * mask.int()
             pictures = {"pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": kinds}
         self.model.rope_deltas = None
-        states = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **pictures).last_hidden_state
-        return self.score(states[:, -1]).squeeze(-1)
+        return self.model(input_ids=ids, attention_mask=mask, use_cache=False, **pictures).last_hidden_state[:, -1]
 
     def hub_state(self) -> dict[str, Tensor]:
         """The weights under the names of the released files."""

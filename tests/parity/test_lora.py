@@ -14,7 +14,12 @@ from tests.conftest import fill_randomly, tiny_config
 peft = pytest.importorskip("peft", reason="needs the extra 'parity'")
 from tests.parity.reference import ReferenceReranker
 
-KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}, "rslora+dora": {"use_rslora": True, "use_dora": True}}
+KINDS = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "rslora+dora": {"use_rslora": True, "use_dora": True},
+}
 TARGETS = ["q_proj", "v_proj", "down_proj", "qkv", "fc2"]  # decoder and vision tower
 NAMES = {"model.language_model.": "decoder.", "model.visual.": "vision.", "score.": "head."}
 
@@ -38,7 +43,9 @@ def ours_name(key: str) -> str:
 def question():
     generator = torch.Generator().manual_seed(4)
     config = tiny_config()
-    ids = torch.cat([torch.randint(1, 500, (5,), generator=generator), torch.full((6,), config.image_token_id), torch.arange(20, 29)])
+    ids = torch.cat(
+        [torch.randint(1, 500, (5,), generator=generator), torch.full((6,), config.image_token_id), torch.arange(20, 29)]
+    )
     patches = torch.randn(24, config.vision.patch_dim, generator=generator)
     return ids, patches, [(4, 6)], mrope_positions([5, (2, 3), 9])
 

@@ -19,9 +19,15 @@ PROMPTS = {
     "ca": ("Quin temps fa a la muntanya?", "A la muntanya el temps canvia de pressa; l'abric és necessari."),
     "cs": ("Jaké je počasí v horách?", "Na horách se počasí rychle mění, vezměte si bundu."),
     "da": ("Hvordan er vejret i bjergene?", "I bjergene skifter vejret hurtigt, så tag en jakke på."),
-    "de": ("Wie wird das Wetter in den Alpen?", "In den Bergen schlägt das Wetter schnell um.\n\nEine Jacke gehört in den Rucksack!"),
+    "de": (
+        "Wie wird das Wetter in den Alpen?",
+        "In den Bergen schlägt das Wetter schnell um.\n\nEine Jacke gehört in den Rucksack!",
+    ),
     "el": ("Τι καιρό κάνει στα βουνά;", "Στα βουνά ο καιρός αλλάζει γρήγορα."),
-    "en": ("what's the weather like in the Alps?", "Weather changes quickly in the mountains; we'd pack 2 jackets (at 1,800 m)."),
+    "en": (
+        "what's the weather like in the Alps?",
+        "Weather changes quickly in the mountains; we'd pack 2 jackets (at 1,800 m).",
+    ),
     "es": ("¿Qué tiempo hace en la montaña?", "En la montaña el tiempo cambia rápido. ¡Lleva chaqueta!"),
     "fa": ("هوای کوهستان چگونه است؟", "هوا در کوهستان زود عوض می‌شود."),
     "fi": ("Millainen sää vuorilla on?", "Vuorilla sää muuttuu nopeasti."),
