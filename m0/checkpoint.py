@@ -52,7 +52,7 @@ IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 WEIGHTS, INDEX, CONFIG, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 FLOAT_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CONVERT_BYTES = 256 * 2**20
+CONVERT_BYTES = 32 * 2**20
 """How much of a file is mapped at a time while converting, so that pages already read do not pile up."""
 
 

@@ -178,10 +178,12 @@ def open_image(
         image = _decode(data, name, max_image_pixels)
     try:
         image = ImageOps.exif_transpose(image)
-        if background is not None and image.has_transparency_data:
-            paper = Image.new("RGBA", image.size, (*background, 255))
-            image = Image.alpha_composite(paper, image.convert("RGBA"))
-        return image.convert("RGB"), name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of palettes whose transparency is dropped: that is meant
+            if background is not None and image.has_transparency_data:
+                paper = Image.new("RGBA", image.size, (*background, 255))
+                image = Image.alpha_composite(paper, image.convert("RGBA"))
+            return image.convert("RGB"), name
     except Exception as error:  # conversions raise what they like on damaged data
         raise ImageError(f"{name} is damaged or cannot be converted to RGB: {_one_line(error)}.") from None
 
@@ -230,8 +232,8 @@ def _read_file(path: Path) -> tuple[bytes, str]:
 
 
 def _read_url(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "m0", "Accept": "image/*"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "m0", "Accept": "image/*"})
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
             kind = response.headers.get_content_type()
             data = response.read(URL_MAX_BYTES + 1)

@@ -134,7 +134,7 @@ class Reranker:
             temporal_patch_size=vision.temporal_patch_size,
             merge_size=vision.spatial_merge_size,
         )
-        limits = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
+        limits: dict[str, Any] = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
         settings = replace(settings, **{key: value for key, value in limits.items() if value is not None})
         reranker = cls(model, load_tokenizer(directory / TOKENIZER), settings, str(name))
         if (size := reranker.prompt.tokenizer.get_vocab_size()) > model.config.decoder.vocab_size:
@@ -299,26 +299,36 @@ class Reranker:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
         if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens!r}, but must be a whole number of at least 1.")
+        pictures = _PictureFeatures(self.model)
+        # The same prompt twice is scored once: a row's place in a batch may change its last bit.
+        different: list[Encoding] = []
+        numbers: dict[tuple[bytes, ...], int] = {}
+        places = []
+        for encoding in encodings:
+            number = numbers.setdefault(pictures.prompt_key(encoding), len(different))
+            if number == len(different):
+                different.append(encoding)
+            places.append(number)
+        pictures.expect(different)
         working = torch.promote_types(self.model.dtype, torch.float32)
-        logits = torch.empty(len(encodings), dtype=working)
-        bar = _Progress(sum(len(encoding) for encoding in encodings), "scoring", progress)
-        looked_at = _PictureFeatures(self.model, encodings)
-        for batch in _batches(encodings, batch_tokens):
-            chosen = [encodings[i] for i in batch]
-            logits[batch] = self._forward(chosen, looked_at).to("cpu", working)
+        logits = torch.empty(len(different), dtype=working)
+        bar = _Progress(sum(len(encoding) for encoding in different), "scoring", progress)
+        for batch in _batches(different, batch_tokens):
+            chosen = [different[i] for i in batch]
+            logits[batch] = self._forward(chosen, pictures).to("cpu", working)
             bar.advance(sum(len(encoding) for encoding in chosen))
         bar.close()
         if not torch.isfinite(logits).all():
             raise M0Error(
                 f"the model gave a score that is not a number in {self.model.dtype}; its weights are damaged or overflow this type."
             )
-        return logits
+        return logits[places]
 
-    def _forward(self, encodings: list[Encoding], looked_at: _PictureFeatures) -> Tensor:
+    def _forward(self, encodings: list[Encoding], pictures: _PictureFeatures) -> Tensor:
         device = self.model.device
         token_ids = torch.cat([encoding.token_ids for encoding in encodings]).to(device)
         positions = torch.cat([encoding.positions for encoding in encodings], dim=1).to(device)
-        features = looked_at.take([picture for encoding in encodings for picture in encoding.pictures])
+        features = pictures.take([picture for encoding in encodings for picture in encoding.pictures])
         packing = Packing([len(encoding) for encoding in encodings], causal=True, device=device)
         return self.model.head(self.model.decoder(self.model.embed(token_ids, features), positions, packing))
 
@@ -326,15 +336,22 @@ class Reranker:
 class _PictureFeatures:
     """Vision output of each different picture, computed when first asked for and kept until its last pair is scored."""
 
-    def __init__(self, model: RerankerModel, encodings: list[Encoding]) -> None:
+    def __init__(self, model: RerankerModel) -> None:
         self.model = model
         self.keys: dict[int, bytes] = {}
         self.uses: dict[bytes, int] = {}
+        self.features: dict[bytes, Tensor] = {}
+
+    def prompt_key(self, encoding: Encoding) -> tuple[bytes, ...]:
+        """Equal for prompts that are equal in every token and pixel."""
+        return encoding.token_ids.numpy().tobytes(), *(self._key(picture) for picture in encoding.pictures)
+
+    def expect(self, encodings: list[Encoding]) -> None:
+        """Say which prompts will come, so that a picture's features can be dropped after its last."""
         for encoding in encodings:
             for picture in encoding.pictures:
                 key = self._key(picture)
                 self.uses[key] = self.uses.get(key, 0) + 1
-        self.features: dict[bytes, Tensor] = {}
 
     def _key(self, picture: Picture) -> bytes:
         if (key := self.keys.get(id(picture))) is None:

@@ -11,8 +11,8 @@
    (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which fixes the scale that
    softmax leaves open, plus the naming of concepts half-way up: after layer 3 the last token before the query must name the
    document's concept, and the score token the query's. The upper layers then have two summaries to compare, side by side;
-   their queries start as copies of their keys, so that attention begins as a comparison. (Without such summaries the
-   cross-encoder was still at chance after 400 steps, from every warm start tried.)
+   attention starts by copying and comparing (see `start_by_copying`). (Without summaries the cross-encoder was still at chance
+   after 400 steps, from every warm start tried; without the copying start it had barely left it after 260.)
 
 Learning rates follow the clock, so that a slower machine trains less
 but always anneals. Seeds are fixed; the number of steps that a machine reaches is written to the log and the model card.
@@ -297,12 +297,12 @@ class Sampler:
         rng, kind = self.rng, self.rng.random()
         if kind < 0.5:
             pool = self.by_category[rng.choice(self.categories)] if rng.random() < 0.5 else self.emoji
-            return [self.emoji_pair(c, 0.65, 0.15) for c in rng.sample(pool, 24)]
+            return [self.emoji_pair(c, 0.65, 0.15) for c in rng.sample(pool, 16)]
         if kind < 0.8:
             weights = [math.sqrt(len(self.by_language[key])) for key in self.languages]
-            return self.some_sections(14, rng.choices(self.languages, weights)[0])
-        pairs = [self.emoji_pair(c, 0.5, 0.1) for c in rng.sample(self.emoji, 12)]
-        return pairs + self.some_sections(8, rng.choice(self.languages) if rng.random() < 0.5 else None)
+            return self.some_sections(10, rng.choices(self.languages, weights)[0])
+        pairs = [self.emoji_pair(c, 0.5, 0.1) for c in rng.sample(self.emoji, 9)]
+        return pairs + self.some_sections(6, rng.choice(self.languages) if rng.random() < 0.5 else None)
 
     def also_right(self, pairs: list[tuple]) -> Tensor:
         """(queries, documents), True where another document's concept bears the query's words too: neither right nor wrong."""
@@ -366,13 +366,20 @@ class Concepts(nn.Module):
         return F.cross_entropy(logits, torch.tensor([self.numbers[self.key(owner)] for owner in owners]))
 
 
-def compare_summaries(model: RerankerModel) -> None:
-    """Start the upper layers' queries as halved copies of the keys they share, so that their attention is similarity."""
-    for layer in model.decoder.layers[SUMMARY_LAYERS:]:
+def start_by_copying(model: RerankerModel) -> None:
+    """Give attention a head start: it begins by copying what it looks at, and in the upper layers by looking at the same.
+
+    A head's output is the transpose of its value, halved, so that together they pass on a random half of the state's
+    directions unchanged. Above the summary layers, queries are halved copies of the keys they share.
+    """
+    for number, layer in enumerate(model.decoder.layers):
         attention = layer.self_attn
         groups = attention.num_heads // attention.num_kv_heads
-        heads = attention.k_proj.weight.data.unflatten(0, (attention.num_kv_heads, -1))
-        attention.q_proj.weight.data.copy_(heads.repeat_interleave(groups, dim=0).flatten(0, 1) / 2)
+        value = attention.v_proj.weight.data.unflatten(0, (attention.num_kv_heads, -1)).repeat_interleave(groups, dim=0)
+        attention.o_proj.weight.data.copy_(value.flatten(0, 1).T / groups)
+        if number >= SUMMARY_LAYERS:
+            key = attention.k_proj.weight.data.unflatten(0, (attention.num_kv_heads, -1)).repeat_interleave(groups, dim=0)
+            attention.q_proj.weight.data.copy_(key.flatten(0, 1) / 2)
 
 
 def read_grid(model: RerankerModel, queries: list[Piece], documents: list[Piece]) -> tuple[Tensor, Tensor]:
@@ -524,6 +531,7 @@ def main() -> None:
     parser.add_argument("--warm-minutes", type=float, default=11.5, help="warm start")
     parser.add_argument("--minutes", type=float, default=30.0, help="cross-encoder")
     parser.add_argument("--warm", type=Path, help="take the warm start that an earlier run saved under DATA/warm")
+    parser.add_argument("--resume", type=Path, help="go on with the cross-encoder of an earlier run, learning rates anew")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -556,8 +564,8 @@ def main() -> None:
     concepts = Concepts([*emoji, *sections], config.decoder.hidden_size)
     lookups, tower = [model.decoder.embed_tokens.weight, concepts.vectors], list(model.vision.parameters())
     warm = 0
-    if options.warm:
-        model.load_state_dict(load_checkpoint(options.warm).state_dict())
+    if options.resume or options.warm:
+        model.load_state_dict(load_checkpoint(options.resume or options.warm, torch.float32).state_dict())
     else:
         warm = run_stage(
             "warm start",
@@ -568,7 +576,8 @@ def main() -> None:
         )
         save_checkpoint(model, options.data / "warm", tokenizer_file=options.out / "tokenizer.json")
     concepts.settle(model, sampler)
-    compare_summaries(model)
+    if not options.resume:
+        start_by_copying(model)
 
     def cross_check() -> None:
         log(", ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in sampler.notes.items()))

@@ -18,7 +18,7 @@ from m0.prompt import PromptEncoder, load_tokenizer
 NANO = Path(__file__).parent.parent / "weights" / "m0-nano"
 QWEN2 = Path(__file__).parent / "data" / "qwen2-tokenizer.json.xz"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny: more threads would only wait for each other
 
 
 def tiny_config(**changes) -> RerankerConfig:

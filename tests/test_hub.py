@@ -1,8 +1,14 @@
-"""Finding models: shipped, in a directory, fetched; and a hub that does not answer."""
+"""Finding models: shipped, in a directory, fetched from a hub of our own; and a hub that does not answer."""
 
+import hashlib
+import http.server
+import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -41,8 +47,6 @@ for call in (Reranker.from_pretrained, fetch):
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_no_network_gets_one_sentence(tmp_path, environment):
-    import os
-
     variables = {**os.environ, "HF_HOME": str(tmp_path), **environment}
     result = subprocess.run(
         [sys.executable, "-c", OFFLINE], capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=300
@@ -56,3 +60,94 @@ def test_no_network_gets_one_sentence(tmp_path, environment):
 def test_what_is_no_hub_id(name):
     with pytest.raises(DownloadError):
         fetch(name)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a download needs: a file list, and files with size, hash and ranges."""
+
+    folder: Path
+    asked: ClassVar[list[str]] = []
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        Hub.asked.append(f"{self.command} {self.path}")
+        if self.path.startswith("/api/models/someone/small"):
+            files = sorted(path.name for path in self.folder.iterdir())
+            if "/tree/" in self.path:
+                listing = [
+                    {"type": "file", "path": name, "size": (self.folder / name).stat().st_size, "oid": "0" * 40}
+                    for name in files
+                ]
+            else:
+                listing = {"id": "someone/small", "sha": self.commit, "siblings": [{"rfilename": name} for name in files]}
+            self.send(json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
+        elif self.path.startswith("/someone/small/resolve/"):
+            data = (self.folder / self.path.rpartition("/")[2]).read_bytes()
+            etag = hashlib.sha256(data).hexdigest()
+            self.send(data, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit, "Accept-Ranges": "bytes"}, body)
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def send(self, data, headers, body):
+        start = 0
+        if (span := self.headers.get("Range")) and span.startswith("bytes="):
+            start = int(span.removeprefix("bytes=").split("-")[0])
+        self.send_response(206 if start else 200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        if body:
+            self.wfile.write(data[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+FETCH = """
+import sys
+from m0.cli import main
+status = main(["fetch", "someone/small"])
+status = status or main(["info", "someone/small"])
+status = status or (main(["fetch", "nobody/nothing"]) != 2)
+sys.exit(status)
+"""
+
+
+def test_a_model_is_fetched_into_weights_and_found_there(tmp_path, tiny_directory):
+    """`m0 fetch` against a hub on this machine: weights, config and tokenizer come, pickles and code stay."""
+    Hub.folder = tmp_path / "hub"
+    Hub.folder.mkdir()
+    for path in tiny_directory.iterdir():
+        (Hub.folder / path.name).write_bytes(path.read_bytes())
+    (Hub.folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    (Hub.folder / "modeling.py").write_text("raise SystemExit")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        variables = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
+        command = [sys.executable, "-c", FETCH]
+        result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=300)
+        server.shutdown()
+    assert result.returncode == 0, (result.stderr, Hub.asked)
+    target = tmp_path / "weights" / "small"
+    assert (target / "model.safetensors").read_bytes() == (tiny_directory / "model.safetensors").read_bytes()
+    assert not list(target.glob("*.bin")) + list(target.glob("*.py"))
+    assert "vision tower" in result.stdout
+    assert "nobody/nothing cannot be fetched: the hub has no such model, or it is private." in result.stderr

@@ -79,7 +79,7 @@ BAD = {
     "number": (3, "is given as int"),
     "nothing": (None, "is given as NoneType"),
     "null byte in the path": ("a\0b.png", "cannot be read"),
-    "very long path": ("x/" * 5000, "cannot be read"),
+    "very long path": ("x/" * 5000 + ".png", "cannot be read"),
 }
 
 
