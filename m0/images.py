@@ -18,6 +18,7 @@ import urllib.request
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,11 @@ class Picture:
         values = np.stack([_TABLE[channel][blocks[:, channel]] for channel in range(3)], axis=1)
         # A still picture is shown twice: the kernel spans two frames.
         return torch.from_numpy(repeat(values, "n ch d -> n (ch t d)", t=self.settings.temporal_patch_size))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal for pictures that are equal in every pixel after resizing."""
+        return blake2b(repr(self.pixels.shape).encode() + self.pixels.tobytes(), digest_size=16).digest()
 
     def cell_box(self, row: int, column: int) -> tuple[float, float, float, float]:
         """Left, top, right, bottom in the original picture's pixels of the visual token at (row, column)."""

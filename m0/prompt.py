@@ -124,6 +124,18 @@ class Encoding:
         return mrope_positions(self.runs)
 
     @cached_property
+    def key(self) -> tuple[bytes, ...]:
+        """Equal for prompts that are equal in every token and pixel."""
+        return self.token_ids.numpy().tobytes(), *(picture.digest for picture in self.pictures)
+
+    @cached_property
+    def document_key(self) -> tuple[bytes, ...]:
+        """Equal for prompts of the same document, cut at the same place, whatever the query: all before its last token."""
+        last = max((i for i, origin in enumerate(self.origins) if origin.side == "document"), default=0)
+        shown = sum(origin == (origin.side, origin.part, None, None, 0, 0) for origin in self.origins[: last + 1])
+        return self.token_ids[:last].numpy().tobytes(), *(picture.digest for picture in self.pictures[:shown])
+
+    @cached_property
     def counts(self) -> dict[str, int]:
         """Tokens by side: "document", "query", "template" (picture frames and score token included), and "total"."""
         counts = {"document": 0, "query": 0, "template": 0}

@@ -16,7 +16,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from m0.attention import Packing
+from m0.batch import Batch
 from m0.checkpoint import TOKENIZER, load_checkpoint, save_checkpoint
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.head import relevance
@@ -37,6 +37,10 @@ from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer
 DEFAULT_BATCH_TOKENS = 8192
 MAX_VISION_PATCHES = 16384
 """Patches that go through the vision tower at a time, unless one picture alone has more."""
+KEPT_VISUAL_TOKENS = 16384
+"""Visual tokens of pictures already looked at that are kept during a call, for pairs that show them again."""
+MAX_SIBLING_TOKENS = 1024
+"""Query tokens that meet one copy of a document side by side; their mutual mask grows with the square."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -194,7 +198,7 @@ class Reranker:
         query_parts = self._parts(query, "query")
         encodings: dict[int, Encoding] = {}
         failed = []
-        bar = _Progress(len(documents), "reading", progress)
+        bar = Progress(len(documents), "reading", progress)
         for index, document in enumerate(documents):
             try:
                 encodings[index] = self.prompt.encode(query_parts, self._parts(document, "document"), limits)
@@ -234,6 +238,32 @@ class Reranker:
         limits = Limits(max_length, max_query_length, max_doc_length)
         return self.prompt.encode(self._parts(query, "query"), self._parts(document, "document"), limits)
 
+    def logits(
+        self,
+        pairs: Sequence[tuple[Any, Any]],
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        progress: bool = False,
+        max_length: int = 10240,
+        max_query_length: int = 512,
+        max_doc_length: int | None = None,
+    ) -> list[float]:
+        """The model's raw output for each (query, document) pair; relevance is sigmoid(logit - 2.65). Otherwise as `score`."""
+        limits = Limits(max_length, max_query_length, max_doc_length)
+        return self._logits(self._encode_pairs(pairs, limits), batch_tokens, progress).tolist()
+
+    def read(self, value: Any, side: Literal["query", "document"] = "document") -> list[Part]:
+        """Open a query or document once (pictures decoded and resized); what comes back may be given in its place."""
+        return self._parts(value, side)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides a score: config, every weight, the active adapter, tokenizer, picture settings."""
+        digest = sha256(repr((self.model.config, self.image_settings, self.adapters.active, self.adapters.merged)).encode())
+        digest.update(self.prompt.tokenizer.to_str().encode())
+        for name, value in self.model.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def compute_score(
         self,
         pairs: Any,
@@ -268,7 +298,7 @@ class Reranker:
         limits = Limits(max_length, max_query_length, max_doc_length)
         typed = [(_typed(query, query_type), _typed(document, doc_type)) for query, document in _checked_pairs(pairs)]
         scores: list[float] = []
-        bar = _Progress(len(typed), "scoring", show_progress)
+        bar = Progress(len(typed), "scoring", show_progress)
         for start in range(0, len(typed), batch_size):
             encodings = self._encode_pairs(typed[start : start + batch_size], limits, start)
             logits = self._logits(encodings, DEFAULT_BATCH_TOKENS, False)
@@ -299,24 +329,18 @@ class Reranker:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
         if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens!r}, but must be a whole number of at least 1.")
-        pictures = _PictureFeatures(self.model)
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
-        different: list[Encoding] = []
         numbers: dict[tuple[bytes, ...], int] = {}
-        places = []
-        for encoding in encodings:
-            number = numbers.setdefault(pictures.prompt_key(encoding), len(different))
-            if number == len(different):
-                different.append(encoding)
-            places.append(number)
-        pictures.expect(different)
+        places = [numbers.setdefault(encoding.key, len(numbers)) for encoding in encodings]
+        different = list(dict(zip(places, encodings, strict=True)).values())
+        pictures = _PictureFeatures(self.model)
         working = torch.promote_types(self.model.dtype, torch.float32)
         logits = torch.empty(len(different), dtype=working)
-        bar = _Progress(sum(len(encoding) for encoding in different), "scoring", progress)
-        for batch in _batches(different, batch_tokens):
-            chosen = [different[i] for i in batch]
-            logits[batch] = self._forward(chosen, pictures).to("cpu", working)
-            bar.advance(sum(len(encoding) for encoding in chosen))
+        bar = Progress(sum(len(encoding) for encoding in different), "scoring", progress)
+        for members in _batches(different, batch_tokens):
+            batch = Batch.of([different[i] for i in members], device=self.model.device)
+            logits[members] = batch.score(self.model, pictures.take(batch.pictures)).to("cpu", working)
+            bar.advance(sum(len(different[i]) for i in members))
         bar.close()
         if not torch.isfinite(logits).all():
             raise M0Error(
@@ -324,85 +348,72 @@ class Reranker:
             )
         return logits[places]
 
-    def _forward(self, encodings: list[Encoding], pictures: _PictureFeatures) -> Tensor:
-        device = self.model.device
-        token_ids = torch.cat([encoding.token_ids for encoding in encodings]).to(device)
-        positions = torch.cat([encoding.positions for encoding in encodings], dim=1).to(device)
-        features = pictures.take([picture for encoding in encodings for picture in encoding.pictures])
-        packing = Packing([len(encoding) for encoding in encodings], causal=True, device=device)
-        return self.model.head(self.model.decoder(self.model.embed(token_ids, features), positions, packing))
-
 
 class _PictureFeatures:
-    """Vision output of each different picture, computed when first asked for and kept until its last pair is scored."""
+    """Vision output of each different picture, computed when first asked for and kept while it is likely to be asked for again."""
 
     def __init__(self, model: RerankerModel) -> None:
         self.model = model
-        self.keys: dict[int, bytes] = {}
-        self.uses: dict[bytes, int] = {}
-        self.features: dict[bytes, Tensor] = {}
-
-    def prompt_key(self, encoding: Encoding) -> tuple[bytes, ...]:
-        """Equal for prompts that are equal in every token and pixel."""
-        return encoding.token_ids.numpy().tobytes(), *(self._key(picture) for picture in encoding.pictures)
-
-    def expect(self, encodings: list[Encoding]) -> None:
-        """Say which prompts will come, so that a picture's features can be dropped after its last."""
-        for encoding in encodings:
-            for picture in encoding.pictures:
-                key = self._key(picture)
-                self.uses[key] = self.uses.get(key, 0) + 1
-
-    def _key(self, picture: Picture) -> bytes:
-        if (key := self.keys.get(id(picture))) is None:
-            key = blake2b(repr(picture.pixels.shape).encode() + picture.pixels.tobytes(), digest_size=16).digest()
-            self.keys[id(picture)] = key
-        return key
+        self.features: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def take(self, pictures: list[Picture]) -> Tensor | None:
         """Visual tokens of these pictures, end to end; None for none."""
         if not pictures:
             return None
-        keys = [self._key(picture) for picture in pictures]
-        unseen = OrderedDict((key, p) for key, p in zip(keys, pictures, strict=True) if key not in self.features)
-        for group in _patch_groups(list(unseen.items())):
-            patches = torch.cat([picture.patches for _, picture in group]).to(self.model.device)
-            seen = self.model.vision(patches, [picture.grid for _, picture in group])
-            for (key, _), part in zip(group, seen.split([picture.num_tokens for _, picture in group]), strict=True):
-                self.features[key] = part
-        result = torch.cat([self.features[key] for key in keys])
-        for key in keys:
-            self.uses[key] -= 1
-            if self.uses[key] == 0:
-                self.features.pop(key, None)
+        unseen = {p.digest: p for p in pictures if p.digest not in self.features}
+        for group in _patch_groups(list(unseen.values())):
+            patches = torch.cat([picture.patches for picture in group]).to(self.model.device)
+            seen = self.model.vision(patches, [picture.grid for picture in group])
+            for picture, part in zip(group, seen.split([picture.num_tokens for picture in group]), strict=True):
+                self.features[picture.digest] = part
+        result = torch.cat([self.features[picture.digest] for picture in pictures])
+        for picture in pictures:
+            self.features.move_to_end(picture.digest)
+        while sum(map(len, self.features.values())) > KEPT_VISUAL_TOKENS and len(self.features) > 1:
+            self.features.popitem(last=False)
         return result
 
 
-def _patch_groups(items: list[tuple[bytes, Picture]]) -> Iterator[list[tuple[bytes, Picture]]]:
-    group: list[tuple[bytes, Picture]] = []
+def _patch_groups(pictures: list[Picture]) -> Iterator[list[Picture]]:
+    group: list[Picture] = []
     size = 0
-    for item in items:
-        patches = item[1].grid[0] * item[1].grid[1]
+    for picture in pictures:
+        patches = picture.grid[0] * picture.grid[1]
         if group and size + patches > MAX_VISION_PATCHES:
             yield group
             group, size = [], 0
-        group.append(item)
+        group.append(picture)
         size += patches
     if group:
         yield group
 
 
 def _batches(encodings: list[Encoding], batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of the encodings, like lengths together, at most `batch_tokens` at a time (or one that is longer)."""
+    """Numbers of the encodings in batches of at most `batch_tokens` (or one that is longer).
+
+    Prompts of one document stay together, as far as their own tokens keep within MAX_SIBLING_TOKENS; like lengths go together.
+    """
+    families: dict[tuple[bytes, ...], list[int]] = {}
+    for number, encoding in enumerate(encodings):
+        families.setdefault(encoding.document_key, []).append(number)
     batch: list[int] = []
     size = 0
-    for number in sorted(range(len(encodings)), key=lambda i: len(encodings[i])):
-        length = len(encodings[number])
-        if batch and size + length > batch_tokens:
-            yield batch
-            batch, size = [], 0
-        batch.append(number)
-        size += length
+    for members in sorted(families.values(), key=lambda members: len(encodings[members[0]])):
+        first, siblings = encodings[members[0]], 0
+        shared = first.counts["document"] if len(members) > 1 else 0
+        for place, number in enumerate(members):
+            own = len(encodings[number]) - shared
+            if place and siblings + own > MAX_SIBLING_TOKENS:
+                yield batch
+                batch, size, siblings = [], 0, 0
+            alone = own + (shared if not siblings else 0)
+            if batch and size + alone > batch_tokens:
+                yield batch
+                batch, size, siblings = [], 0, 0
+                alone = own + shared
+            batch.append(number)
+            size += alone
+            siblings += own
     if batch:
         yield batch
 
@@ -479,7 +490,7 @@ def _stored_as_bfloat16(directory: Path) -> bool:
     return all(tensor.type == "BF16" for tensor in list_tensors(directory))
 
 
-class _Progress:
+class Progress:
     """A bar on stderr: share done, time left."""
 
     def __init__(self, total: int, label: str, shown: bool) -> None:
