@@ -15,7 +15,7 @@ $(VENV)/.core: pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity,train,eval]'
 	touch $@
 
 demo: $(VENV)/.core  ## rank real mixed documents with m0-nano

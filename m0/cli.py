@@ -1,4 +1,4 @@
-"""The command line: `m0 rank`, `m0 info`, `m0 fetch`.
+"""The command line: `m0 rank`, `m0 train`, `m0 evaluate`, `m0 info`, `m0 fetch`.
 
 Exit status: 0 done; 1 ranked, but some documents could not be used (each is named on stderr); 2 nothing done.
 """
@@ -76,6 +76,41 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     rank.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
     rank.set_defaults(run=_rank)
+
+    train = commands.add_parser(
+        "train",
+        help="train an adapter, the score head or everything",
+        description="Train as a TOML file says; docs/training.md explains every setting. Runs under torchrun, too.",
+    )
+    train.add_argument("config", help="TOML file")
+    train.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    train.add_argument("--output", help="the run's directory, instead of the config's")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="rerank a dataset and measure the rankings",
+        description="Rerank a dataset in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), pictures included.",
+    )
+    evaluate.add_argument("dataset", help="the dataset's directory")
+    evaluate.add_argument("--split", default="test", help="which judgements: qrels/SPLIT.tsv (test)")
+    source = evaluate.add_mutually_exclusive_group()
+    source.add_argument("--candidates", metavar="RUN", help="TREC run whose documents are reranked (default: all documents)")
+    source.add_argument("--bm25", type=int, metavar="N", help="rerank the N documents that BM25 finds, and compare with BM25")
+    evaluate.add_argument("--compare", metavar="RUN", help="TREC run to compare with: differences and their significance")
+    evaluate.add_argument(
+        "--out", type=Path, metavar="DIR", help="keep scores, run.trec and report.json; goes on where it stopped"
+    )
+    evaluate.add_argument("--measures", nargs="+", metavar="M", help="such as nDCG@10 R@100 RR AP P@5 Success@1")
+    evaluate.add_argument("--model", default="m0-nano", help="m0-nano (default), a directory, or a hub id")
+    evaluate.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    evaluate.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
+    evaluate.add_argument("--batch-tokens", type=int, default=8192, help="tokens that go through the model at a time (8192)")
+    evaluate.add_argument("--max-pixels", type=int, help="pixels of a picture after resizing (602112)")
+    evaluate.add_argument("--device", help="cpu, cuda, cuda:1, ...")
+    evaluate.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
+    evaluate.set_defaults(run=_evaluate)
 
     info = commands.add_parser("info", help="print sizes, parameters, type and memory of a model")
     info.add_argument("model", nargs="?", default="m0-nano", metavar="PATH", help="m0-nano (default), a directory, or a hub id")
@@ -292,7 +327,51 @@ def _fit(text: str, width: int) -> str:
     return shown + " " * (width - used)
 
 
-# --- m0 info, m0 fetch ------------------------------------------------------------------------------------------------
+# --- m0 train, m0 info, m0 fetch ------------------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> int:
+    from m0.train import TrainConfig, train
+
+    changes = {"output": os.path.abspath(options.output)} if options.output else {}
+    print(train(TrainConfig.load(options.config, changes), options.resume))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, read_run
+    from m0.evaluate.metrics import DEFAULT
+    from m0.parallel import processes
+    from m0.reranker import Reranker
+
+    dataset = Dataset.load(options.dataset, options.split)
+    measures = options.measures or DEFAULT
+    candidates = bm25_run(dataset, options.bm25) if options.bm25 else None
+    if options.candidates:
+        candidates = read_run(options.candidates)
+    other = read_run(options.compare) if options.compare else candidates if options.bm25 else None
+    beside = Evaluation.of(dataset, other, measures) if other is not None else None  # wrong measures show before the work
+    with processes() as first:
+        reranker = Reranker.from_pretrained(
+            options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
+        )
+        evaluation = evaluate(
+            reranker,
+            dataset,
+            candidates,
+            options.out,
+            measures,
+            progress=sys.stderr.isatty(),
+            batch_tokens=options.batch_tokens,
+            max_length=options.max_length,
+        )
+        if first and options.json:
+            print(json.dumps(evaluation.report(), ensure_ascii=False, indent=2))
+        elif first:
+            print(evaluation.table(beside, "BM25" if options.bm25 and not options.compare else str(options.compare)))
+        for document, reason in evaluation.failed.items() if first else ():
+            print(f"m0: {document}: {reason}", file=sys.stderr)
+    return 1 if evaluation.failed else 0
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -35,3 +35,7 @@ class DownloadError(M0Error, OSError):
 
 class MissingExtraError(M0Error, ImportError):
     """An optional package that a feature needs and that is not installed."""
+
+
+class TrainError(M0Error, RuntimeError):
+    """A training run that cannot begin, or cannot go on."""

@@ -14,7 +14,8 @@ class ScoreHead(nn.Sequential):
 
     def forward(self, states: Tensor) -> Tensor:
         """(sequences, hidden) -> logits (sequences,)."""
-        return super().forward(states).squeeze(-1)
+        # A head that is trained stays in float32 above a bfloat16 decoder.
+        return super().forward(states.to(next(self.parameters()).dtype)).squeeze(-1)
 
 
 def relevance(logits: Tensor, bias: float = 2.65) -> Tensor:

@@ -110,14 +110,31 @@ class Section:
         self.sentences = sentences or [self.text_]
 
     def pair(self, rng: random.Random) -> tuple[str, str]:
-        """A query and a document: the heading, or a sentence, and a stretch of the section."""
+        """A query and a document: the heading, some of its words, or a sentence; and a stretch of the section."""
         length = rng.randint(SECTION_CHARACTERS // 3, SECTION_CHARACTERS)
         first = 0 if rng.random() < 0.5 else rng.randrange(len(self.sentences))
-        if rng.random() < 0.7 or len(self.sentences) < 3:
-            return self.heading, " ".join(self.sentences[first:])[:length]
+        document = " ".join(self.sentences[first:])[:length]
+        kind = rng.random()
+        if kind < 0.3:
+            return some_words(document, rng), document
+        if kind < 0.75 or len(self.sentences) < 3:
+            return self.heading, document
         asked = min(first + rng.randint(0, 2), len(self.sentences) - 1)
         rest = [s for i, s in enumerate(self.sentences[first:], first) if i != asked or rng.random() < 0.3]
         return self.sentences[asked][:120], " ".join(rest)[:length] or self.text_[:length]
+
+
+def some_words(text: str, rng: random.Random) -> str:
+    """What somebody who knows the text might ask for: a phrase of it, or a few of its longer words. Teaches to match words."""
+    words = text.split()
+    if len(words) < len(text) / 15:  # written without blanks
+        words = [text[i : i + 4] for i in range(0, len(text) - 3, 4)] or [text]
+    count = min(rng.randint(1, 4), len(words))
+    if rng.random() < 0.5:
+        start = rng.randrange(len(words) - count + 1)
+        return " ".join(words[start : start + count])
+    longer = [word for word in words if len(word) > 3] or words
+    return " ".join(rng.sample(longer, min(count, len(longer))))
 
 
 def augment(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -295,7 +312,7 @@ class Sampler:
 
     def list_batch(self) -> list[tuple]:
         rng, kind = self.rng, self.rng.random()
-        if kind < 0.5:
+        if kind < 0.45:
             pool = self.by_category[rng.choice(self.categories)] if rng.random() < 0.5 else self.emoji
             return [self.emoji_pair(c, 0.65, 0.15) for c in rng.sample(pool, 16)]
         if kind < 0.8:
@@ -588,7 +605,7 @@ def main() -> None:
     fresh = [p for p in model.parameters() if id(p) not in learned]
     cross = run_stage(
         "cross-encoder",
-        {3e-4: [*tower, *lookups], 1e-3: fresh},
+        {2e-4: [*tower, *lookups], 3.5e-4: fresh},
         lambda: list_loss(model, sampler, concepts),
         options.minutes * 60,
         cross_check,

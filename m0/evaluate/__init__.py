@@ -1,0 +1,16 @@
+"""Evaluation: a dataset in BEIR's layout, with pictures, reranked and measured.
+
+dataset     corpus, queries, judgements
+bm25        a first stage and baseline
+evaluation  scoring, resumable and shared over processes
+metrics     measures, intervals, tests
+runs        TREC files
+"""
+
+from m0.evaluate.bm25 import bm25_run
+from m0.evaluate.dataset import Dataset
+from m0.evaluate.evaluation import Evaluation, evaluate
+from m0.evaluate.metrics import winoground
+from m0.evaluate.runs import read_run, write_run
+
+__all__ = ["Dataset", "Evaluation", "bm25_run", "evaluate", "read_run", "winoground", "write_run"]

@@ -1,0 +1,121 @@
+"""Measures of a ranking, through ir-measures; their uncertainty, through SciPy; and Winoground's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from m0.errors import InputError, MissingExtraError
+
+DEFAULT = ("nDCG@10", "R@10", "RR", "AP", "P@1", "Success@1")
+"""In ir-measures' notation: RR is MRR when averaged, AP is MAP, R is recall, P precision."""
+RESAMPLES = 2000
+
+
+def per_query(
+    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]], measures: Sequence[str] = DEFAULT
+) -> dict[str, dict[str, float]]:
+    """Each measure's value for each judged query (0 for one that the run lacks): measure -> query -> value.
+
+    Raises InputError on an unknown measure.
+    """
+    try:
+        import ir_measures
+    except ImportError:
+        raise MissingExtraError("measures need ir-measures: pip install 'm0-reranker[eval]'.") from None
+    parsed = {}
+    for name in measures:
+        try:
+            parsed[ir_measures.parse_measure(name)] = name
+        except (NameError, ValueError, SyntaxError):
+            raise InputError(
+                f"there is no measure {name!r}; known are such as nDCG@10, R@100, RR, AP, P@5, Success@1."
+            ) from None
+    values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in measures}
+    for metric in ir_measures.iter_calc(
+        list(parsed), {q: dict(d) for q, d in qrels.items()}, {q: dict(d) for q, d in run.items()}
+    ):
+        if metric.query_id in qrels:
+            values[parsed[metric.measure]][metric.query_id] = float(metric.value)
+    return values
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over queries, with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    queries: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
+    """Mean and percentile bootstrap interval over queries (Efron & Tibshirani 1993)."""
+    data = np.asarray(values, dtype=float)
+    if not len(data):
+        raise InputError("there are no queries to average over.")
+    if len(data) == 1 or np.ptp(data) == 0:
+        return Estimate(float(data.mean()), float(data.mean()), float(data.mean()), len(data))
+    stats = _scipy_stats()
+    found = stats.bootstrap((data,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+    interval = found.confidence_interval
+    return Estimate(float(data.mean()), float(interval.low), float(interval.high), len(data))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a run differs from another on the same queries."""
+
+    difference: Estimate
+    """First minus second."""
+    p_value: float
+    """Of a two-sided paired permutation test: how often chance alone gives a difference as large."""
+
+
+def compare(first: Mapping[str, float], second: Mapping[str, float], seed: int = 0) -> Comparison:
+    """Paired difference of one measure. Raises InputError where the queries are not the same."""
+    if first.keys() != second.keys():
+        raise InputError("the two runs were measured on different queries.")
+    differences = np.array([first[query] - second[query] for query in first])
+    if not np.any(differences):
+        return Comparison(estimate(differences.tolist(), seed), 1.0)
+    test = _scipy_stats().permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=9999,
+        rng=np.random.default_rng(seed),
+    )
+    return Comparison(estimate(differences.tolist(), seed), float(test.pvalue))
+
+
+def winoground(scores: Sequence[Sequence[Sequence[float]]]) -> dict[str, float]:
+    """Winoground's scores (Thrush et al. 2022).
+
+    Args:
+        scores: for each example a 2 x 2 table, scores[caption][picture]; caption i belongs to picture i.
+
+    Returns: "text", "image" and "group", shares of the examples between 0 and 1: for both pictures the right caption scores
+    higher; for both captions the right picture does; both hold. Equal scores count as wrong.
+    """
+    table = np.asarray(scores, dtype=float)
+    if table.ndim != 3 or table.shape[1:] != (2, 2) or not len(table):
+        raise InputError(f"scores have shape {table.shape}, but must be (examples, 2 captions, 2 pictures), at least one.")
+    text = (table[:, 0, 0] > table[:, 1, 0]) & (table[:, 1, 1] > table[:, 0, 1])
+    image = (table[:, 0, 0] > table[:, 0, 1]) & (table[:, 1, 1] > table[:, 1, 0])
+    return {"text": float(text.mean()), "image": float(image.mean()), "group": float((text & image).mean())}
+
+
+def _scipy_stats() -> Any:
+    try:
+        import scipy.stats
+    except ImportError:
+        raise MissingExtraError("intervals need scipy: pip install 'm0-reranker[eval]'.") from None
+    return scipy.stats

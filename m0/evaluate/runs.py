@@ -1,0 +1,52 @@
+"""Runs in TREC's format: a line `query Q0 document rank score tag` for each ranked document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from m0.errors import InputError
+
+Run = dict[str, dict[str, float]]
+"""Scores by query and document."""
+
+
+def read_run(path: str | Path) -> Run:
+    """Raises InputError naming the line."""
+    path = Path(path)
+    run: Run = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            query, _, document, _, score, _ = line.split()
+            value = float(score)
+        except ValueError:
+            raise InputError(f"{path}, line {number}: must be `query Q0 document rank score tag`.") from None
+        if not math.isfinite(value):
+            raise InputError(f"{path}, line {number}: the score is {score}.")
+        if document in run.setdefault(query, {}):
+            raise InputError(f"{path}, line {number}: {document} is ranked twice for {query}.")
+        run[query][document] = value
+    if not run:
+        raise InputError(f"{path} is empty.")
+    return run
+
+
+def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "m0") -> None:
+    """Best first; equal scores by document id, as evaluation tools do."""
+    path = Path(path)
+    lines = []
+    for query, scores in run.items():
+        ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+        lines += [f"{query} Q0 {document} {rank} {score!r} {tag}" for rank, (document, score) in enumerate(ranked, 1)]
+    partial = path.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,211 @@
+"""A model that learns: which of its parameters are trained, how it is spread over processes, and its optimizer's state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from m0.batch import Batch
+from m0.model import RerankerModel
+from m0.reranker import Reranker
+from m0.rotary import working_dtype
+from m0.train.config import Stage, TrainConfig
+
+ADAPTER = "trained"
+"""Name of the adapter while it is trained."""
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class PairScorer(nn.Module):
+    """A packed batch -> its logits, as one module that can be wrapped for many processes.
+
+    Args:
+        model: the model.
+        vision_learns: whether gradients reach the vision tower.
+        always_look: show the tower a small grey picture when a batch has none. Where parameters are spread over processes,
+            every process must take the same path through the model.
+    """
+
+    def __init__(self, model: RerankerModel, vision_learns: bool, always_look: bool) -> None:
+        super().__init__()
+        self.model, self.vision_learns, self.always_look = model, vision_learns, always_look
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits, (prompts,)."""
+        features, unused = None, None
+        with torch.set_grad_enabled(self.vision_learns and torch.is_grad_enabled()):
+            if batch.pictures:
+                features = self._look(batch)
+            elif self.always_look:
+                config = self.model.config.vision
+                grid = (config.spatial_merge_size, config.spatial_merge_size)
+                unused = self.model.vision(torch.zeros(grid[0] * grid[1], config.patch_dim, device=self.model.device), [grid])
+        logits = batch.score(self.model, features)
+        return logits if unused is None else logits + 0.0 * unused.sum().to(logits.dtype)
+
+    def _look(self, batch: Batch) -> Tensor:
+        """Visual tokens of the batch's pictures, each different one looked at once."""
+        different = {id(picture): picture for picture in batch.pictures}
+        patches = torch.cat([picture.patches for picture in different.values()]).to(self.model.device)
+        seen = self.model.vision(patches, [picture.grid for picture in different.values()])
+        parts = dict(zip(different, seen.split([picture.num_tokens for picture in different.values()]), strict=True))
+        return torch.cat([parts[id(picture)] for picture in batch.pictures])
+
+
+class Learner:
+    """One stage's model, spread over processes if there are several, with AdamW over what the stage trains.
+
+    Args:
+        config, stage: what to train.
+        trained: values of what earlier stages have trained, by parameter name.
+
+    Attributes:
+        reranker: for encoding, and for scoring in one process.
+        parameters: what this stage trains, by name.
+    """
+
+    def __init__(self, config: TrainConfig, stage: Stage, trained: Mapping[str, Tensor]) -> None:
+        self.config, self.stage = config, stage
+        self.reranker = load(config, trained)
+        model = self.reranker.model
+        learning = set(names_of(model, stage.train))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in learning)
+        if config.gradient_checkpointing:
+            for layer in (*model.decoder.layers, *model.vision.blocks):
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        vision_learns = any(name.startswith("vision.") for name in learning)
+        self.spread = dist.is_initialized()
+        sharded = self.spread and config.parallel == "fsdp"
+        scorer = PairScorer(model, vision_learns, always_look=self.spread and (vision_learns or sharded))
+        self.scorer: nn.Module = scorer
+        if sharded:
+            self._shard(scorer)
+        elif self.spread:
+            self.scorer = DistributedDataParallel(scorer, broadcast_buffers=False)
+        model.train()
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in learning}
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.parameters.values() if p.ndim > 1], "weight_decay": stage.weight_decay},
+                {"params": [p for p in self.parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=stage.learning_rate,
+            betas=stage.betas,
+        )
+
+    def _shard(self, scorer: PairScorer) -> None:
+        """FSDP2: the weights of each layer are shared out over the processes, and gathered while the layer computes."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(scorer.model.device.type, (dist.get_world_size(),))
+        for layer in (*scorer.model.decoder.layers, *scorer.model.vision.blocks):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(scorer, mesh=mesh)
+
+    def hold_gradients(self, held: bool) -> None:
+        """While held, backward passes add up in each process; the one after releases them to be averaged over processes."""
+        if isinstance(self.scorer, DistributedDataParallel):
+            self.scorer.require_backward_grad_sync = not held
+        elif self.spread:
+            self.scorer.set_requires_gradient_sync(not held)  # type: ignore[operator]
+
+    def clip(self, largest: float) -> float:
+        """Scale the gradient down to a norm of at most `largest`; returns the norm before."""
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), largest)
+        return float(_full(norm))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a continued run needs, whole and on the CPU, under names that do not depend on the number of processes."""
+        tensors = {f"parameter/{name}": _copy(parameter) for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for moment, value in self.optimizer.state[parameter].items():
+                tensors[f"{moment}/{name}"] = _copy(value)
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up a state that `state` gave."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(_like(parameter, tensors[f"parameter/{name}"]))
+                self.optimizer.state[parameter] = {
+                    moment: tensors[f"step/{name}"].clone()
+                    if moment == "step"
+                    else _like(parameter, tensors[f"{moment}/{name}"])
+                    for moment in MOMENTS
+                }
+
+
+def load(config: TrainConfig, trained: Mapping[str, Tensor]) -> Reranker:
+    """The model to train, with its adapter if there is one, and with what earlier stages have trained."""
+    reranker = Reranker.from_pretrained(config.model, dtype=config.dtype, device=_device(config), max_pixels=config.max_pixels)
+    if config.trains_lora:
+        reranker.adapters.add(ADAPTER, config.adapter_config)
+    model = reranker.model
+    if config.trains_head:
+        model.head.to(working_dtype(model.dtype))
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in trained.items():
+            own[name].copy_(value)
+    return reranker
+
+
+def names_of(model: RerankerModel, kind: Literal["lora", "head", "all"]) -> list[str]:
+    """Names of the parameters that a stage trains."""
+    names = [name for name, _ in model.named_parameters()]
+    if kind == "lora":
+        return [name for name in names if f".adapters.{ADAPTER}." in name]
+    return [name for name in names if name.startswith("head.")] if kind == "head" else names
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float, final: float) -> float:
+    """Rises over the first `warmup` share of the steps, then falls to `final` along a cosine."""
+    rising = warmup * steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    share = (step - rising) / max(steps - rising, 1)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def sum_over_processes(values: Iterable[float]) -> list[float]:
+    """Each value's sum over all processes (the values themselves where there is one)."""
+    tensor = torch.tensor(list(values), dtype=torch.float64)
+    if dist.is_initialized():
+        if dist.get_backend() == "nccl":
+            tensor = tensor.cuda()
+        dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def _device(config: TrainConfig) -> str | None:
+    if dist.is_initialized() and config.device is None and torch.cuda.is_available():
+        return f"cuda:{torch.cuda.current_device()}"
+    return config.device
+
+
+def _full(value: Any) -> Tensor:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _copy(value: Tensor) -> Tensor:
+    return _full(value.detach()).cpu().clone().contiguous()
+
+
+def _like(parameter: Any, value: Tensor) -> Tensor:
+    """A whole tensor in the place and shape of a parameter, which may be spread over processes."""
+    value = value.to(parameter.device, parameter.dtype)
+    if not hasattr(parameter, "device_mesh"):
+        return value.clone()
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)

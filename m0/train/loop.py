@@ -1,0 +1,416 @@
+"""The training loop: stages, updates, checkpoints, resuming; in one process or in many under torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from m0.batch import Batch
+from m0.errors import InputError, M0Error, TrainError
+from m0.parallel import processes
+from m0.prompt import Encoding, Limits, read_parts
+from m0.reranker import Reranker
+from m0.train import state
+from m0.train.config import Stage, TrainConfig
+from m0.train.data import Candidates, Example, Examples, candidates, document_key
+from m0.train.learner import ADAPTER, Learner, learning_rate_factor, load, sum_over_processes
+from m0.train.losses import combined
+from m0.train.mining import mine
+from m0.train.record import CURVES_PICTURE, RUN, Record, describe, draw_curves, write_json
+
+RESULT = "result"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Queries that go through the model together."""
+
+    batch: Batch
+    lists: list[tuple[slice, Tensor, Tensor | None]]
+    """For each query: which logits are its documents', their labels, a teacher's scores."""
+
+
+@dataclass
+class Totals:
+    """Sums over the queries of a validation or an update."""
+
+    loss: float = 0.0
+    right: float = 0.0
+    queries: float = 0.0
+    tokens: float = 0.0
+
+
+def train(config: TrainConfig, resume: bool = False) -> Path:
+    """Train as configured.
+
+    Writes into `config.output`: run.json (config, versions, data hashes), checkpoints/, curves.csv, curves.png (where
+    matplotlib is installed), tensorboard/ (where it is installed), and result/: an adapter in peft's format or a full checkpoint.
+
+    Args:
+        config: what to train.
+        resume: go on from the newest checkpoint of the same run. In one process on a CPU the weights come out bit for bit as
+            if nothing had happened.
+
+    Returns: the directory of the result. Raises TrainError, InputError or ConfigError, one sentence each.
+    """
+    with processes():
+        try:
+            return _Run(config, resume).train()
+        except M0Error:
+            raise
+        except OSError as error:
+            raise TrainError(f"the run cannot go on: {error}; {state.last_good(Path(config.output))}") from None
+        except RuntimeError as error:
+            if dist.is_initialized() and _is_connection_error(error):
+                raise TrainError(
+                    f"another process of this run has ended; {state.last_good(Path(config.output))} Continue with --resume."
+                ) from None
+            raise
+
+
+class _Run:
+    def __init__(self, config: TrainConfig, resume: bool) -> None:
+        self.config = config
+        self.run = Path(config.output)
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for number, stage in enumerate(config.stages, 1):
+            if stage.queries_per_step // stage.queries_per_pass % self.world:
+                raise TrainError(
+                    f"stage {number}: a step has {stage.queries_per_step // stage.queries_per_pass} passes, but must have a "
+                    f"multiple of {self.world}, the number of processes; change queries_per_step or queries_per_pass."
+                )
+            if stage.hard_negatives and self.world > 1 and config.parallel == "fsdp":
+                raise TrainError(
+                    f'stage {number}: hard_negatives are mined in whole models; use parallel = "ddp", or mine before.'
+                )
+        self.examples = Examples([Path(path) for path in config.data], config.on_bad_line)
+        self.validation = (
+            Examples([Path(path) for path in config.validation], config.on_bad_line) if config.validation else None
+        )
+        if self.rank == 0:
+            for sentence in (*self.examples.bad, *(self.validation.bad if self.validation else ())):
+                _say(f"left out: {sentence}")
+        self.steps = [
+            stage.steps or stage.epochs * math.ceil(len(self.examples) / stage.queries_per_step) for stage in config.stages
+        ]
+        self.trained: dict[str, Tensor] = {}
+        self.resumed: dict[str, Tensor] | None = None
+        self.mined: dict[int, tuple[Any, ...]] = {}
+        self.first_stage, self.done = 0, 0
+        self._begin(resume)
+
+    def _begin(self, resume: bool) -> None:
+        """Make the run's directory, or take up a run that was stopped."""
+        paths = state.found(self.run)
+        if resume:
+            if not paths:
+                raise TrainError(f"{self.run} has no checkpoint to resume from.")
+            tensors, about = state.load(paths[-1])
+            if about["config"] != _comparable(self.config):
+                raise TrainError(f"{self.run} was begun with another config; resume with the same, or choose another output.")
+            if about["data"] != self._data_hashes():
+                raise TrainError(f"{self.run} was begun with other data: a file has changed; choose another output.")
+            self.first_stage, self.done = about["stage"], about["step"]
+            self.trained = {name.removeprefix("trained/"): t for name, t in tensors.items() if name.startswith("trained/")}
+            self.resumed = {name: t for name, t in tensors.items() if not name.startswith("trained/")}
+            if self.rank == 0:
+                _say(f"going on from {paths[-1]}, step {self.done}")
+            return
+        if self.run.exists() and any(self.run.iterdir()):
+            raise TrainError(f"{self.run} is not empty; go on with --resume, or choose another output.")
+        if self.world > 1:
+            dist.barrier()
+        if self.rank == 0:
+            self.run.mkdir(parents=True, exist_ok=True)
+
+    def train(self) -> Path:
+        record = None
+        for number in range(self.first_stage, len(self.config.stages)):
+            torch.manual_seed(self.config.seed)
+            learner = Learner(self.config, self.config.stages[number], self.trained)
+            if self.rank == 0 and record is None:
+                device = str(learner.reranker.model.device)
+                write_json(self.run / RUN, describe(self.config, self._data_hashes(), self.world, device))
+                record = Record(self.run, self.done, sum(self.steps))
+            self.mined = self._mine(number, learner.reranker)
+            self._stage(number, learner, record)
+            self.trained |= {
+                name.removeprefix("parameter/"): value
+                for name, value in learner.state().items()
+                if name.startswith("parameter/")
+            }
+            del learner
+        result = self.run / RESULT
+        if self.rank == 0:
+            assert record is not None
+            record.close()
+            self._write_result(result)
+            if draw_curves(self.run) is None:
+                _say(f"{CURVES_PICTURE} needs matplotlib: pip install 'm0-reranker[plot]'; the figures are in curves.csv")
+        if self.world > 1:
+            dist.barrier()
+        return result
+
+    # --- one stage ----------------------------------------------------------------------------------------------------
+
+    def _stage(self, number: int, learner: Learner, record: Record | None) -> None:
+        stage, before = self.config.stages[number], sum(self.steps[:number])
+        if self.resumed is not None:
+            learner.restore(self.resumed)
+            self.resumed = None
+        with ThreadPoolExecutor(1) as reader:  # reads and tokenizes the next step while this one computes
+            coming: Future[list[Pass]] | None = None
+            for step in range(self.done - before, self.steps[number]):
+                passes = (coming or reader.submit(self._read, number, step, learner.reranker)).result()
+                if step + 1 < self.steps[number]:
+                    coming = reader.submit(self._read, number, step + 1, learner.reranker)
+                row = self._update(number, step, learner, passes)
+                self.done += 1
+                last = step + 1 == self.steps[number]
+                if self.validation and (last or self.done % self.config.validate_every == 0):
+                    row |= self._validate(learner, stage)
+                if record is not None:
+                    record.add(row)
+                if last or self.done % self.config.checkpoint_every == 0:
+                    self._save(number, learner)
+
+    def _update(self, number: int, step: int, learner: Learner, passes: list[Pass]) -> dict[str, Any]:
+        stage, begin = self.config.stages[number], time.monotonic()
+        rate = stage.learning_rate * learning_rate_factor(step, self.steps[number], stage.warmup, stage.final)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(hash((self.config.seed, number, step, self.rank)) & 0x7FFFFFFF)  # dropout, the same when resumed
+        learner.optimizer.zero_grad(set_to_none=True)
+        totals = Totals()
+        for place, one in enumerate(passes):
+            learner.hold_gradients(place + 1 < len(passes))
+            with self._autocast(learner):
+                logits = learner.scorer(one.batch)
+                loss = _loss(logits, one, stage, totals) / stage.queries_per_step
+            # DDP and FSDP take the mean over processes; ours is the sum over all queries of the step.
+            (loss * self.world).backward()
+            totals.tokens += one.batch.packing.total
+        [totals.loss, totals.tokens] = sum_over_processes([totals.loss, totals.tokens])
+        mean = totals.loss / stage.queries_per_step
+        self._refuse_not_finite("the loss", mean)
+        norm = learner.clip(stage.clip)
+        self._refuse_not_finite("the gradient's norm", norm)
+        learner.optimizer.step()
+        return {
+            "stage": number + 1,
+            "step": self.done + 1,
+            "queries": stage.queries_per_step,
+            "loss": mean,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens_per_second": round(totals.tokens / (time.monotonic() - begin), 1),
+        }
+
+    @torch.no_grad()
+    def _validate(self, learner: Learner, stage: Stage) -> dict[str, float]:
+        """Loss and success@1 of every validation query against all its documents."""
+        assert self.validation is not None
+        learner.scorer.eval()
+        totals = Totals()
+        count = len(self.validation)
+        for start in range(0, count, self.world):  # as many passes in each process: the last ones may repeat a query unseen
+            number = start + self.rank
+            example = self.validation[number % count]
+            everything = max(len(example.positive), len(example.negative), 1)
+            one = self._pass([candidates(example, everything, everything, random.Random(0))], learner.reranker)
+            with self._autocast(learner):
+                logits = learner.scorer(one.batch)
+                counted = totals if number < count else Totals()
+                _loss(logits, one, stage, counted)
+        learner.scorer.train()
+        [loss, right, queries] = sum_over_processes([totals.loss, totals.right, totals.queries])
+        return {"validation_loss": loss / queries, "validation_success": right / queries}
+
+    def _save(self, number: int, learner: Learner) -> None:
+        tensors = learner.state()  # every process takes part: its weights may be spread over all
+        if self.rank == 0:
+            tensors |= {f"trained/{name}": value for name, value in self.trained.items() if f"parameter/{name}" not in tensors}
+            about = {
+                "stage": number,
+                "step": self.done,
+                "config": _comparable(self.config),
+                "data": self._data_hashes(),
+            }
+            state.save(self.run, self.done, tensors, about, self.config.keep_checkpoints)
+
+    def _refuse_not_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainError(
+                f"{what} is {value} at step {self.done + 1}: training has diverged; lower learning_rate or raise warmup; "
+                f"{state.last_good(self.run)}"
+            )
+
+    def _autocast(self, learner: Learner) -> contextlib.AbstractContextManager[Any]:
+        if not self.config.autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(learner.reranker.model.device.type, dtype=torch.bfloat16)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _read(self, number: int, step: int, reranker: Reranker) -> list[Pass]:
+        """This process's passes of one step."""
+        stage = self.config.stages[number]
+        per_epoch = math.ceil(len(self.examples) / stage.queries_per_step)
+        epoch, place = divmod(step, per_epoch)
+        chosen = self._order(number, epoch)[place]
+        size = stage.queries_per_pass
+        passes = []
+        for start in range(self.rank * size, len(chosen), self.world * size):
+            group = chosen[start : start + size]
+            examples = {i: self._example(i) for i in group}
+            lists = []
+            for place, i in enumerate(group, start):
+                borrowed = []
+                if stage.in_batch_negatives:
+                    known = document_key(examples[i].query)
+                    others = [e for j, e in examples.items() if j != i and document_key(e.query) != known]
+                    borrowed = list(
+                        {document_key(d): d for other in others for d in other.positive[: stage.positives]}.values()
+                    )
+                rng = random.Random(f"{self.config.seed} {number} {epoch} {place} {i}")
+                lists.append(candidates(examples[i], stage.positives, stage.negatives, rng, borrowed))
+            passes.append(self._pass(lists, reranker))
+        return passes
+
+    def _order(self, number: int, epoch: int) -> list[list[int]]:
+        if getattr(self, "_order_of", None) != (number, epoch):
+            queries = self.config.stages[number].queries_per_step
+            self._order_of, self._steps = (number, epoch), self.examples.steps(queries, epoch, self.config.seed + number)
+        return self._steps
+
+    def _example(self, i: int) -> Example:
+        example = self.examples[i]
+        if not (hard := self.mined.get(i)):
+            return example
+        # Mined documents come without a teacher's scores, so they replace the line's negatives only where there are none.
+        return example if example.scores else Example(example.query, example.positive, hard, None, example.grades)
+
+    def _pass(self, lists: Sequence[Candidates], reranker: Reranker) -> Pass:
+        """Encode lists of candidates. A document that cannot be used is refused, or left out, as configured."""
+        encodings: list[Encoding] = []
+        ranges: list[tuple[slice, Tensor, Tensor | None]] = []
+        limits = Limits(self.config.max_length, self.config.max_query_length, self.config.max_doc_length)
+        opened: dict[str, Any] = {}
+        for one in lists:
+            start, labels, scores = len(encodings), [], []
+            try:
+                query = read_parts(one.query, "query", reranker.image_settings)
+            except InputError as error:
+                self._refuse(f"the query {str(one.query)[:60]!r}", error)
+                continue
+            for place, document in enumerate(one.documents):
+                key = document_key(document)
+                try:
+                    if key not in opened:  # pictures are opened once a pass
+                        opened[key] = read_parts(document, "document", reranker.image_settings)
+                    encodings.append(reranker.prompt.encode(query, opened[key], limits))
+                except InputError as error:
+                    self._refuse(f"a document of the query {str(one.query)[:60]!r}", error)
+                    continue
+                labels.append(one.labels[place])
+                scores.append(one.scores[place] if one.scores else 0.0)
+            if len(encodings) > start:
+                device = reranker.model.device
+                teacher = torch.tensor(scores, device=device) if one.scores else None
+                ranges.append((slice(start, len(encodings)), torch.tensor(labels, device=device), teacher))
+        if not encodings:
+            raise InputError("none of the documents of a whole pass can be used.")
+        return Pass(Batch.of(encodings, device=reranker.model.device), ranges)
+
+    def _refuse(self, what: str, error: InputError) -> None:
+        """A picture that turns out damaged, or a pair too long: an error, or a sentence and left out, as configured."""
+        if self.config.on_bad_line == "raise":
+            raise InputError(f"{what} cannot be used: {error}") from None
+        _say(f"left out: {what}: {error}")
+
+    def _mine(self, number: int, reranker: Reranker) -> dict[int, tuple[Any, ...]]:
+        """Hard negatives for a stage, each process mining its share; kept in the run's directory for a resumed run."""
+        stage = self.config.stages[number]
+        if not stage.hard_negatives:
+            return {}
+        path = self.run / f"hard-negatives-{number + 1}.jsonl"
+        if not path.exists():
+            numbers = range(self.rank, len(self.examples), self.world)
+            limits = {name: getattr(self.config, name) for name in ("max_length", "max_query_length", "max_doc_length")}
+            reranker.model.eval()
+            seed = self.config.seed + number
+            mined = mine(reranker, self.examples, numbers, stage.hard_negatives, stage.mining_pool, seed, limits)
+            reranker.model.train()
+            if self.world > 1:
+                parts: list[Any] = [None] * self.world
+                dist.all_gather_object(parts, mined)
+                mined = {i: documents for part in parts for i, documents in part.items()}
+            if self.rank == 0:
+                partial = path.with_suffix(".partial")
+                with partial.open("w", encoding="utf-8") as file:
+                    for i in sorted(mined):
+                        file.write(json.dumps({"line": i, "negative": mined[i]}, ensure_ascii=False) + "\n")
+                partial.replace(path)
+            if self.world > 1:
+                dist.barrier()
+        with path.open(encoding="utf-8") as file:
+            return {row["line"]: tuple(row["negative"]) for row in map(json.loads, file)}
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _write_result(self, directory: Path) -> None:
+        torch.manual_seed(self.config.seed)
+        reranker = load(self.config, self.trained)
+        kind = self.config.result
+        if kind == "adapter" or (kind == "auto" and self.config.trains_lora):
+            reranker.adapters.save(directory, ADAPTER)
+            return
+        if self.config.trains_lora:
+            reranker.adapters.merge()
+        reranker.save_pretrained(directory, dtype=getattr(torch, self.config.dtype))
+
+    def _data_hashes(self) -> dict[str, str]:
+        return {**self.examples.hashes, **(self.validation.hashes if self.validation else {})}
+
+
+def _loss(logits: Tensor, one: Pass, stage: Stage, totals: Totals) -> Tensor:
+    """Sum of the queries' losses; adds what is measured to `totals`."""
+    total = logits.sum() * 0.0
+    for places, labels, teacher in one.lists:
+        own = logits[places]
+        loss = combined(dict(stage.loss), own, labels, teacher)
+        total = total + loss
+        totals.loss += loss.item()
+        totals.right += float(labels[own.argmax()] > 0)
+        totals.queries += 1
+    return total
+
+
+def _comparable(config: TrainConfig) -> dict[str, Any]:
+    """What must be the same in a run that is continued, as JSON gives it back."""
+    values = asdict(config)
+    for name in ("checkpoint_every", "keep_checkpoints", "parallel", "device", "output"):
+        del values[name]
+    return json.loads(json.dumps(values))
+
+
+def _is_connection_error(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in ("connection", "gloo", "nccl", "peer", "timed out", "timeout"))
+
+
+def _say(sentence: str) -> None:
+    print(f"m0: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,75 @@
+"""Hard negatives: documents that the present model ranks high for a query, though they are not its positives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from m0.errors import InputError
+from m0.reranker import Reranker
+from m0.train.data import Example, Examples, document_key
+
+SAFETY = 0.95
+"""Another query's document that scores above this share of the query's best positive is left out, as it may well be relevant
+(Moreira et al. 2024, NV-Retriever); the line's own negatives are known not to be."""
+
+
+def mine(
+    reranker: Reranker,
+    examples: Examples,
+    numbers: Sequence[int],
+    keep: int,
+    pool: int,
+    seed: int,
+    limits: dict[str, Any] | None = None,
+    after_each: Callable[[], None] = lambda: None,
+) -> dict[int, tuple[Any, ...]]:
+    """Look for hard negatives of some queries.
+
+    Each query meets its own positives and negatives and the positives of `pool` other queries, drawn by seed. Of what is not
+    its positive, the `keep` best-scored are returned, without others' documents that score as the positives do (see SAFETY).
+
+    Args:
+        reranker: the model as it is now.
+        examples: all queries; `numbers` are those to mine for.
+        keep: hard negatives wanted, a query.
+        pool: other queries whose positives are tried.
+        seed: of the draw.
+        limits: max_length and the like, for `Reranker.rank`.
+        after_each: called after each query, for a bar.
+
+    Returns: for each number its hard negatives, hardest first, fewer where there are not enough.
+    """
+    mined: dict[int, tuple[Any, ...]] = {}
+    for number in numbers:
+        example = examples[number]
+        rng = random.Random(f"mine {seed} {number}")
+        others = [i for i in rng.sample(range(len(examples)), min(pool + 1, len(examples))) if i != number][:pool]
+        positives = {document_key(document) for document in example.positive}
+        tried: dict[str, Any] = {document_key(document): document for document in example.negative}
+        for i in others:
+            for document in _others_positives(examples[i], example):
+                tried.setdefault(document_key(document), document)
+        documents = [*example.positive, *(document for key, document in tried.items() if key not in positives)]
+        try:
+            ranking = reranker.rank(example.query, documents, on_error="skip", **(limits or {}))
+        except InputError:  # the query itself cannot be read; training reports it as its on_bad_line says
+            mined[number] = example.negative[:keep]
+            after_each()
+            continue
+        count = len(example.positive)
+        best = max((result.score for result in ranking if result.index < count), default=1.0)
+        known = {document_key(document) for document in example.negative}
+        hard = [
+            result.document
+            for result in ranking
+            if result.index >= count and (result.score <= SAFETY * best or document_key(result.document) in known)
+        ]
+        mined[number] = tuple(hard[:keep])
+        after_each()
+    return mined
+
+
+def _others_positives(other: Example, example: Example) -> tuple[Any, ...]:
+    return () if document_key(other.query) == document_key(example.query) else other.positive

@@ -1,0 +1,67 @@
+"""Checkpoints of a training run: one safetensors file each, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from m0.errors import TrainError
+
+FOLDER = "checkpoints"
+NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+def save(run: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: int) -> Path:
+    """Write checkpoints/step-N.safetensors, then delete all but the newest `keep`.
+
+    The file is written under another name, forced to disk and renamed, so that a killed process or a full disk leaves the
+    checkpoints before it untouched. Raises TrainError where it cannot be written.
+    """
+    folder = run / FOLDER
+    path = folder / f"step-{step:08d}.safetensors"
+    partial = path.with_suffix(".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), partial, metadata={"about": json.dumps(dict(about))})
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise TrainError(f"the checkpoint {path} cannot be written: {_reason(error)}; {last_good(run)}") from None
+    for old in found(run)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def found(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted(path for path in (run / FOLDER).glob("step-*.safetensors") if NAME.fullmatch(path.name))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a checkpoint. Raises TrainError on a damaged one."""
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            about = json.loads(handle.metadata()["about"])
+            return {key: handle.get_tensor(key).clone() for key in handle.keys()}, about
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TrainError(f"{path} is not a readable checkpoint of a run: {_reason(error)}.") from None
+
+
+def last_good(run: Path) -> str:
+    """Half a sentence on what a user can go on from."""
+    paths = found(run)
+    return f"the last good checkpoint is {paths[-1]}." if paths else "there is no earlier checkpoint."
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".")

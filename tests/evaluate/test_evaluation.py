@@ -1,0 +1,260 @@
+"""Evaluating a dataset: scores as `score` gives them, kept on disk, shared over processes, measured and compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from m0.cli import main
+from m0.errors import InputError
+from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, evaluation, read_run, write_run
+from tests.conftest import noise
+
+pytest.importorskip("ir_measures")
+pytest.importorskip("bm25s")
+ROOT = Path(__file__).parent.parent.parent
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """12 documents (texts, a picture, both), 4 queries in 2 languages, one of them a picture."""
+    folder = tmp_path / "data"
+    (folder / "qrels").mkdir(parents=True)
+    noise(70, 60, seed=1).save(folder / "one.png")
+    noise(60, 80, seed=2).save(folder / "two.png")
+    corpus = [{"_id": f"d{i}", "title": f"title {i}", "text": f"some words about the number {i}"} for i in range(9)]
+    corpus += [{"_id": "p1", "image": "one.png"}, {"_id": "m1", "text": "with a picture", "image": "two.png"}]
+    corpus += [{"_id": "zh", "text": "这是关于打印机的文章"}]
+    write_lines(folder / "corpus.jsonl", corpus)
+    queries = [
+        {"_id": "q1", "text": "number 3", "language": "en"},
+        {"_id": "q2", "text": "打印机", "metadata": {"language": "zh"}},
+        {"_id": "q3", "image": "one.png", "language": "en"},
+        {"_id": "q4", "text": "title words", "language": "en"},
+        {"_id": "unjudged", "text": "nothing"},
+    ]
+    write_lines(folder / "queries.jsonl", queries)
+    judged = ["query-id\tcorpus-id\tscore", "q1\td3\t2", "q1\td4\t1", "q2\tzh\t1", "q3\tp1\t1", "q4\td0\t1", "q4\tm1\t0"]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(judged) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def dataset(folder):
+    return Dataset.load(folder)
+
+
+def test_loading(dataset, folder):
+    assert len(dataset.corpus) == 12
+    assert set(dataset.queries) == {"q1", "q2", "q3", "q4"}
+    assert dataset.languages == {"q1": "en", "q2": "zh", "q3": "en", "q4": "en"}
+    assert dataset.corpus["d1"] == "title 1\nsome words about the number 1"
+    assert dataset.corpus["m1"] == ["with a picture", {"image": str(folder / "two.png")}]
+    assert dataset.corpus["p1"] == [{"image": str(folder / "one.png")}]
+    assert dataset.qrels["q1"] == {"d3": 2, "d4": 1}
+
+
+def test_scores_are_those_of_score(tiny, dataset):
+    done = evaluate(tiny, dataset)
+    assert not done.failed
+    for query, scores in done.run.items():
+        alone = tiny.logits([(dataset.queries[query], dataset.corpus[document]) for document in scores])
+        assert list(scores.values()) == pytest.approx(alone, abs=1e-5)
+        assert len(scores) == 12
+
+
+def test_only_the_candidates_are_scored(tiny, dataset):
+    candidates = {"q1": ["d1", "d3"], "q4": ["d0"]}
+    done = evaluate(tiny, dataset, candidates)
+    assert {query: set(scores) for query, scores in done.run.items()} == {
+        "q1": {"d1", "d3"}, "q2": set(), "q3": set(), "q4": {"d0"},
+    }  # fmt: skip
+    assert done.values["R@10"] == {"q1": 0.5, "q2": 0.0, "q3": 0.0, "q4": 1.0}
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(tiny, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "STRETCH_PAIRS", 8)
+    whole = evaluate(tiny, dataset, out=tmp_path / "whole")
+    scored = []
+    original = evaluation._score
+
+    def watched(reranker, dataset, stretch, options):
+        scored.extend(stretch)
+        if len(scored) > 6:
+            raise KeyboardInterrupt
+        return original(reranker, dataset, stretch, options)
+
+    monkeypatch.setattr(evaluation, "_score", watched)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny, dataset, out=tmp_path / "broken")
+    with (tmp_path / "broken" / "scores-0.jsonl").open("a", encoding="utf-8") as file:
+        file.write('["q1", "d')  # what a killed process may leave
+    again = []
+    monkeypatch.setattr(evaluation, "_score", lambda *a: again.extend(a[2]) or original(*a))
+    rest = evaluate(tiny, dataset, out=tmp_path / "broken")
+    assert 0 < len(again) < 12
+    assert rest.run == whole.run
+    assert (tmp_path / "broken" / "run.trec").read_text() == (tmp_path / "whole" / "run.trec").read_text()
+
+
+def test_a_directory_of_another_evaluation_is_refused(tiny, nano, dataset, tmp_path):
+    evaluate(tiny, dataset, {"q1": ["d1"]}, out=tmp_path / "out")
+    with pytest.raises(InputError, match="another model or other candidates"):
+        evaluate(tiny, dataset, {"q1": ["d2"]}, out=tmp_path / "out")
+    with pytest.raises(InputError, match="another model"):
+        evaluate(nano, dataset, {"q1": ["d1"]}, out=tmp_path / "out")
+
+
+def test_a_document_that_cannot_be_used_ranks_last(tiny, folder):
+    (folder / "one.png").write_bytes(b"no picture")
+    dataset = Dataset.load(folder)
+    candidates = {query: list(dataset.corpus) for query in ("q1", "q2", "q4")}
+    done = evaluate(tiny, dataset, candidates)
+    assert list(done.failed) == ["p1"]
+    assert "is not a picture" in done.failed["p1"]
+    assert len(done.run["q1"]) == 11
+
+
+def test_two_processes_do_as_one(tiny, tiny_directory, dataset, folder, tmp_path):
+    alone = evaluate(tiny, dataset)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", "-m", "m0.cli", "evaluate", str(folder), "--model", str(tiny_directory)]
+    command += ["--dtype", "float32", "--out", str(tmp_path / "out"), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((tmp_path / "out").glob("scores-*.jsonl"))) == 2
+    report = json.loads(done.stdout)
+    assert report["measures"]["nDCG@10"]["mean"] == pytest.approx(alone.means()["nDCG@10"].mean, abs=1e-9)
+    shared = read_run(tmp_path / "out" / "run.trec")
+    for query, scores in alone.run.items():
+        assert shared[query] == pytest.approx(scores, abs=1e-5)
+
+
+def test_kill_nine(tiny, tiny_directory, folder, dataset, tmp_path):
+    """A real process, really killed."""
+    code = "import sys, m0.evaluate.evaluation as e; e.STRETCH_PAIRS = 1; from m0.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "evaluate", str(folder), "--model", str(tiny_directory), "--dtype", "float32"]
+    command += ["--out", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    scores, deadline = tmp_path / "out" / "scores-0.jsonl", time.monotonic() + 100
+    while not (scores.exists() and scores.stat().st_size):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_run(tmp_path / "out" / "run.trec").keys() == dataset.queries.keys()
+    assert len(scores.read_text().splitlines()) == 48
+
+
+def test_trec_runs_come_back(tmp_path):
+    run = {"q1": {"d1": 0.1, "d2": 1 / 3, "d3": -2e-7}, "q2": {"d1": 5.0}}
+    write_run(tmp_path / "run.trec", run)
+    assert read_run(tmp_path / "run.trec") == run
+    assert (tmp_path / "run.trec").read_text().splitlines()[0] == "q1 Q0 d2 1 0.3333333333333333 m0"
+
+
+def test_bm25(dataset):
+    run = bm25_run(dataset, 5)
+    assert next(iter(run["q1"])) == "d3"
+    assert next(iter(run["q2"])) == "zh", "Chinese is cut into pairs of characters"
+    assert all(len(scores) == 5 for scores in run.values())
+
+
+def test_bm25_against_the_formula(dataset):
+    """Lucene's BM25 with k1 = 1.5 and b = 0.75, computed term by term."""
+    import math
+
+    from m0.evaluate.bm25 import BM25, terms
+
+    texts = {key: dataset.text(document) for key, document in dataset.corpus.items()}
+    words = {key: terms(text) for key, text in texts.items()}
+    mean_length = sum(map(len, words.values())) / len(words)
+    for key, score in zip(texts, BM25(texts).scores("number 3 words"), strict=True):
+        expected = 0.0
+        for term in ("number", "3", "words"):
+            holding = sum(term in other for other in words.values())
+            idf = math.log(1 + (len(words) - holding + 0.5) / (holding + 0.5))
+            count = words[key].count(term)
+            expected += idf * count / (count + 1.5 * (1 - 0.75 + 0.75 * len(words[key]) / mean_length))
+        assert score == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_command_line(capsys, tiny_directory, folder, tmp_path):
+    arguments = ["evaluate", str(folder), "--model", str(tiny_directory), "--measures", "nDCG@5", "R@5"]
+    assert main([*arguments, "--bm25", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "| measure | mean [95 % interval] | BM25 | difference | p |" in out
+    assert "| zh | 1 |" in out
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--compare", str(tmp_path / "out" / "run.trec")]) == 0
+    assert "0.000 [0.000, 0.000] | 1.0000 |" in capsys.readouterr().out
+    assert main(["evaluate", str(folder), "--measures", "accuracy"]) == 2
+    assert capsys.readouterr().err.startswith("m0: there is no measure 'accuracy'")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("corpus.jsonl", "{", "corpus.jsonl, line 1: not a line of JSON"),
+        ("corpus.jsonl", '{"text": "a"}', 'line 1: lacks "_id"'),
+        (
+            "corpus.jsonl",
+            '{"_id": "a", "text": "a"}\n{"_id": "a", "text": "b"}',
+            "line 2: the id 'a' stands here a second time",
+        ),
+        ("corpus.jsonl", '{"_id": "a b", "text": "a"}', "holds blanks"),
+        ("corpus.jsonl", '{"_id": "a", "text": ""}', "has neither title, text nor image"),
+        ("corpus.jsonl", '{"_id": "a", "text": 3}', "must be text"),
+        ("corpus.jsonl", '{"_id": "a", "text": "a"}', "test.tsv judges 'd3', which corpus.jsonl does not have"),
+        ("queries.jsonl", '{"_id": "q1", "text": "a"}', "judges the query 'q2'"),
+        ("queries.jsonl", "", "queries.jsonl is empty"),
+        ("qrels/test.tsv", "q1\td3\thigh", "line 1: must be query-id, corpus-id and a whole number"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "has no judgements"),
+    ],
+)
+def test_bad_datasets(folder, file, text, reason):
+    (folder / file).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        Dataset.load(folder)
+    assert reason in str(caught.value)
+
+
+def test_missing_datasets(folder, tmp_path):
+    with pytest.raises(InputError, match="is not a directory"):
+        Dataset.load(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"dev.tsv does not exist"):
+        Dataset.load(folder, split="dev")
+
+
+@pytest.mark.parametrize("line", ["q1 d1 1", "q1 Q0 d1 1 high m0", "q1 Q0 d1 1 nan m0", "q1 Q0 d1 1 2 m0\nq1 Q0 d1 2 1 m0"])
+def test_bad_runs(tmp_path, line):
+    (tmp_path / "run.trec").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line"):
+        read_run(tmp_path / "run.trec")
+
+
+def test_candidates_of_another_corpus(tiny, dataset):
+    with pytest.raises(InputError, match="'d99', which the corpus does not have"):
+        evaluate(tiny, dataset, {"q1": ["d99"]})
+
+
+def test_by_language(dataset):
+    done = Evaluation.of(dataset, {"q1": {"d3": 1.0}, "q2": {"zh": 1.0}}, ["Success@1"])
+    languages = done.by_language()
+    assert languages["zh"]["Success@1"].mean == 1.0
+    assert languages["en"]["Success@1"].mean == pytest.approx(1 / 3)
+    assert languages["en"]["Success@1"].queries == 3
