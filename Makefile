@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What the tests run with. pyproject.toml keeps the wider ranges that users may have.
 TORCH := torch==2.13.0
 
-.PHONY: demo test parity lint format check wheel nano clean
+.PHONY: demo test parity format wheel nano bench-training clean
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,10 +37,13 @@ format: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build
 
-nano: $(VENV)/.core  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 75 minutes on 2 cores)
+nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 80 minutes on 2 cores)
 	$(BIN)/python scripts/build_nano_data.py
 	$(BIN)/python scripts/train_nano.py
 	$(BIN)/python scripts/evaluate_nano.py --write weights/m0-nano/README.md
+
+bench-training: $(VENV)/.dev  ## memory of a LoRA step at the released size: 2.2 B random parameters, 5 GB of disk
+	$(BIN)/python scripts/bench_training.py
 
 clean:
 	rm -rf $(VENV) build dist

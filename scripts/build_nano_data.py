@@ -5,42 +5,74 @@
 | package | registry | what is taken | licence |
 | --- | --- | --- | --- |
 | emoji-datasource-google 16.0.0 | npm | Noto emoji pictures, 64 px | Apache-2.0 (pictures), MIT (data) |
-| cldr-annotations-full 48.2.0 | npm | names and keywords of emoji | Unicode-3.0 |
-| debian-handbook | Debian | headings and sections, 26 languages | GPL-2+ or CC BY-SA 3.0 |
+| cldr-annotations-full 48.2.0 | npm | names and keywords of emoji, 72 languages | Unicode-3.0 |
+| debian-handbook | Debian | headings, sections and figures, 26 languages | GPL-2+ or CC BY-SA 3.0 |
+| developers-reference(-*), maint-guide(-*), debian-faq(-*) | Debian | headings and sections | GPL-2+ |
+| openclipart-png | Debian | drawings with their names | public domain (CC0) |
+| fonts-noto-core, fonts-noto-cjk | Debian | type for page pictures (not distributed) | OFL-1.1 |
+| Python's standard library | the running Python | docstrings and functions | PSF-2.0 |
 
 Needs `npm`, `apt-get` and `dpkg-deb` on the PATH. Writes, under --out:
 
     emoji/*.png        the pictures
     emoji.jsonl        {"emoji", "image", "category", "names": {language: name}, "keywords": {language: [...]}, "held_out": [language...]}
-    sections.jsonl     {"id", "language", "heading", "text", "held_out"}
+    sections.jsonl     {"id", "language", "heading", "text", "figure"?, "page", "held_out"}
+    pages/*.png        each section's opening as a page
+    figures/*.png      figures of the handbook
+    clipart/*.png      drawings, at most 112 px
+    clipart.jsonl      {"image", "name", "folder", "held_out"}
+    code.jsonl         {"id", "query", "code", "held_out"}
 
 Held out, by a hash of the id with a fixed seed, so that the split does not move when material is added: in every language
-the names of a tenth of the emoji (their keywords stay in training), and a tenth of the handbook's sections, whole, in all
-languages at once.
+the names of a tenth of the emoji (their keywords stay in training), a tenth of the sections, whole, in all languages at
+once, with their pages; a tenth of the drawings' names with every drawing of that name; a tenth of the functions.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+from collections import Counter, defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
 
+from nano.pages import draw_page
+from PIL import Image
+
 NPM_PACKAGES = {"emoji": "emoji-datasource-google@16.0.0", "cldr": "cldr-annotations-full@48.2.0"}
-DEBIAN_PACKAGE = "debian-handbook"
+MANUALS = {
+    "developers-reference": " de fr it ja ru",
+    "maint-guide": " ca de es fr it ja ru vi zh-cn zh-tw",
+    "debian-faq": " de fr it ja nl ru zh-cn",
+}
+DEBIAN_PACKAGES = [
+    "debian-handbook",
+    "openclipart-png",
+    "fonts-noto-core",
+    "fonts-noto-cjk",
+    *(f"{name}-{language}".rstrip("-") for name, languages in MANUALS.items() for language in languages.split(" ")),
+]
 HELD_OUT_SHARE = 0.10
 SPLIT_SEED = "m0-nano split 1"
-# The handbook's languages and others that many people write; CLDR locale codes.
+# The manuals' languages and others that many people write; CLDR locale codes.
 LANGUAGES = """
-    ar bg bn ca cs da de el en es fa fi fr he hi hr hu id it ja ko no nl pl pt ro ru sv ta th tr uk ur vi zh zh-Hant
+    af am ar az be bg bn bs ca cs cy da de el en es et eu fa fi fil fr ga gl gu he hi hr hu hy id is it ja ka kk km kn ko
+    lt lv mk ml mn mr ms my ne nl no pa pl pt ro ru si sk sl sq sr sv sw ta te th tr uk ur uz vi zh zh-Hant
 """.split()
+# The manuals' codes that CLDR writes otherwise.
+CODES = {"nb": "no", "zh-cn": "zh", "zh-tw": "zh-Hant"}
 MIN_SECTION_CHARACTERS = 150
+MAX_DRAWINGS_OF_A_NAME = 4
+DRAWING_SIDE = 112
+NO_DRAWINGS = re.compile(r"/(special|unsorted/patterns)/|shapes/stars/star_\d|shapes/flowchart")
 
 
 def held_out(*parts: str) -> bool:
@@ -67,12 +99,16 @@ def fetch(work: Path) -> dict[str, Path]:
             with tarfile.open(next(folder.glob("*.tgz"))) as archive:
                 members = [m for m in archive.getmembers() if not re.search(r"img/google/sheets", m.name)]
                 archive.extractall(folder, members=members, filter="data")
-    folders["handbook"] = folder = work / "handbook"
-    if not (folder / "usr").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        run(["apt-get", "download", DEBIAN_PACKAGE], folder)
-        run(["dpkg-deb", "-x", next(folder.glob("*.deb")).name, "."], folder)
+    for name in DEBIAN_PACKAGES:
+        folders[name] = folder = work / name
+        if not (folder / "usr").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            run(["apt-get", "download", name], folder)
+            run(["dpkg-deb", "-x", next(folder.glob("*.deb")).name, "."], folder)
     return folders
+
+
+# --- emoji ------------------------------------------------------------------------------------------------------------
 
 
 def build_emoji(folders: dict[str, Path], out: Path) -> list[dict]:
@@ -106,31 +142,43 @@ def build_emoji(folders: dict[str, Path], out: Path) -> list[dict]:
     return rows
 
 
-class SectionParser(HTMLParser):
-    """Splits a handbook page at its headings: (anchor id, heading, paragraphs)."""
+# --- manuals ----------------------------------------------------------------------------------------------------------
 
-    SKIP = ("script", "style", "head")
+
+class SectionParser(HTMLParser):
+    """Splits a manual's page at its headings: anchor -> (heading, paragraphs, figures). DocBook's and Sphinx's pages."""
+
+    SKIP = ("script", "style", "head", "nav", "footer")
+    BLOCKS = ("div", "p", "li", "pre", "dt", "dd", "td", "section")
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.sections: list[tuple[str, str, list[str]]] = []
-        self.anchor, self.heading, self.paragraphs = "", "", []  # type: ignore[var-annotated]
+        self.sections: dict[str, tuple[str, list[str], list[str]]] = {}
+        self.anchor, self.section_anchor, self.heading = "", "", ""
+        self.paragraphs: list[str] = []
+        self.figures: list[str] = []
         self.in_heading = self.in_body = False
         self.skipping = 0
         self.buffer: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
+        classes = values.get("class") or ""
         if tag in self.SKIP:
             self.skipping += 1
-        if re.fullmatch(r"h[1-6]", tag) and values.get("class") == "title":
+        if tag == "section":
+            self.section_anchor = values.get("id") or ""
+        if re.fullmatch(r"h[1-6]", tag) and (classes == "title" or self.section_anchor):
             self.finish()
             self.in_heading, self.in_body = True, True
+            self.anchor, self.section_anchor = self.section_anchor, ""
         elif self.in_heading and tag == "a" and values.get("id"):
             self.anchor = values["id"] or ""
-        elif tag in ("div", "p", "li", "pre", "dt", "dd", "td"):
+        elif tag in self.BLOCKS:
             self.paragraph()
-        if tag in ("ul", "ol") and "docnav" in (values.get("class") or ""):
+        if tag == "img" and self.in_body and (values.get("src") or "").startswith("images/inst"):
+            self.figures.append(values["src"] or "")
+        if "docnav" in classes or "navfooter" in classes or "sphinxsidebar" in classes or classes == "footer":
             self.finish()
             self.in_body = False
 
@@ -139,7 +187,7 @@ class SectionParser(HTMLParser):
             self.skipping -= 1
         if re.fullmatch(r"h[1-6]", tag) and self.in_heading:
             self.heading, self.buffer, self.in_heading = clean("".join(self.buffer)), [], False
-        elif tag in ("div", "p", "li", "pre", "dt", "dd", "td"):
+        elif tag in self.BLOCKS:
             self.paragraph()
 
     def handle_data(self, data: str) -> None:
@@ -155,47 +203,175 @@ class SectionParser(HTMLParser):
 
     def finish(self) -> None:
         self.paragraph()
-        if self.heading and self.anchor:
-            self.sections.append((self.anchor, self.heading, self.paragraphs))
-        self.anchor, self.heading, self.paragraphs = "", "", []
+        # "6.2.1. Initialising" and "Chapter 4. Tools" -> the words; Sphinx ends headings with a pilcrow link.
+        heading = re.sub(r"^\D{0,12}?[A-Z]?\d+(\.\d+)*\.?\s+", "", self.heading).rstrip("¶ ")
+        if heading and self.anchor and not re.match(r"id-|id\d|idm\d", self.anchor):
+            self.sections.setdefault(self.anchor, (heading, self.paragraphs, self.figures))
+        self.anchor, self.heading, self.paragraphs, self.figures = "", "", [], []
 
 
 def clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def build_sections(folders: dict[str, Path]) -> list[dict]:
-    html = folders["handbook"] / "usr" / "share" / "doc" / "debian-handbook" / "html"
-    parsed: dict[str, dict[str, tuple[str, list[str]]]] = {}
-    for folder in sorted(html.iterdir()):
-        sections: dict[str, tuple[str, list[str]]] = {}
-        for page in sorted(folder.glob("*.html")):
-            parser = SectionParser()
-            parser.feed(page.read_text(encoding="utf-8"))
-            parser.close()
-            parser.finish()
-            for anchor, heading, paragraphs in parser.sections:
-                heading = re.sub(r"^\D{0,12}?[A-Z]?\d+(\.\d+)*\.?\s+", "", heading)  # "6.2.1. Initialising" -> "Initialising"
-                if not anchor.startswith("id-") and heading:
-                    sections.setdefault(anchor, (heading, paragraphs))
-        parsed[folder.name] = sections
-    english = parsed["en-US"]
-    rows = []
-    for language, sections in parsed.items():
-        for anchor, (heading, paragraphs) in sections.items():
-            text = " ".join(paragraphs)
-            if len(text) < MIN_SECTION_CHARACTERS:
-                continue
-            if language != "en-US":
-                # Many translations are partial: a section that is mostly English still is left out.
-                original = set(english.get(anchor, ("", []))[1])
-                if heading == english.get(anchor, ("", []))[0]:
-                    continue
-                if sum(len(p) for p in paragraphs if p in original) > 0.3 * len(text):
-                    continue
-            rows.append(
-                {"id": anchor, "language": language, "heading": heading, "text": text, "held_out": held_out("section", anchor)}
+def manual_pages(folders: dict[str, Path]) -> dict[str, dict[str, list[Path]]]:
+    """Pages of each manual in each language."""
+    html = folders["debian-handbook"] / "usr" / "share" / "doc" / "debian-handbook" / "html"
+    found = {"handbook": {language_code(folder.name): sorted(folder.glob("*.html")) for folder in sorted(html.iterdir())}}
+    for manual, languages in MANUALS.items():
+        found[manual] = {}
+        for language in languages.split(" "):
+            folder = folders[f"{manual}-{language}".rstrip("-")]
+            pages = sorted(
+                page
+                for page in folder.rglob("*.html")
+                if page.name not in ("search.html", "genindex.html", "developers-reference.html")
+                and (language or re.search(r"^[^.]+(\.en)?\.html$", page.name))
             )
+            found[manual][language_code(language or "en")] = pages
+    return found
+
+
+def language_code(folder: str) -> str:
+    lower = folder.lower()
+    return CODES.get(lower) or CODES.get(lower.split("-")[0]) or lower.split("-")[0]
+
+
+def build_sections(folders: dict[str, Path], out: Path) -> list[dict]:
+    rows = []
+    (out / "figures").mkdir(exist_ok=True)
+    for manual, by_language in manual_pages(folders).items():
+        parsed: dict[str, dict[str, tuple[str, list[str], list[str]]]] = {}
+        for language, pages in by_language.items():
+            parsed[language] = {}
+            for page in pages:
+                parser = SectionParser()
+                parser.feed(page.read_text(encoding="utf-8"))
+                parser.close()
+                parser.finish()
+                for anchor, (heading, paragraphs, figures) in parser.sections.items():
+                    kept = [figure_copy(page.parent / figure, language, out) for figure in figures]
+                    parsed[language].setdefault(anchor, (heading, paragraphs, [figure for figure in kept if figure]))
+        english = parsed["en"]
+        for language, sections in parsed.items():
+            for anchor, (heading, paragraphs, figures) in sections.items():
+                text = " ".join(paragraphs)
+                if len(text) < MIN_SECTION_CHARACTERS:
+                    continue
+                if language != "en":
+                    # Many translations are partial: a section that is mostly English still is left out.
+                    original = set(english.get(anchor, ("", [], []))[1])
+                    if heading == english.get(anchor, ("", [], []))[0]:
+                        continue
+                    if sum(len(p) for p in paragraphs if p in original) > 0.3 * len(text):
+                        continue
+                row = {"id": anchor if manual == "handbook" else f"{manual}/{anchor}", "language": language}
+                row |= {"heading": heading, "text": text, "held_out": held_out("section", row["id"])}
+                rows.append(row | ({"figure": figures[0]} if figures else {}))
+    return rows
+
+
+def figure_copy(path: Path, language: str, out: Path) -> str | None:
+    if not path.exists():
+        return None
+    name = f"figures/{language}-{path.name}"
+    if not (out / name).exists():
+        picture = Image.open(path).convert("RGB")
+        picture.thumbnail((280, 280), Image.Resampling.LANCZOS)
+        picture.save(out / name)
+    return name
+
+
+def build_pages(rows: list[dict], folders: dict[str, Path], out: Path) -> None:
+    """Each section's opening as the picture of a page."""
+    (out / "pages").mkdir(exist_ok=True)
+    fonts = [folders["fonts-noto-core"], folders["fonts-noto-cjk"]]
+    for number, row in enumerate(rows):
+        row["page"] = f"pages/{number:05d}.png"
+        if not (out / row["page"]).exists():
+            figure = Image.open(out / row["figure"]) if "figure" in row else None
+            draw_page(row["heading"], row["text"], row["language"], fonts, row["id"], figure).save(out / row["page"])
+
+
+# --- drawings ---------------------------------------------------------------------------------------------------------
+
+
+def build_clipart(folders: dict[str, Path], out: Path) -> list[dict]:
+    source = folders["openclipart-png"] / "usr" / "share" / "openclipart" / "png"
+    files = sorted(path for path in source.rglob("*.png") if not NO_DRAWINGS.search(path.as_posix()))
+    words = {path: re.sub(r"([a-z])([A-Z])", r"\1 \2", path.stem).replace("-", " - ") for path in files}
+    parts = {path: [w for w in re.split(r"[\s_.]+", text.lower()) if w] for path, text in words.items()}
+    # Many file names end in the author and a number: endings that many differently named files share are authors.
+    endings: Counter[tuple[str, ...]] = Counter()
+    starts: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for some in parts.values():
+        if some and re.fullmatch(r"\d+|", some[-1]):
+            for length in (1, 2, 3):
+                ending = tuple(some[-1 - length : -1])
+                if len(some) > length + 1 and len(ending) == length:
+                    endings[ending] += 1
+                    starts[ending].add(some[0])
+    authors = {ending for ending, count in endings.items() if count >= 4 and len(starts[ending]) >= 4}
+    (out / "clipart").mkdir(exist_ok=True)
+    rows, count = [], Counter()
+    for path in files:
+        some = parts[path]
+        if some and re.fullmatch(r"\d+", some[-1]):
+            some = some[:-1]
+            for length in (3, 2, 1):
+                if len(some) > length and tuple(some[-length:]) in authors:
+                    some = some[:-length]
+                    break
+        some = [word for word in some if word != "-" and not re.fullmatch(r"\d+|r|l|01|architetto|franc|by|netalloy", word)]
+        name = " ".join(some)
+        if not re.search(r"[a-z]{3}", name) or count[name] >= MAX_DRAWINGS_OF_A_NAME:
+            continue
+        try:
+            picture = Image.open(path)
+            if picture.width * picture.height > 20_000_000:
+                continue
+            picture = picture.convert("RGBA")
+        except (OSError, Image.DecompressionBombError):
+            continue
+        box = picture.getbbox()
+        if box is None or picture.getextrema()[3][1] == 0:
+            continue
+        count[name] += 1
+        picture = picture.crop(box)
+        picture.thumbnail((DRAWING_SIDE, DRAWING_SIDE), Image.Resampling.LANCZOS)
+        if max(picture.size) > 4 * min(picture.size):
+            continue
+        image = f"clipart/{len(rows):05d}.png"
+        picture.save(out / image)
+        folder = path.parent.relative_to(source).as_posix()
+        rows.append({"image": image, "name": name, "folder": folder, "held_out": held_out("clipart", name)})
+    return rows
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+
+def build_code() -> list[dict]:
+    rows, seen = [], set()
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py")):
+        module = path.relative_to(library).with_suffix("").as_posix().replace("/", ".")
+        if re.search(r"site-packages|(^|\.)(test|tests|idlelib|lib2to3)\b", module):
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef) or len(node.body) < 2 or not (docstring := ast.get_docstring(node)):
+                continue
+            query = clean(docstring.split("\n\n")[0])[:150]
+            if len(query) < 15 or query in seen:
+                continue
+            seen.add(query)
+            node.body = node.body[1:]
+            name = f"{module}.{node.name}"
+            rows.append({"id": name, "query": query, "code": ast.unparse(node)[:600], "held_out": held_out("code", query)})
     return rows
 
 
@@ -210,12 +386,16 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     folders = fetch((options.packages or options.out / "packages").resolve())
-    emoji, sections = build_emoji(folders, options.out), build_sections(folders)
-    write(options.out / "emoji.jsonl", emoji)
-    write(options.out / "sections.jsonl", sections)
+    emoji, sections = build_emoji(folders, options.out), build_sections(folders, options.out)
+    build_pages(sections, folders, options.out)
+    clipart, code = build_clipart(folders, options.out), build_code()
+    for name, rows in (("emoji", emoji), ("sections", sections), ("clipart", clipart), ("code", code)):
+        write(options.out / f"{name}.jsonl", rows)
     languages = {row["language"] for row in sections}
     print(f"{len(emoji)} emoji in {len(LANGUAGES)} languages, {sum(len(row['held_out']) for row in emoji)} names held out")
-    print(f"{len(sections)} sections in {len(languages)} languages, {sum(row['held_out'] for row in sections)} held out")
+    for what, rows in (("sections", sections), ("drawings", clipart), ("functions", code)):
+        print(f"{len(rows)} {what}, {sum(row['held_out'] for row in rows)} held out")
+    print(f"sections in {len(languages)} languages: {', '.join(sorted(languages))}")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ def qwen2_tokenizer_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen2_prompt(qwen2_tokenizer_file) -> PromptEncoder:
+    """The released model's prompt, as far as a tokenizer goes."""
+    return PromptEncoder(load_tokenizer(qwen2_tokenizer_file), RerankerConfig())
+
+
+@pytest.fixture(scope="session")
 def nano_prompt() -> PromptEncoder:
     return PromptEncoder(load_tokenizer(NANO / "tokenizer.json"), RerankerConfig.load(NANO))
 

@@ -30,18 +30,20 @@ def picture_bytes(kind="PNG"):
     return buffer.getvalue()
 
 
-def test_the_prompt_is_template_document_query_score(nano_prompt):
-    encoding = encode(nano_prompt, "zwei Hunde", "ein roter Ball.")
+def test_the_prompt_is_template_document_query_score(qwen2_prompt):
+    encoding = encode(qwen2_prompt, "zwei Hunde", "ein roter Ball.")
     ids = encoding.token_ids.tolist()
-    assert ids[-1] == nano_prompt.config.score_token_id == 100
-    assert nano_prompt.tokenizer.decode(ids[:-1]) == "**Document**:\nein roter Ball.\n**Query**:\nzwei Hunde"
+    assert ids[-1] == qwen2_prompt.config.score_token_id == 100
+    assert qwen2_prompt.tokenizer.decode(ids[:-1]) == "**Document**:\nein roter Ball.\n**Query**:\nzwei Hunde"
     assert encoding.counts["total"] == len(ids) == len(encoding) == encoding.positions.shape[1]
     assert sum(encoding.counts[side] for side in ("document", "query", "template")) == len(ids)
 
 
-def test_every_character_is_some_tokens_origin(nano_prompt):
+@pytest.mark.parametrize("tokenizer", ["nano_prompt", "qwen2_prompt"])
+def test_every_character_is_some_tokens_origin(tokenizer, request):
+    prompt = request.getfixturevalue(tokenizer)
     texts = {"query": "naïve 猫 ¿qué?", "document": ["Erstens.\n", "第二，é\u0301 👩‍👩‍👧", "third"]}
-    encoding = encode(nano_prompt, texts["query"], texts["document"])
+    encoding = encode(prompt, texts["query"], texts["document"])
     for side, given_texts in (("query", [texts["query"]]), ("document", texts["document"])):
         for part, text in enumerate(given_texts):
             covered = set()
@@ -134,10 +136,10 @@ def test_each_side_is_cut_on_its_own_and_said(nano_prompt):
     assert not encode(nano_prompt, "short", "short").cut
 
 
-def test_the_query_survives_a_long_document(nano_prompt):
-    encoding = encode(nano_prompt, "where is it", "long " * 20000)
+def test_the_query_survives_a_long_document(qwen2_prompt):
+    encoding = encode(qwen2_prompt, "where is it", "long " * 20000)
     assert len(encoding) <= 10240
-    assert nano_prompt.tokenizer.decode(encoding.token_ids.tolist()[:-1]).endswith("**Query**:\nwhere is it")
+    assert qwen2_prompt.tokenizer.decode(encoding.token_ids.tolist()[:-1]).endswith("**Query**:\nwhere is it")
 
 
 def test_text_gives_way_and_pictures_stay_whole(nano_prompt):

@@ -1,0 +1,203 @@
+"""What each choice in m0-nano's training and architecture is worth: the same start, the same number of updates, one change.
+
+    python scripts/ablate_nano.py [--data build/nano-data] [--steps 120] [--minutes 3] [--only NAME ...] [--out ablations.json]
+
+Needs what `train_nano.py` leaves under --data: circuit/, where the cross-encoder starts.
+
+| variant | change |
+| --- | --- |
+| listwise | none: every weight trained with the listwise softmax |
+| pairwise | RankNet instead of the listwise softmax |
+| pointwise | binary cross-entropy alone |
+| lora, then head | as the vendor: LoRA (r 16) on the decoder for two thirds of the steps, then the head; all else stays |
+| head, then lora | the other way round |
+| lora and head | both together in one stage |
+| one axis | picture tokens are positioned one after another, as text is: M-RoPE without its two spatial axes |
+| merging, no merging | warm start of --minutes and cross-encoder anew, with 2x2 merging and without (four times the visual tokens) |
+
+Measured on the held-out checks of `train_nano.py`, success@1, with the seconds of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from nano.circuit import write_circuit
+from nano.lists import Lists, Pair
+from nano.material import Material
+from nano.tokens import Piece, Writer
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from train_nano import Bags, Checks, initialise, list_loss, log, nano_config, run_stage, score_grids, see_evenly
+
+from m0.checkpoint import load_checkpoint
+from m0.lora import Adapters, LoRAConfig
+from m0.model import RerankerModel
+
+LORA = LoRAConfig(r=16, alpha=32.0)  # on every linear layer of the decoder
+
+
+def ranknet(logits: Tensor, right: Tensor, clash: Tensor) -> Tensor:
+    wrong = ~(right.bool() | clash)
+    behind = logits.diagonal()[:, None] - logits
+    return F.softplus(-behind)[wrong].mean()
+
+
+def pointwise(logits: Tensor, right: Tensor, clash: Tensor) -> Tensor:
+    weight = torch.where(right.bool(), len(right) - 1.0, 1.0).masked_fill(clash, 0.0)
+    return F.binary_cross_entropy_with_logits(logits - 2.65, right, weight=weight)
+
+
+def other_loss(
+    loss: Callable[..., Tensor], model: RerankerModel, writer: Writer, lists: list[list[Pair]]
+) -> tuple[Tensor, dict]:
+    grids = [([writer.query(p.query) for p in pairs], [writer.document(p.document) for p in pairs]) for pairs in lists]
+    logits = score_grids(model, grids)
+    terms = [loss(some, torch.eye(len(pairs)), Lists.also_right(pairs)) for some, pairs in zip(logits, lists, strict=True)]
+    return torch.stack(terms).sum(), {}
+
+
+class OneAxis(Writer):
+    """Pieces whose picture tokens stand one after another on all three axes."""
+
+    def query(self, content: Any) -> Piece:
+        return self._flat(super().query(content))
+
+    def document(self, content: Any) -> Piece:
+        return self._flat(super().document(content))
+
+    @staticmethod
+    def _flat(piece: Piece) -> Piece:
+        return replace(piece, runs=[len(piece.ids)])
+
+
+def train(parameters: list[nn.Parameter], rate: float, steps: int, loss_of: Callable[[], tuple[Tensor, dict]]) -> float:
+    """AdamW with warm-up and cosine for a number of steps; returns seconds a step."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    begin = time.monotonic()
+    for step in range(steps):
+        share = step / steps
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, share / 0.05 + 0.05) * (0.5 + 0.5 * math.cos(math.pi * share))
+        loss, _ = loss_of()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    return (time.monotonic() - begin) / steps
+
+
+class Ablations:
+    def __init__(self, data: Path, steps: int, minutes: float) -> None:
+        self.data, self.steps, self.minutes = data, steps, minutes
+        self.material = Material(data)
+        self.checks = Checks(self.material)
+        self.tokenizer = Tokenizer.from_file(str(data / "circuit" / "tokenizer.json"))
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def run(self, name: str) -> None:
+        torch.manual_seed(1)
+        if name in ("merging", "no merging"):
+            result = self._warm(1 if name == "no merging" else 2)
+        else:
+            model = load_checkpoint(self.data / "circuit", torch.float32).train()
+            result = self._from_circuit(name, model)
+        self.results[name] = result
+        log(f"{name}: {result}")
+
+    def _from_circuit(self, name: str, model: RerankerModel) -> dict[str, Any]:
+        writer = (OneAxis if name == "one axis" else Writer)(self.tokenizer, model.config)
+        lists = Lists(self.material, 2)
+        losses = {"pairwise": partial(other_loss, ranknet), "pointwise": partial(other_loss, pointwise)}
+        loss = losses.get(name, list_loss)
+
+        def loss_of() -> tuple[Tensor, dict]:
+            return loss(model, writer, lists.step())
+
+        if "lora" in name:
+            adapters = Adapters(model)
+            adapters.add("ablation", LORA)
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            low_rank, head = list(adapters.parameters()), list(model.head.parameters())
+            orders = {
+                "lora, then head": [(low_rank, 2 / 3), (head, 1 / 3)],
+                "head, then lora": [(head, 1 / 3), (low_rank, 2 / 3)],
+                "lora and head": [([*low_rank, *head], 1.0)],
+            }
+            seconds = 0.0
+            for parameters, share in orders[name]:
+                for parameter in model.parameters():
+                    parameter.requires_grad_(False)
+                for parameter in parameters:
+                    parameter.requires_grad_(True)
+                seconds += share * train(parameters, 1e-3, round(share * self.steps), loss_of)
+        else:
+            seconds = train(list(model.parameters()), 5e-4, self.steps, loss_of)
+        model.eval()
+        return {"seconds a step": round(seconds, 2), **self._measure(model, writer)}
+
+    def _warm(self, merge: int) -> dict[str, Any]:
+        """Vision tower and words from nothing for some minutes, then the circuit and the cross-encoder."""
+        generator = torch.Generator().manual_seed(1)
+        config = nano_config(self.tokenizer)
+        config = config.replace(vision=replace(config.vision, spatial_merge_size=merge))
+        model = RerankerModel(config)
+        initialise(model, generator)
+        with torch.no_grad():
+            model.vision.merger.mlp[2].weight.mul_(0.15)
+        writer, lists = Writer(self.tokenizer, config), Lists(self.material, 1)
+        see_evenly(model, writer, self.material, generator)
+        bags = Bags(model, writer, self.material)
+        lookups = [model.decoder.embed_tokens.weight, bags.vectors, bags.scale]
+        rates = {1.5e-3: list(model.vision.parameters()), 2e-3: lookups}
+        warm = run_stage("warm start", rates, lambda share: bags.loss(lists, share), 60 * self.minutes, lambda: None)
+        frame = [i for text in ("**Document**:\n", "\n**Query**:\n") for i in writer.encode(text)]
+        ids = self.tokenizer.token_to_id("query"), self.tokenizer.token_to_id("document")
+        write_circuit(model, sorted(set(frame)), *ids, generator)
+        seconds = train(list(model.parameters()), 5e-4, self.steps, lambda: list_loss(model, writer, lists.step()))
+        model.eval()
+        return {"warm steps": warm, "seconds a step": round(seconds, 2), **self._measure(model, writer)}
+
+    def _measure(self, model: RerankerModel, writer: Writer) -> dict[str, float]:
+        text = self.checks.by_model(model, writer).removeprefix("held out: ")
+        return {kind: float(value) for kind, value in (part.rsplit(" ", 1) for part in text.split(", "))}
+
+
+NAMES = (
+    "listwise", "pairwise", "pointwise", "lora, then head", "head, then lora", "lora and head", "one axis", "merging", "no merging",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
+    parser.add_argument("--steps", type=int, default=120, help="updates of each variant's cross-encoder")
+    parser.add_argument("--minutes", type=float, default=3.0, help="warm start of the variants with another vision tower")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    ablations = Ablations(options.data, options.steps, options.minutes)
+    for name in options.only:
+        ablations.run(name)
+        if options.out:
+            options.out.write_text(json.dumps(ablations.results, indent=2) + "\n", encoding="utf-8")
+    columns = list(dict.fromkeys(key for result in ablations.results.values() for key in result))
+    print("| variant | " + " | ".join(columns) + " |\n| --- |" + " --- |" * len(columns))
+    for name, result in ablations.results.items():
+        print(f"| {name} | " + " | ".join(str(result.get(column, "")) for column in columns) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Batches: bags of words for the warm start, lists of documents and queries for the cross-encoder."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from nano.material import Concept, Content, Emoji, Material, Section
+from torch import Tensor
+
+
+@dataclass
+class Pair:
+    query: Content
+    document: Content
+    concept: Concept
+
+
+class Lists:
+    def __init__(self, material: Material, seed: int) -> None:
+        self.material, self.rng = material, random.Random(seed)
+        self.plain = 0.25
+        """How many pictures are shown as their files are, the others as a screen might show them."""
+        self.by_category, self.by_language = defaultdict(list), defaultdict(list)
+        self.by_id: dict[str, dict[str, Section]] = defaultdict(dict)
+        for concept in material.emoji:
+            self.by_category[concept.category].append(concept)
+        for section in material.sections:
+            self.by_language[section.language].append(section)
+            self.by_id[section.id][section.language] = section
+        self.categories = [key for key, members in self.by_category.items() if len(members) >= 60]
+        self.languages = [key for key, members in self.by_language.items() if len(members) >= 20]
+        self.translated = [key for key, members in self.by_id.items() if len(members) >= 2]
+        self.figured = [section for section in material.sections if section.figure_file]
+
+    def language(self) -> str:
+        return self.rng.choices(self.languages, [math.sqrt(len(self.by_language[key])) for key in self.languages])[0]
+
+    # --- pairs of each kind -------------------------------------------------------------------------------------------
+
+    def emoji(self, count: int, picture_document: float, picture_query: float, near: float = 0.0) -> list[Pair]:
+        rng = self.rng
+        pool = self.by_category[rng.choice(self.categories)] if rng.random() < near else self.material.emoji
+        pairs = []
+        for concept in rng.sample(pool, count):
+            document = concept.picture(rng, self.plain) if rng.random() < picture_document else concept.text(rng, short=False)
+            query = concept.picture(rng, self.plain) if rng.random() < picture_query else concept.text(rng, short=True)
+            pairs.append(Pair(query, document, concept))
+        return pairs
+
+    def sections(self, count: int) -> list[Pair]:
+        pool = self.by_language[self.language()]
+        start = self.rng.randrange(len(pool))
+        # Neighbours in a manual are harder to tell apart than sections from anywhere.
+        near = [pool[(start + i) % len(pool)] for i in range(min(2 * count, len(pool)))]
+        chosen = self.rng.sample(near if self.rng.random() < 0.4 else pool, count)
+        return [Pair(*section.pair(self.rng), section) for section in chosen]
+
+    def translations(self, count: int) -> list[Pair]:
+        """Heading in one language, document in another."""
+        pairs = []
+        for key in self.rng.sample(self.translated, count):
+            asked, shown = self.rng.sample(list(self.by_id[key].values()), 2)
+            query = asked.heading if self.rng.random() < 0.7 else asked.pair(self.rng)[0]
+            pairs.append(Pair(query, shown.document(self.rng), asked))
+        return pairs
+
+    def drawings(self, count: int, picture_query: float = 0.1) -> list[Pair]:
+        rng = self.rng
+        pairs = []
+        for drawing in rng.sample(self.material.drawings, count):
+            if rng.random() < picture_query:
+                pairs.append(Pair(drawing.picture(rng, self.plain), drawing.text(rng, short=False), drawing))
+            else:
+                pairs.append(Pair(drawing.text(rng, short=True), drawing.picture(rng, self.plain), drawing))
+        return pairs
+
+    def functions(self, count: int) -> list[Pair]:
+        return [Pair(*function.pair(self.rng), function) for function in self.rng.sample(self.material.functions, count)]
+
+    def pages(self, count: int) -> list[Pair]:
+        pool = self.by_language[self.language()] if self.rng.random() < 0.5 else self.material.sections
+        return [Pair(section.heading, section.page(), section) for section in self.rng.sample(pool, count)]
+
+    def figures(self, count: int) -> list[Pair]:
+        chosen = self.rng.sample(self.figured, min(count, len(self.figured)))
+        return [Pair(section.pair(self.rng)[0], section.mixed(self.rng), section) for section in chosen]
+
+    # --- lists --------------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[list[Pair]]:
+        """The lists of one step: emoji, sections, and one of another kind in turn by chance."""
+        rng = self.rng
+        lists = [self.emoji(14, 0.75, 0.15, near=0.3)]
+        lists.append(self.translations(8) if rng.random() < 0.4 else self.sections(9))
+        kind = rng.random()
+        if kind < 0.45:
+            lists.append(self.drawings(12))
+        elif kind < 0.57:
+            lists.append(self.functions(9))
+        elif kind < 0.69:
+            lists.append(self.pages(6))
+        elif kind < 0.75:
+            lists.append([*self.figures(3), *self.sections(4)])
+        else:  # pictures and texts of all kinds in one list
+            lists.append([*self.emoji(6, 0.5, 0.1), *self.drawings(3), *self.translations(2), *self.sections(2)])
+        return lists
+
+    @staticmethod
+    def also_right(pairs: list[Pair]) -> Tensor:
+        """(queries, documents), True where another's document bears the query's words too: neither right nor wrong."""
+        clash = torch.zeros(len(pairs), len(pairs), dtype=torch.bool)
+        for i, pair in enumerate(pairs):
+            words = pair.query.casefold() if isinstance(pair.query, str) else None
+            for j, other in enumerate(pairs):
+                if i == j:
+                    continue
+                same = other.concept is pair.concept or (
+                    isinstance(other.concept, Section)
+                    and isinstance(pair.concept, Section)
+                    and other.concept.id == pair.concept.id
+                )
+                if same or (words is not None and other.concept.also(words)):
+                    clash[i, j] = True
+        return clash
+
+    # --- bags of words ------------------------------------------------------------------------------------------------
+
+    def names(self, count: int) -> tuple[list[str], list[Emoji]]:
+        chosen = self.rng.choices(self.material.emoji, k=count)
+        return [concept.text(self.rng, short=self.rng.random() < 0.8) for concept in chosen], chosen
+
+    def comparisons(self) -> list[list[Pair]]:
+        """Pairs for the warm start: a query and its document among the others of its kind."""
+        return [
+            self.emoji(256, 1.0, 0.0),
+            self.drawings(64, 0.0),
+        ]

@@ -1,0 +1,104 @@
+"""A section of a manual as the picture of a page: a large heading, running text, its figure if it has one."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+# Script -> file names of Noto, sans first.
+FONTS = {
+    "latin": ("NotoSans-Regular.ttf", "NotoSerif-Regular.ttf"),
+    "arabic": ("NotoSansArabic-Regular.ttf", "NotoNaskhArabic-Regular.ttf"),
+    "hebrew": ("NotoSansHebrew-Regular.ttf", "NotoSerifHebrew-Regular.ttf"),
+    "cjk": ("NotoSansCJK-Regular.ttc", "NotoSerifCJK-Regular.ttc"),
+    "thai": ("NotoSansThai-Regular.ttf", "NotoSerifThai-Regular.ttf"),
+    "devanagari": ("NotoSansDevanagari-Regular.ttf", "NotoSerifDevanagari-Regular.ttf"),
+}
+SCRIPTS = {"ar": "arabic", "fa": "arabic", "he": "hebrew", "th": "thai", "hi": "devanagari", "mr": "devanagari"}
+SCRIPTS |= dict.fromkeys(("ja", "ko", "zh", "zh-Hant"), "cjk")
+FACES = {"ja": 0, "ko": 1, "zh": 2, "zh-Hant": 3}
+"""Number of the language's face in the CJK collection."""
+PAPERS = ((255, 255, 255), (255, 255, 255), (250, 246, 235), (238, 242, 246), (30, 30, 36))
+
+
+@lru_cache(maxsize=64)
+def _font(path: Path, size: int, face: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(path), size, index=face)
+
+
+@lru_cache(maxsize=64)
+def _file(folders: tuple[Path, ...], name: str) -> Path:
+    return next(path for folder in folders for path in folder.rglob(name))
+
+
+def draw_page(
+    heading: str, text: str, language: str, folders: list[Path], seed: str, figure: Image.Image | None = None
+) -> Image.Image:
+    """One of several layouts and sizes, chosen by `seed`; RGB, a multiple of 28 pixels on each side."""
+    rng = random.Random(f"{seed} {language}")
+    width, height = rng.choice([(224, 280), (252, 252), (280, 224), (252, 308), (224, 336)])
+    paper = rng.choice(PAPERS)
+    ink = (230, 230, 230) if sum(paper) < 200 else (20, 20, 20)
+    accent = rng.choice([ink, ink, (150, 20, 40), (20, 60, 160)]) if sum(paper) > 200 else ink
+    page = Image.new("RGB", (width, height), paper)
+    draw = ImageDraw.Draw(page)
+    style = rng.randrange(2)
+    file = _file(tuple(folders), FONTS[SCRIPTS.get(language, "latin")][style])
+    face = FACES.get(language, 0)
+    margin, top = rng.randint(8, 16), rng.randint(8, 16)
+    bottom = _write(
+        draw,
+        heading,
+        _font(file, rng.choice([20, 22, 24, 26]), face),
+        (margin, top),
+        width - margin,
+        height // 2,
+        accent,
+        language,
+    )
+    bottom += rng.randint(4, 10)
+    if rng.random() < 0.3:
+        draw.line((margin, bottom, width - margin, bottom), fill=accent, width=1)
+        bottom += 6
+    if figure is not None:
+        shown = figure.convert("RGB")
+        shown.thumbnail((width - 2 * margin, height // 3))
+        page.paste(shown, (margin, bottom))
+        bottom += shown.height + 6
+    _write(
+        draw,
+        text[:600],
+        _font(file, rng.choice([9, 10, 11]), face),
+        (margin, bottom),
+        width - margin,
+        height - 6,
+        ink,
+        language,
+    )
+    return page
+
+
+def _write(draw, text, font, at, right, bottom, ink, language) -> int:
+    """Text broken into lines that fit, from `at` down to `bottom`; returns where it ended."""
+    left, y = at
+    spaced = SCRIPTS.get(language) not in ("cjk", "thai")
+    words = text.split(" ") if spaced else list(text)
+    joiner = " " if spaced else ""
+    step = int(font.size * 1.3)
+    backwards = SCRIPTS.get(language) in ("arabic", "hebrew")
+    line = ""
+    for word in [*words, None]:
+        longer = word if not line else f"{line}{joiner}{word}"
+        if word is not None and font.getlength(longer) <= right - left:
+            line = longer
+            continue
+        if y + step > bottom:
+            break
+        x = right - font.getlength(line) if backwards else left
+        draw.text((x, y), line, font=font, fill=ink)
+        y += step
+        line = word or ""
+    return y
