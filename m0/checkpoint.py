@@ -243,6 +243,7 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     layout: str = "hub",
     max_shard_bytes: int = 5 * 10**9,
+    image_settings: ImageSettings | None = None,
 ) -> None:
     """Write config, weights, picture settings and tokenizer in a form that this loader and transformers read.
 
@@ -258,7 +259,7 @@ def save_checkpoint(
     }
     stored_type = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     config = {**model.config.to_dict(layout), "torch_dtype": stored_type}
-    settings = ImageSettings()
+    settings = image_settings or ImageSettings()
     vision = model.config.vision
     preprocessor = {
         "image_processor_type": "Qwen2VLImageProcessor",

@@ -6,6 +6,7 @@ Exit status: 0 done; 1 ranked, but some documents could not be used (each is nam
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -35,6 +36,9 @@ class Source:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not end the ranking
+            stream.reconfigure(errors="replace")
     try:
         return options.run(options)
     except M0Error as error:
@@ -120,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="download a model into weights/")
     fetch.add_argument("model", help="hub id, such as jinaai/jina-reranker-m0")
     fetch.add_argument("--revision", help="branch, tag or commit")
-    fetch.add_argument("--to", type=Path, metavar="DIR", help="where to put it (default: weights/NAME)")
+    fetch.add_argument("--to", type=Path, metavar="DIR", help="where to put it (default: weights/OWNER/NAME)")
     fetch.set_defaults(run=_fetch)
     return parser
 
@@ -173,7 +177,7 @@ def _rank(options: argparse.Namespace) -> int:
         ]
         failed = [{"index": number, "name": name, "error": error} for number, name, error in failures]
         report = {"query": options.query, "model": options.model, "results": results, "failed": failed}
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print(_json(report))
     else:
         table = [(result.score, source.name, snippet(source.document)) for (_, source), result in rows]
         print(format_table(table))
@@ -190,12 +194,23 @@ def _rank(options: argparse.Namespace) -> int:
 def read_sources(argument: str) -> Iterator[Source]:
     """The documents that one argument of the command line stands for. What cannot be used says why."""
     if argument == "-":
-        yield from _json_lines(sys.stdin.read(), "-", Path(), plain_text=True)
+        try:
+            stream = getattr(sys.stdin, "buffer", None)
+            text = sys.stdin.read() if stream is None else stream.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            yield Source("-", error=f"standard input is not text in UTF-8 at byte {error.start}.")
+        else:
+            yield from _json_lines(text, "-", Path(), plain_text=True)
         return
     path = Path(argument)
-    if path.is_dir():
+    try:
+        is_directory, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:
+        yield Source(argument[:60], error=f"{argument[:60]}... cannot be read: {getattr(error, 'strerror', None) or error}.")
+        return
+    if is_directory:
         yield from _directory(path)
-    elif not path.exists():
+    elif not exists:
         yield Source(argument, error=f"{argument} does not exist.")
     elif path.suffix.lower() == ".jsonl":
         text = _read_text(path)
@@ -235,16 +250,16 @@ def _read_text(path: Path) -> str | Source:
 
 
 def _json_lines(text: str, name: str, folder: Path, plain_text: bool) -> Iterator[Source]:
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         yield Source(name, error=f"{name} is empty.")
     for number, line in lines:
         label = f"{name}:{number}"
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if plain_text and not line.lstrip().startswith(("{", '"')):
-                yield Source(label, {"text": line})
+                yield Source(label, {"text": line.rstrip("\r")})
             else:
                 yield Source(label, error=f"{label} is not a line of JSON: {error}.")
             continue
@@ -285,6 +300,16 @@ def snippet(document: Any) -> str:
     for key, value in document.items():
         words.append("[picture]" if key == "image" else " ".join(str(value)[:400].split()))
     return " ".join(words)
+
+
+def _json(value: Any) -> str:
+    """JSON that standard output can write: file names need not be text, and terminals need not know all letters."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=2)
+    return text
 
 
 def format_table(rows: Sequence[tuple[float, str, str]]) -> str:
@@ -340,17 +365,20 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, read_run
-    from m0.evaluate.metrics import DEFAULT
+    from m0.evaluate.metrics import DEFAULT, parse_measures
     from m0.parallel import processes
     from m0.reranker import Reranker
 
     dataset = Dataset.load(options.dataset, options.split)
     measures = options.measures or DEFAULT
-    candidates = bm25_run(dataset, options.bm25) if options.bm25 else None
+    parse_measures(measures)  # wrong ones show before the work
+    candidates = bm25_run(dataset, options.bm25) if options.bm25 is not None else None
     if options.candidates:
         candidates = read_run(options.candidates)
-    other = read_run(options.compare) if options.compare else candidates if options.bm25 else None
-    beside = Evaluation.of(dataset, other, measures) if other is not None else None  # wrong measures show before the work
+    other = read_run(options.compare) if options.compare else candidates if options.bm25 is not None else None
+    if options.compare and other is not None and not set(other) & set(dataset.queries):
+        raise InputError(f"{options.compare} ranks none of the dataset's queries.")
+    beside = Evaluation.of(dataset, other, measures) if other is not None else None
     with processes() as first:
         reranker = Reranker.from_pretrained(
             options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
@@ -366,7 +394,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             max_length=options.max_length,
         )
         if first and options.json:
-            print(json.dumps(evaluation.report(), ensure_ascii=False, indent=2))
+            print(_json(evaluation.report(beside)))
         elif first:
             print(evaluation.table(beside, "BM25" if options.bm25 and not options.compare else str(options.compare)))
         for document, reason in evaluation.failed.items() if first else ():

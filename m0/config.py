@@ -95,7 +95,7 @@ class RerankerConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist.") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not a readable JSON file: {error}.") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object.")
@@ -114,7 +114,7 @@ class RerankerConfig:
         vision = values.get("vision_config")
         if not isinstance(vision, Mapping) or not isinstance(text, Mapping):
             raise ConfigError("vision_config and text_config must be JSON objects.")
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        rope = _table(text, "rope_parameters") or _table(text, "rope_scaling")
         _refuse_variants(text, vision, rope)
         decoder_config = DecoderConfig(
             hidden_size=_integer(text, "hidden_size"),
@@ -128,7 +128,7 @@ class RerankerConfig:
             mrope_section=_section(rope),
             max_positions=_integer(text, "max_position_embeddings", default=32768),
         )
-        vision_rope = vision.get("rope_parameters") or {}
+        vision_rope = _table(vision, "rope_parameters")
         vision_config = VisionConfig(
             depth=_integer(vision, "depth"),
             hidden_size=_integer(vision, "embed_dim"),
@@ -235,6 +235,10 @@ def _check(config: RerankerConfig) -> None:
                 raise ConfigError(f"{name}.{key} is {value}, but must be above 0.")
         if part.hidden_size % part.num_heads:
             raise ConfigError(f"{name}: hidden_size {part.hidden_size} is not a multiple of its {part.num_heads} heads.")
+    if vision.mlp_ratio * vision.hidden_size > 2**20:
+        raise ConfigError(f"vision.mlp_ratio is {vision.mlp_ratio}, but the MLP may be {2**20} wide at most.")
+    if not math.isfinite(config.logit_bias):
+        raise ConfigError(f"logit_bias is {config.logit_bias}, but must be a finite number.")
     if decoder.num_heads % decoder.num_kv_heads:
         raise ConfigError(
             f"decoder: {decoder.num_heads} query heads cannot be shared out over {decoder.num_kv_heads} key/value heads."
@@ -246,7 +250,10 @@ def _check(config: RerankerConfig) -> None:
         )
     if vision.head_dim % 4:
         raise ConfigError(f"vision: a head of {vision.head_dim} cannot be split into pairs for rows and columns.")
-    for key in ("vision_start_token_id", "vision_end_token_id", "image_token_id", "score_token_id"):
+    ids = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "score_token_id")
+    if len({getattr(config, key) for key in ids}) < len(ids):
+        raise ConfigError(f"{', '.join(ids)} are {[getattr(config, key) for key in ids]}, but must all be different.")
+    for key in ids:
         if not 0 <= getattr(config, key) < decoder.vocab_size:
             raise ConfigError(f"{key} is {getattr(config, key)}, outside the vocabulary of {decoder.vocab_size}.")
 
@@ -269,8 +276,19 @@ def _number(values: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
+def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = values.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} is {value!r}, but must be a JSON object.")
+    return value
+
+
 def _section(rope: Mapping[str, Any]) -> tuple[int, int, int]:
     section = rope.get("mrope_section", [16, 24, 24])
-    if not isinstance(section, list | tuple) or len(section) != 3 or not all(isinstance(part, int) for part in section):
-        raise ConfigError(f"mrope_section is {section!r}, but must be three whole numbers.")
+    if (
+        not isinstance(section, list | tuple)
+        or len(section) != 3
+        or not all(isinstance(part, int) and not isinstance(part, bool) and part >= 0 for part in section)
+    ):
+        raise ConfigError(f"mrope_section is {section!r}, but must be three whole numbers, none below 0.")
     return section[0], section[1], section[2]

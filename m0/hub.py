@@ -19,41 +19,53 @@ def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
 
     Args:
         name: "m0-nano" (shipped), a directory, or a hub id such as "jinaai/jina-reranker-m0". A hub id is looked for under
-            ./weights first, where `m0 fetch` puts it, and downloaded to the hub's cache otherwise.
+            ./weights/OWNER/NAME first, where `m0 fetch` puts it, and downloaded to the hub's cache otherwise.
         revision: branch, tag or commit of a hub id.
 
     Raises DownloadError where it is none of these, or cannot be fetched.
     """
-    text = os.fspath(name)
-    if text == SHIPPED and revision is None:
-        return _shipped()
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    try:
+        text = os.fsdecode(name)
+        path = Path(text).expanduser()
+        is_directory, exists = path.is_dir(), path.exists()
+    except TypeError:
+        raise DownloadError(f"a model is named by text or a path, not by {type(name).__name__}.") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DownloadError(f"the model {_short(str(name))} cannot be looked for: {error}.") from None
+    if text == SHIPPED or (text and is_directory):
+        if revision is not None:
+            raise DownloadError(f"{text} is on this machine; revision {revision!r} goes with a hub id only.")
+        return _shipped() if text == SHIPPED else path
+    if exists and text:
         raise DownloadError(f"{text} is a file; give the directory that holds {CONFIG} and the weights.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith((".", "/", "~")):
         raise DownloadError(
-            f"{text!r} is neither {SHIPPED!r}, nor a directory, nor a hub id such as 'jinaai/jina-reranker-m0'."
+            f"{_short(text)!r} is neither {SHIPPED!r}, nor a directory, nor a hub id such as 'jinaai/jina-reranker-m0'."
         )
-    fetched = default_target(text)
-    if revision is None and (fetched / CONFIG).exists():
+    fetched = default_target(text, revision)
+    if (fetched / CONFIG).exists():
         return fetched
     return _download(text, revision, None)
 
 
 def fetch(name: str, revision: str | None = None, target: Path | None = None) -> Path:
-    """Download a hub model into a directory (default: weights/NAME), showing progress; an interrupted download goes on.
+    """Download a hub model into a directory (default: weights/OWNER/NAME), showing progress; an interrupted download goes on.
 
     Raises DownloadError.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise DownloadError(f"{name!r} is not a hub id such as 'jinaai/jina-reranker-m0'.")
-    return _download(name, revision, target or default_target(name))
+    return _download(name, revision, target or default_target(name, revision))
 
 
-def default_target(name: str) -> Path:
-    return Path("weights") / name.rpartition("/")[2]
+def default_target(name: str, revision: str | None = None) -> Path:
+    """Where `m0 fetch` puts a hub model: its owner and its revision, if one is asked for, keep it apart from others."""
+    owner, _, model = name.partition("/")
+    return Path("weights") / owner / (model if revision is None else f"{model}@{revision.replace('/', '_')}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:60]}..."
 
 
 def _shipped() -> Path:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import math
+import os
 import re
 import threading
 import urllib.error
@@ -55,6 +56,10 @@ class ImageSettings:
     reference does with files; (255, 255, 255): white paper."""
 
     def __post_init__(self) -> None:
+        for name in ("min_pixels", "max_pixels", "max_image_pixels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ImageError(f"{name} is {value!r}, but must be a whole number of at least 1.")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ImageError(f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}, but 0 < min <= max must hold.")
         if self.max_pixels < self.factor**2:
@@ -198,16 +203,18 @@ def _read(source: Any) -> tuple[bytes, str]:
     """The encoded bytes of a picture that is not decoded yet, and a name for it."""
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source), f"the picture of {len(source)} bytes"
-    if isinstance(source, Path):
-        return _read_file(source)
+    if isinstance(source, os.PathLike):
+        return _read_file(Path(os.fsdecode(source)))
     if not isinstance(source, str):
         raise ImageError(
             f"a picture is given as {type(source).__name__}, but must be a path, URL, data URI, base64 text, bytes, "
             "PIL image or uint8 array."
         )
-    if source.startswith(("http://", "https://")):
-        return _read_url(source), source
-    if source.startswith("data:"):
+    if not source:
+        raise ImageError("a picture is given as empty text, but must be a path, URL, data URI or base64 text.")
+    if source[:8].lower().startswith(("http://", "https://")):
+        return _read_url(source), source if len(source) <= 200 else f"{source[:60]}..."
+    if source[:5].lower() == "data:":
         return _read_data_uri(source), f"the data URI {source[:30]}..."
     if _is_file(source):
         return _read_file(Path(source))
@@ -227,6 +234,8 @@ def _is_file(path: str) -> bool:
 def _read_file(path: Path) -> tuple[bytes, str]:
     name = str(path) if len(str(path)) <= 200 else f"{str(path)[:60]}..."
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():  # a pipe would block for ever
+            raise ImageError(f"{name} is not a file, but a device, pipe or socket.")
         data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist.") from None
@@ -239,7 +248,9 @@ def _read_file(path: Path) -> tuple[bytes, str]:
 
 def _read_url(url: str) -> bytes:
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "m0", "Accept": "image/*"})
+        # A browser would write blanks and letters beyond ASCII so, too.
+        quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+        request = urllib.request.Request(quoted, headers={"User-Agent": "m0", "Accept": "image/*"})
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
             kind = response.headers.get_content_type()
             data = response.read(URL_MAX_BYTES + 1)
@@ -251,25 +262,41 @@ def _read_url(url: str) -> bytes:
         raise ImageError(f"{url} did not answer as a web server should: {_one_line(error)}.") from None
     if len(data) > URL_MAX_BYTES:
         raise ImageError(f"{url} is larger than {URL_MAX_BYTES // 2**20} MiB.")
-    if kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml"):
+    # Servers misname pictures, so their word counts only where the bytes are none.
+    if (kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")) and not _looks_like_picture(data):
         raise ImageError(f"{url} answered {kind}, not a picture.")
     return data
+
+
+def _looks_like_picture(data: bytes) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data)).close()
+        return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:
+        return False
 
 
 def _read_data_uri(uri: str) -> bytes:
     header, comma, body = uri.partition(",")
     if not comma:
         raise ImageError(f"the data URI {uri[:30]}... has no comma, so no data.")
-    if header.endswith(";base64"):
+    if header.lower().endswith(";base64"):
         return _decode_base64(urllib.parse.unquote(body), f"the data URI {uri[:30]}...")
-    return urllib.parse.unquote_to_bytes(body)
+    try:
+        return urllib.parse.unquote_to_bytes(body)
+    except UnicodeEncodeError:
+        raise ImageError(f"the data URI {uri[:30]}... holds lone surrogates.") from None
 
 
 def _decode_base64(text: str, name: str) -> bytes:
     text = re.sub(r"\s", "", text).replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error as error:
+    except (binascii.Error, ValueError) as error:
         raise ImageError(f"{name} is not valid base64: {_one_line(error)}.") from None
 
 

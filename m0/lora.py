@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m0.checkpoint import open_safetensors, our_key, their_key
+from m0.checkpoint import FLOAT_TYPES, NESTED_PREFIXES, open_safetensors, our_key, their_key
 from m0.errors import AdapterError
 from m0.model import RerankerModel
 from m0.rotary import working_dtype
@@ -31,11 +31,17 @@ from m0.rotary import working_dtype
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 ALL_LINEAR = "all-linear"
-UNSUPPORTED = """
-    fan_in_fan_out lora_bias layer_replication use_qalora alora_invocation_tokens trainable_token_indices
-    target_parameters arrow_config eva_config corda_config exclude_modules layers_to_transform
+KNOWN = """
+    peft_type r lora_alpha lora_dropout target_modules use_rslora use_dora modules_to_save rank_pattern alpha_pattern bias
+    init_lora_weights
 """.split()
-"""Settings of peft's LoRA that change what is computed or where, and that m0 does not implement."""
+HARMLESS = """
+    task_type auto_mapping base_model_name_or_path revision inference_mode peft_version megatron_core megatron_config
+    loftq_config runtime_config ephemeral_gpu_offload qalora_group_size layers_pattern ensure_weight_tying
+""".split()
+"""Settings of peft that describe a file or its making, not what is computed. Any other that is set is refused."""
+INITIALISATIONS = (None, True, False, "gaussian", "orthogonal")
+"""Ways to begin that leave the base weights alone; others (pissa, olora, ...) change them when such a file is read."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,31 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise AdapterError(f"the rank r is {self.r!r}, but must be a whole number of at least 1.")
+        for name in ("alpha", "dropout"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise AdapterError(f"{name} is {value!r}, but must be a finite number.")
         if not 0 <= self.dropout < 1:
             raise AdapterError(f"dropout is {self.dropout!r}, but must be at least 0 and below 1.")
+        for name in ("use_rslora", "use_dora"):
+            if not isinstance(getattr(self, name), bool):
+                raise AdapterError(f"{name} is {getattr(self, name)!r}, but must be true or false.")
+        if any(not isinstance(name, str) or not name for name in self.modules_to_save):
+            raise AdapterError(f"modules_to_save is {self.modules_to_save!r}, but must hold names of modules.")
+        patterns = [*self.rank_pattern, *self.alpha_pattern]
+        if isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
+            patterns.append(self.target_modules)
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise AdapterError(f"{pattern!r} is not a regular expression: {error}.") from None
+        for pattern, rank in self.rank_pattern.items():
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise AdapterError(f"rank_pattern gives {pattern!r} the rank {rank!r}, but must give a whole number above 0.")
+        for pattern, alpha in self.alpha_pattern.items():
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+                raise AdapterError(f"alpha_pattern gives {pattern!r} {alpha!r}, but must give a finite number.")
 
     def rank_of(self, name: str) -> int:
         return int(_by_pattern(self.rank_pattern, name, self.r))
@@ -100,9 +129,13 @@ class LoRAConfig:
     def from_peft(cls, values: dict[str, Any], path: Path) -> LoRAConfig:
         if values.get("peft_type") != "LORA":
             raise AdapterError(f"{path}: peft_type is {values.get('peft_type')!r}, but m0 reads 'LORA' only.")
-        for key in UNSUPPORTED:
-            if values.get(key):
-                raise AdapterError(f"{path}: {key} is {values[key]!r}, which m0 does not implement.")
+        for key, value in values.items():
+            if value and key not in KNOWN and key not in HARMLESS:
+                raise AdapterError(f"{path}: {key} is {value!r}, which m0 does not implement.")
+        if values.get("init_lora_weights") not in INITIALISATIONS:
+            raise AdapterError(
+                f"{path}: init_lora_weights is {values['init_lora_weights']!r}, which changes the base weights, and m0 does not."
+            )
         if values.get("bias", "none") != "none":
             raise AdapterError(f"{path}: bias is {values['bias']!r}, but m0 implements 'none' only.")
         targets = values.get("target_modules") or ()
@@ -112,12 +145,14 @@ class LoRAConfig:
                 alpha=float(values["lora_alpha"]),
                 dropout=float(values.get("lora_dropout") or 0.0),
                 target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
-                use_rslora=bool(values.get("use_rslora")),
-                use_dora=bool(values.get("use_dora")),
+                use_rslora=values.get("use_rslora") or False,
+                use_dora=values.get("use_dora") or False,
                 modules_to_save=tuple(values.get("modules_to_save") or ()),
                 rank_pattern=dict(values.get("rank_pattern") or {}),
                 alpha_pattern=dict(values.get("alpha_pattern") or {}),
             )
+        except AdapterError as error:
+            raise AdapterError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(f"{path} lacks or misstates {error}.") from None
 
@@ -165,13 +200,29 @@ class LowRank(nn.Module):
         return (output + (factor - 1) * F.linear(dropped, weight) + factor * update).to(output.dtype)
 
 
+class Named(nn.Module):
+    """Modules by name, as nn.ModuleDict, but any name will do: that one refuses "train", "type" and its other methods."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._modules
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return cast(nn.Module, self._modules[name])
+
+    def __setitem__(self, name: str, module: nn.Module) -> None:
+        self._modules[name] = module
+
+    def __delitem__(self, name: str) -> None:
+        del self._modules[name]
+
+
 class LoRALinear(nn.Linear):
     """A linear layer with named adapters beside it, at most one of them active. Keeps the layer's parameter names."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
-        self.adapters = nn.ModuleDict()
+        self.adapters = Named()
         self.active: str | None = None
         self.unmerged: Tensor | None = None
         """The weights as they were, while an adapter is merged into them."""
@@ -201,6 +252,7 @@ class Adapters:
     def add(self, name: str, config: LoRAConfig) -> None:
         """Attach a fresh adapter (it changes nothing yet) and make it active. Raises AdapterError."""
         self._check_new(name)
+        self.activate(None)  # the new one starts from the model's own weights and modules
         layers = {
             theirs: layer
             for ours, layer in self.model.named_modules()
@@ -208,6 +260,9 @@ class Adapters:
         }
         if not layers:
             raise AdapterError(f"no linear layer is named {config.target_modules!r}.")
+        for module in config.modules_to_save:
+            if inside := [theirs for theirs in layers if theirs == module or theirs.startswith(f"{module}.")]:
+                raise AdapterError(f"{inside[0]} is a target and lies in {module} of modules_to_save; name it once.")
         for theirs in layers:
             self._attach(name, theirs, config)
         self._brought[name] = {
@@ -221,8 +276,11 @@ class Adapters:
 
         Raises AdapterError where it is damaged or does not fit the model; the model is then as before.
         """
-        directory = Path(directory)
-        name = name or directory.resolve().name
+        try:
+            directory = Path(os.fsdecode(directory))
+        except TypeError:
+            raise AdapterError(f"an adapter is given by its directory, not by {type(directory).__name__}.") from None
+        name = name or directory.resolve().name.replace(".", "_")
         self._check_new(name)
         config = LoRAConfig.from_peft(_read_json(directory / CONFIG_FILE), directory / CONFIG_FILE)
         file = directory / WEIGHTS_FILE
@@ -233,6 +291,8 @@ class Adapters:
         with open_safetensors(file) as handle:
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}
         low_rank, whole = self._sort(tensors, config, file)
+        self.activate(None)
+        self._check_complete(low_rank, config, file)
         try:
             for theirs, parts in low_rank.items():
                 self._fill(self._attach(name, theirs, config), parts, theirs, file)
@@ -341,14 +401,13 @@ class Adapters:
 
     def _module(self, theirs: str, origin: str) -> nn.Module:
         """A module by the checkpoint's name."""
-        ours = (our_key(f"{theirs}.") or "").rstrip(".")
         try:
-            return self.model.get_submodule(ours)
+            return self.model.get_submodule(self._ours(theirs))
         except AttributeError:
             raise AdapterError(f"{origin}: the model has no module {theirs}.") from None
 
     def _put(self, theirs: str, module: nn.Module) -> None:
-        parent, _, leaf = (our_key(f"{theirs}.") or "").rstrip(".").rpartition(".")
+        parent, _, leaf = self._ours(theirs).rpartition(".")
         setattr(self.model.get_submodule(parent), leaf, module)
 
     def _attach(self, name: str, theirs: str, config: LoRAConfig) -> LowRank:
@@ -375,6 +434,9 @@ class Adapters:
         """The file's tensors by layer (low-rank) and by module (saved whole), under the model's parameter names."""
         low_rank: dict[str, dict[str, Tensor]] = {}
         whole: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if tensor.dtype not in FLOAT_TYPES.values():
+                raise AdapterError(f"{file}: {key} has type {tensor.dtype}, but must be one of {list(FLOAT_TYPES)}.")
         endings = {
             ".lora_A.weight": "lora_A",
             ".lora_B.weight": "lora_B",
@@ -397,6 +459,21 @@ class Adapters:
         if absent := [module for module in config.modules_to_save if module not in whole]:
             raise AdapterError(f"{file} lacks the module {absent[0]} that {CONFIG_FILE} lists under modules_to_save.")
         return low_rank, whole
+
+    def _check_complete(self, low_rank: Iterable[str], config: LoRAConfig, file: Path) -> None:
+        """The file must have an adapter for each layer that the config targets, by its name in either layout, and no other."""
+        present = {self._ours(theirs): theirs for theirs in low_rank}
+        for ours, layer in self.model.named_modules():
+            if not isinstance(layer, nn.Linear):
+                continue
+            names = [their_key(ours), their_key(ours, NESTED_PREFIXES), *([present[ours]] if ours in present else [])]
+            if (wanted := any(map(config.targets, names))) != (ours in present):
+                fault = f"lacks lora_A and lora_B of {names[0]}, which" if wanted else f"has an adapter of {names[0]}, which"
+                raise AdapterError(f"{file} {fault} {CONFIG_FILE} {'names' if wanted else 'does not name'} as a target.")
+
+    @staticmethod
+    def _ours(theirs: str) -> str:
+        return (our_key(f"{theirs}.") or "").rstrip(".")
 
     @staticmethod
     def _fill(target: nn.Module, parts: dict[str, Tensor], name: str, file: Path) -> None:

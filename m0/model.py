@@ -62,6 +62,8 @@ class RerankerModel(nn.Module):
 
         Returns: logits, (sequences,). Raises InputError where tokens, lengths and pictures do not fit together.
         """
+        if any(length < 1 for length in lengths):
+            raise InputError(f"lengths are {list(lengths)}, but every sequence must have a token at least.")
         image_features = None if patches is None else self.vision(patches, grids)
         embeddings = self.embed(token_ids, image_features)
         if sum(lengths) != token_ids.shape[0]:

@@ -94,7 +94,11 @@ class Limits:
             value = getattr(self, name)
             if value is None and name == "max_doc_length":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, np.integer):
+                object.__setattr__(self, name, int(value))
+            elif isinstance(value, bool) or not isinstance(value, int):
+                raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+            if value < 1:
                 raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
 
     @property
@@ -181,7 +185,7 @@ def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
     if isinstance(value, str):
         return [_checked(value, side)]
     if isinstance(value, PathLike):
-        return [prepare_picture(Path(value), settings)]
+        return [prepare_picture(value, settings)]
     if isinstance(value, bytes | bytearray | memoryview | Image.Image | np.ndarray):
         return [prepare_picture(value, settings)]
     if isinstance(value, Picture):
@@ -219,16 +223,30 @@ class PromptEncoder:
         self.tokenizer, self.config = tokenizer, config
         self._tokenize = lru_cache(maxsize=256)(lambda text: tokenizer.encode(text, add_special_tokens=False))
 
+    def check(self, limits: Limits) -> None:
+        """Raises InputError where a prompt of that length has no positions."""
+        if limits.max_length > self.config.decoder.max_positions:
+            raise InputError(
+                f"max_length is {limits.max_length}, but the model has {self.config.decoder.max_positions} positions."
+            )
+
+    def check_tokenizer(self, path: Path) -> None:
+        """Raises CheckpointError where the tokenizer cannot write the prompt, or takes a picture's token ids for text."""
+        if not self._tokenize(DOCUMENT_LEAD):
+            raise CheckpointError(f"{path} is not the tokenizer of such a model: it makes no tokens of the prompt's own words.")
+        for name in ("vision_start_token_id", "vision_end_token_id", "image_token_id"):
+            if (token := self.tokenizer.id_to_token(getattr(self.config, name))) is not None:
+                raise CheckpointError(
+                    f"{path} does not fit config.json: {name} is {getattr(self.config, name)}, which is the text {token!r}."
+                )
+
     def encode(self, query: Sequence[Part], document: Sequence[Part], limits: Limits | None = None) -> Encoding:
         """Write the prompt, cutting text where it is too long.
 
         Raises TooLongError where the pictures alone exceed the limit, or leave no room for a token of a side's text.
         """
         limits = limits or Limits()
-        if limits.max_length > self.config.decoder.max_positions:
-            raise InputError(
-                f"max_length is {limits.max_length}, but the model has {self.config.decoder.max_positions} positions."
-            )
+        self.check(limits)
         sides: dict[Side, list[Part]] = {"query": list(query), "document": list(document)}
         tokens = {side: sum(self._count(part) for part in parts) for side, parts in sides.items()}
         fixed = self._fixed_tokens(sides)
@@ -244,6 +262,14 @@ class PromptEncoder:
                 break
             kept_query, query_cuts = self._cut(sides["query"], "query", keep_query)
             kept_document, document_cuts = self._cut(sides["document"], "document", keep_document)
+            # A character of several tokens that does not fit is left out whole, and with it perhaps all there was.
+            cut_sides: tuple[tuple[Side, list[Part]], ...] = (("query", kept_query), ("document", kept_document))
+            for side, kept in cut_sides:
+                if tokens[side] and not any(part for part in kept if isinstance(part, str)):
+                    raise TooLongError(
+                        f"max_length {limits.max_length}, max_query_length {limits.max_query_length} and max_doc_length "
+                        f"{limits.document} leave no room for a character of the {side}'s text."
+                    )
             encoding = self._write(kept_query, kept_document, (*document_cuts, *query_cuts))
             if len(encoding) <= limits.max_length:
                 return encoding

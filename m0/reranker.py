@@ -20,6 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -141,6 +142,7 @@ class Reranker:
         limits: dict[str, Any] = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
         settings = replace(settings, **{key: value for key, value in limits.items() if value is not None})
         reranker = cls(model, load_tokenizer(directory / TOKENIZER), settings, str(name))
+        reranker.prompt.check_tokenizer(directory / TOKENIZER)
         if (size := reranker.prompt.tokenizer.get_vocab_size()) > model.config.decoder.vocab_size:
             raise CheckpointError(
                 f"{directory / TOKENIZER} has {size} tokens, but the model only {model.config.decoder.vocab_size}."
@@ -150,13 +152,17 @@ class Reranker:
             reranker.adapters.load(adapter)
         return reranker
 
-    def save_pretrained(self, directory: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write a directory that `from_pretrained` and transformers read. An active adapter must be merged first."""
+    def save_pretrained(self, directory: str | os.PathLike[str], dtype: str | torch.dtype | None = None) -> None:
+        """Write a directory that `from_pretrained` and transformers read. An active adapter must be merged first.
+
+        `dtype`: type of the weights in the file; None: as they are. Raises CheckpointError, AdapterError, InputError.
+        """
         if self.adapters.active is not None and not self.adapters.merged:
             raise AdapterError(
                 f"the adapter {self.adapters.active!r} is active; merge it, switch it off, or save it with adapters.save."
             )
-        save_checkpoint(self.model, Path(directory), self._tokenizer_file, dtype)
+        stored = None if dtype is None else _known_dtype(dtype)
+        save_checkpoint(self.model, Path(directory), self._tokenizer_file, stored, image_settings=self.image_settings)
 
     # --- ranking ------------------------------------------------------------------------------------------------------
 
@@ -186,8 +192,7 @@ class Reranker:
 
         Raises InputError (of a document with its number), one sentence.
         """
-        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
-            raise InputError(f"top_n is {top_n!r}, but must be a whole number of at least 1, or None.")
+        top_n = None if top_n is None else _whole_number(top_n, "top_n")
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'.")
         if not isinstance(documents, Sequence) or isinstance(documents, str | bytes | bytearray):
@@ -195,6 +200,7 @@ class Reranker:
         if not documents:
             raise InputError("the list of documents is empty.")
         limits = Limits(max_length, max_query_length, max_doc_length)
+        self.prompt.check(limits)
         query_parts = self._parts(query, "query")
         encodings: dict[int, Encoding] = {}
         failed = []
@@ -268,7 +274,7 @@ class Reranker:
         self,
         pairs: Any,
         batch_size: int = 8,
-        max_length: int = 10240,
+        max_length: int | None = 10240,
         max_query_length: int = 512,
         max_doc_length: int | None = None,
         query_type: str = "text",
@@ -279,11 +285,12 @@ class Reranker:
         """The vendor's call, so that code written for it runs unchanged.
 
         Args:
-            pairs: list of [query, document], or one such pair.
+            pairs: list of [query, document], or one such pair, whose query is then not a list.
             batch_size: pairs at a time (memory, not results, depends on it).
-            max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`.
+            max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`; max_length None is its default.
             query_type, doc_type: "text" or "image"; with "image" a string is a path, URL, data URI or base64.
-            normalize_scores: True: relevance between 0 and 1; False: the raw logits.
+            normalize_scores: True: relevance between 0 and 1; False: the raw logits (copies of the vendor's code are about
+                that take the argument and give relevances all the same).
             show_progress: show a bar on stderr.
 
         Returns: scores in the order of `pairs`; a bare number for a single pair, as the vendor's does.
@@ -291,11 +298,10 @@ class Reranker:
         for name, value in (("query_type", query_type), ("doc_type", doc_type)):
             if value not in ("text", "image"):
                 raise InputError(f"{name} is {value!r}, but must be 'text' or 'image'.")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1.")
-        if isinstance(pairs, list | tuple) and len(pairs) == 2 and all(isinstance(side, str) for side in pairs):
+        batch_size = _whole_number(batch_size, "batch_size")
+        if isinstance(pairs, list | tuple) and len(pairs) == 2 and not isinstance(pairs[0], list | tuple):
             pairs = [pairs]
-        limits = Limits(max_length, max_query_length, max_doc_length)
+        limits = Limits(Limits.max_length if max_length is None else max_length, max_query_length, max_doc_length)
         typed = [(_typed(query, query_type), _typed(document, doc_type)) for query, document in _checked_pairs(pairs)]
         scores: list[float] = []
         bar = Progress(len(typed), "scoring", show_progress)
@@ -327,8 +333,7 @@ class Reranker:
     @torch.inference_mode()
     def _logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool) -> Tensor:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
-        if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
-            raise InputError(f"batch_tokens is {batch_tokens!r}, but must be a whole number of at least 1.")
+        batch_tokens = _whole_number(batch_tokens, "batch_tokens")
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
         numbers: dict[tuple[bytes, ...], int] = {}
         places = [numbers.setdefault(encoding.key, len(numbers)) for encoding in encodings]
@@ -453,6 +458,12 @@ def _exists(text: str) -> bool:
         return False
 
 
+def _whole_number(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+    return int(value)
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -460,22 +471,30 @@ def _device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise InputError(f"device is {device!r}, but must be such as 'cpu' or 'cuda:0'.") from None
+    if found.type == "meta":
+        raise InputError("device is 'meta', which holds no weights to score with.")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device is {str(device)!r}, but PyTorch finds no GPU here.")
+    try:
+        torch.empty(1, device=found)
+    except Exception as error:  # each kind of device that is not there has an error of its own
+        raise InputError(f"device is {str(device)!r}, which PyTorch cannot use here: {str(error).splitlines()[0]}.") from None
     return found
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device, directory: Path) -> torch.dtype | None:
-    names = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if isinstance(dtype, torch.dtype) and dtype in names.values():
-        return dtype
     if dtype is not None and dtype != "auto":
-        if str(dtype) not in names:
-            raise InputError(f"dtype is {dtype!r}, but must be one of {list(names)}, or None.")
-        return names[str(dtype)]
+        return _known_dtype(dtype)
     if device.type == "cuda":
         return torch.bfloat16
     return None if _computes_bfloat16() and _stored_as_bfloat16(directory) else torch.float32
+
+
+def _known_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    names = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if (found := names.get(str(dtype).removeprefix("torch."))) is None:
+        raise InputError(f"dtype is {dtype!r}, but must be one of {list(names)}, or None.")
+    return found
 
 
 def _computes_bfloat16() -> bool:

@@ -1,7 +1,7 @@
 """Reproduce the published scores of jina-reranker-m0 with the released weights, and print ours beside them.
 
     m0 fetch jinaai/jina-reranker-m0
-    python scripts/verify_release.py [--model weights/jina-reranker-m0] [--texts texts.json] [--pictures FOLDER]
+    python scripts/verify_release.py [--model weights/jinaai/jina-reranker-m0] [--texts texts.json] [--pictures FOLDER]
 
 The released weights (CC BY-NC 4.0) are not part of this project, and this script has not been run with them: whoever has
 them is the first to know. The published figures were made on a GPU in half precision, so expect agreement to about 0.02.
@@ -38,6 +38,10 @@ CASES = (
     ("picture to picture", "picture", "pictures", 2048, (0.6276, 0.9922, 0.8090, 0.7941)),
 )
 TOLERANCE = 0.02
+HOSTED_QUERY = "small language model data extraction"
+# The vendor's hosted API ranked pictures 1 to 3, text 1, picture 4, texts 2 to 4 in one list, and counted 2829 tokens.
+HOSTED = (0.8828, 0.9587, 0.8892, 0.9337, 0.8701, 0.8455, 0.8677, 0.8923)
+HOSTED_TOKENS = 2829
 
 
 def read_texts(path: Path | None) -> list[str] | None:
@@ -59,7 +63,7 @@ def find_pictures(folder: Path | None) -> list[dict[str, Path]] | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="weights/jina-reranker-m0")
+    parser.add_argument("--model", default="weights/jinaai/jina-reranker-m0")
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--dtype")
@@ -83,6 +87,21 @@ def main() -> int:
         for number, (theirs, ours) in enumerate(zip(published, scores, strict=True), 1):
             worst = max(worst, abs(ours - theirs))
             print(f"{name:20} {number:>8}  {theirs:9.4f}  {ours:7.4f}  {ours - theirs:+10.4f}")
+    if documents["texts"] is None or documents["pictures"] is None:
+        print("hosted API           left out: needs texts and pictures")
+    else:
+        texts, pictures = documents["texts"], documents["pictures"]
+        mixed = [*pictures[:3], texts[0], pictures[3], *texts[1:]]
+        ranking = reranker.rank(HOSTED_QUERY, mixed)
+        for result in sorted(ranking, key=lambda result: result.index):
+            theirs = HOSTED[result.index]
+            print(f"{'hosted API':20} {result.index:>8}  {theirs:9.4f}  {result.score:7.4f}  {result.score - theirs:+10.4f}")
+        order = sorted(range(len(HOSTED)), key=lambda i: -HOSTED[i])
+        print(f"hosted API: published order {order}, ours {[result.index for result in ranking]}; ", end="")
+        print(
+            f"tokens {HOSTED_TOKENS} published, {sum(result.tokens['total'] for result in ranking)} ours (their way of counting"
+        )
+        print("and their settings are not published, so this case does not count for the largest difference)")
     print(f"largest difference {worst:.4f}; expected at most about {TOLERANCE}, as the published scores are half precision")
     return 0 if worst <= TOLERANCE else 1
 

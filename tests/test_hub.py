@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from m0.errors import DownloadError
-from m0.hub import fetch, locate
+from m0.hub import default_target, fetch, locate
 
 
 def test_m0_nano_is_shipped():
@@ -26,10 +26,30 @@ def test_a_directory(tmp_path):
 
 def test_what_m0_fetch_brought_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    target = Path("weights/some-model")
+    target = Path("weights/someone/some-model")
     target.mkdir(parents=True)
     (target / "config.json").write_text("{}")
     assert locate("someone/some-model") == target
+
+
+def test_owner_and_revision_keep_models_apart():
+    """Somebody else's model of the same name, or another revision, is never taken for the one that lies there."""
+    places = {default_target("a/m"), default_target("b/m"), default_target("a/m", "old"), default_target("a/m", "x/y")}
+    assert len(places) == 4
+    assert default_target("anyone/m0-nano") != Path("weights/m0-nano")
+
+
+@pytest.mark.parametrize("name", [None, 5, b"\xff\xfe", "", "~nouser/x", "a" * 5000, "\0"])
+def test_what_names_no_model_gets_one_sentence(name):
+    with pytest.raises(DownloadError) as caught:
+        locate(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["m0-nano", "."])
+def test_a_revision_goes_with_a_hub_id_only(name):
+    with pytest.raises(DownloadError, match="revision 'main' goes with a hub id only"):
+        locate(name, "main")
 
 
 OFFLINE = """

@@ -177,3 +177,86 @@ def test_wrong_names(model, stored):
     adapters.load(stored, "good")
     with pytest.raises(AdapterError, match="already"):
         adapters.load(stored, "good")
+
+
+def trained(adapters, name, **options):
+    adapters.add(name, LoRAConfig(r=2, **options))
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("new", [{"modules_to_save": ("score",)}, {"use_dora": True}, {"target_modules": ("score.0",)}])
+def test_a_fresh_adapter_starts_from_the_model_itself(model, new, merged):
+    """Whatever adapter is active or merged, a new one changes nothing yet."""
+    inputs = torch.tensor([5, 6, 7, 100]), torch.arange(4).expand(3, 4), [4]
+    before = model(*inputs)
+    adapters = Adapters(model)
+    trained(adapters, "first", target_modules="all-linear", modules_to_save=("score",))
+    if merged:
+        adapters.merge()
+    adapters.add("second", LoRAConfig(r=2, **{"target_modules": ("q_proj", "up_proj"), **new}))
+    torch.testing.assert_close(model(*inputs), before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["train", "type", "values", "keys", "forward", "training"])
+def test_any_word_may_name_an_adapter(model, name, tmp_path):
+    adapters = Adapters(model)
+    trained(adapters, name, target_modules=("q_proj",))
+    adapters.save(tmp_path / name)
+    adapters.remove(name)
+    assert adapters.load(tmp_path / name) == name
+
+
+def test_the_directory_of_an_adapter_may_have_a_dot(model, tmp_path):
+    adapters = Adapters(model)
+    trained(adapters, "first", target_modules=("q_proj",))
+    adapters.save(tmp_path / "run.v2")
+    assert adapters.load(tmp_path / "run.v2") == "run_v2"
+
+
+def rewritten(folder, tensors=None, **settings):
+    if tensors is not None:
+        save_file(tensors, folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **settings}))
+
+
+def test_adapters_that_do_not_fit_are_refused(model, tmp_path):
+    adapters = Adapters(model)
+    trained(adapters, "first", target_modules=("q_proj", "v_proj"))
+    adapters.save(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    rewritten(tmp_path, {key: value for key, value in tensors.items() if "layers.0." not in key})
+    with pytest.raises(AdapterError, match=r"lacks lora_A and lora_B of model\.layers\.0"):
+        adapters.load(tmp_path, "second")
+    rewritten(tmp_path, {key: value.to(torch.int32) for key, value in tensors.items()})
+    with pytest.raises(AdapterError, match="int32"):
+        adapters.load(tmp_path, "second")
+    rewritten(tmp_path, tensors, target_modules=["q_proj"])
+    with pytest.raises(AdapterError, match=r"has an adapter of .*v_proj"):
+        adapters.load(tmp_path, "second")
+    for settings in ({"init_lora_weights": "pissa"}, {"use_rslora": "no"}, {"some_new_setting": {"a": 1}}):
+        rewritten(tmp_path, tensors, **{"target_modules": ["q_proj", "v_proj"], "use_rslora": False, **settings})
+        with pytest.raises(AdapterError, match=next(iter(settings))):
+            adapters.load(tmp_path, "second")
+        rewritten(tmp_path, tensors, **dict.fromkeys(settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank_pattern": {"q_proj": 0}},
+        {"rank_pattern": {"(": 2}},
+        {"target_modules": "("},
+        {"dropout": "a"},
+        {"alpha": "x"},
+        {"alpha": float("nan")},
+        {"modules_to_save": ("",)},
+    ],
+)
+def test_settings_that_make_no_sense(settings):
+    with pytest.raises(AdapterError) as caught:
+        LoRAConfig(**settings)
+    assert "\n" not in str(caught.value)

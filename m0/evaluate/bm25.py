@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 
-from m0.errors import MissingExtraError
+from m0.errors import InputError, MissingExtraError
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.runs import Run
 
 # Scripts written without blanks are cut into pairs of characters, the rest into words.
-UNSPACED = r"぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿຀-໿က-႟ក-៿"
-WORDS = re.compile(rf"[{UNSPACED}]+|[^\W_{UNSPACED}]+")
+UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿຀-໿က-႟ក-៿]")
 
 
 def terms(text: str) -> list[str]:
     """Lower-case words; for Chinese, Japanese, Thai, Lao, Burmese and Khmer pairs of neighbouring characters."""
-    found = []
-    for match in WORDS.finditer(unicodedata.normalize("NFKC", text).casefold()):
-        word = match.group()
-        if re.match(rf"[{UNSPACED}]", word) and len(word) > 1:
+    found: list[str] = []
+    for kind, characters in itertools.groupby(unicodedata.normalize("NFKC", text).casefold(), _kind):
+        word = "".join(characters)
+        if kind == "unspaced" and len(word) > 1:
             found += [word[i : i + 2] for i in range(len(word) - 1)]
-        else:
+        elif kind:
             found.append(word)
     return found
+
+
+@cache
+def _kind(character: str) -> str:
+    if UNSPACED.match(character):
+        return "unspaced"
+    # Marks belong to the letter before them: vowel signs of Hindi or Tamil, vowel points of Arabic or Hebrew.
+    return "word" if unicodedata.category(character)[0] in "LNM" else ""
 
 
 class BM25:
@@ -38,9 +47,11 @@ class BM25:
         except ImportError:
             raise MissingExtraError("BM25 needs bm25s: pip install 'm0-reranker[eval]'.") from None
         self.ids = list(texts)
+        words = [terms(text) for text in texts.values()]
+        self.known = {word for some in words for word in some}
         self.index = bm25s.BM25()
-        self.index.index([terms(text) for text in texts.values()], show_progress=False)
-        self.known = set(self.index.vocab_dict)
+        if self.known:  # documents that are pictures alone have no words
+            self.index.index(words, show_progress=False)
 
     def scores(self, query: str) -> np.ndarray:
         """Of every document, in the order given."""
@@ -49,11 +60,16 @@ class BM25:
 
 
 def bm25_run(dataset: Dataset, depth: int) -> Run:
-    """The `depth` documents whose words fit best, for each query that has words; documents of pictures alone cannot be found."""
+    """The `depth` documents whose words fit best, fewer where fewer share a word with the query; pictures alone are not found.
+
+    Raises InputError where `depth` is below 1.
+    """
+    if isinstance(depth, bool) or depth < 1:
+        raise InputError(f"BM25 is asked for {depth} documents, but must be for at least 1.")
     index = BM25({key: dataset.text(document) for key, document in dataset.corpus.items()})
     run: Run = {}
     for query, content in dataset.queries.items():
         scores = index.scores(dataset.text(content))
         best = np.argsort(-scores, kind="stable")[:depth]
-        run[query] = {index.ids[i]: float(scores[i]) for i in best}
+        run[query] = {index.ids[i]: float(scores[i]) for i in best if scores[i] > 0}
     return run

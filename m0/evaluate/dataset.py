@@ -51,7 +51,8 @@ class Dataset:
         for key, row, where in _rows(directory / QUERIES, digest):
             if key in qrels:
                 queries[key] = _document(row, directory, where)
-                language = row.get("language") or (row.get("metadata") or {}).get("language")
+                metadata = row.get("metadata")
+                language = row.get("language") or (metadata.get("language") if isinstance(metadata, dict) else None)
                 if language:
                     languages[key] = str(language)
         for query, judged in qrels.items():
@@ -71,21 +72,21 @@ class Dataset:
 def _rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Id, content and place of each line."""
     seen = set()
-    for number, line in enumerate(_read(path, digest).splitlines(), 1):
+    for number, line in enumerate(_read(path, digest).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not a line of JSON: {error}.") from None
         if not isinstance(row, dict) or not isinstance(row.get("_id"), str | int):
             raise InputError(f'{where}: lacks "_id".')
         key = str(row["_id"])
         if key in seen:
             raise InputError(f"{where}: the id {key!r} stands here a second time.")
-        if any(character.isspace() for character in key) or not key:
-            raise InputError(f"{where}: the id {key!r} is empty or holds blanks, which TREC files cannot keep.")
+        if any(character.isspace() or "\ud800" <= character <= "\udfff" for character in key) or not key:
+            raise InputError(f"{where}: the id {key!r} is empty or holds blanks or lone surrogates, which TREC files cannot keep.")
         seen.add(key)
         yield key, row, where
     if not seen:
@@ -107,7 +108,7 @@ def _document(row: Mapping[str, Any], directory: Path, where: str) -> Any:
 
 def _qrels(path: Path, digest: Any) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(_read(path, digest).splitlines(), 1):
+    for number, line in enumerate(_read(path, digest).split("\n"), 1):
         cells = line.split("\t")
         if not line.strip() or (number == 1 and cells[-1].strip() == "score"):
             continue

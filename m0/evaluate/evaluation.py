@@ -16,9 +16,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from m0.errors import InputError, M0Error
+from m0.errors import InputError, M0Error, TooLongError
 from m0.evaluate.dataset import Dataset
-from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, per_query
+from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query
 from m0.evaluate.runs import Run, write_run
 from m0.reranker import Progress, Reranker
 
@@ -37,7 +37,7 @@ class Evaluation:
     values: dict[str, dict[str, float]]
     """Measure -> query -> value."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Documents that could not be used, with the reason; they rank last."""
+    """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason; they rank last."""
 
     @classmethod
     def of(
@@ -87,8 +87,9 @@ class Evaluation:
                 )
         return "\n".join(lines)
 
-    def report(self) -> dict[str, Any]:
-        """The figures as JSON."""
+    def report(self, other: Evaluation | None = None) -> dict[str, Any]:
+        """The figures as JSON; with another evaluation of the same queries, the paired differences too."""
+        compared = {} if other is None else self.compared_with(other)
         return {
             "dataset": self.dataset.name,
             "queries": len(self.dataset.queries),
@@ -99,6 +100,17 @@ class Evaluation:
                 for language, estimates in self.by_language().items()
             },
             "failed": self.failed,
+            **(
+                {}
+                if other is None
+                else {
+                    "other": {measure: vars(value) for measure, value in other.means().items()},
+                    "compared": {
+                        measure: {"difference": vars(value.difference), "p_value": value.p_value}
+                        for measure, value in compared.items()
+                    },
+                }
+            ),
         }
 
 
@@ -125,19 +137,18 @@ def evaluate(
 
     Returns: the same in every process. Raises InputError; a document that cannot be used ranks last and is listed in `failed`.
     """
+    parse_measures(measures)
     wanted = _wanted(dataset, candidates)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world > 1 and out is None:
         raise InputError("an evaluation in several processes needs out, a directory to share results in.")
-    store = _Store(Path(out), _about(reranker, dataset, wanted, options), rank) if out is not None else None
+    store = _Store(Path(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
     if world > 1:
         dist.barrier()
     done, failed = store.read() if store is not None else ({}, {})
-    left = [
-        (document, [query for query in queries if (query, document) not in done])
-        for document, queries in wanted.items()
-        if document not in failed
-    ]
+    if world > 1:
+        dist.barrier()  # nobody writes before all have read: all must share out the same documents
+    left = [(document, [query for query in queries if (query, document) not in done]) for document, queries in wanted.items()]
     left = [(document, queries) for document, queries in left if queries][rank::world]
     bar = Progress(sum(len(queries) for _, queries in left), "scoring", progress and rank == 0)
     for stretch in _stretches(left):
@@ -151,6 +162,11 @@ def evaluate(
     if world > 1 and store is not None:
         dist.barrier()
         done, failed = store.read()
+    for document, queries in wanted.items():
+        for query in queries:
+            known = (query, document) in done or {document, f"query {query}", f"{query} {document}"} & failed.keys()
+            if not known:
+                raise M0Error(f"the pair of {query} and {document} was not scored; run the evaluation again to go on.")
     run: Run = {query: {} for query in dataset.queries}
     for document, queries in wanted.items():
         for query in queries:
@@ -194,8 +210,14 @@ def _score(
     reranker: Reranker, dataset: Dataset, stretch: list[tuple[str, list[str]]], options: Mapping[str, Any]
 ) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
     """Logits of a stretch's pairs; documents that cannot be used, with the reason."""
-    scores: dict[tuple[str, str], float] = {}
     failed: dict[str, str] = {}
+    read_queries: dict[str, Any] = {}
+    for query in dict.fromkeys(query for _, queries in stretch for query in queries):
+        try:
+            read_queries[query] = reranker.read(dataset.queries[query], "query")
+        except InputError as error:
+            failed[f"query {query}"] = str(error)
+    limits = {name: value for name, value in options.items() if name.startswith("max_")}
     keys, pairs = [], []
     for document, queries in stretch:
         try:
@@ -203,11 +225,17 @@ def _score(
         except InputError as error:
             failed[document] = str(error)
             continue
-        keys += [(query, document) for query in queries]
-        pairs += [(dataset.queries[query], read) for query in queries]
-    if pairs:
-        scores |= dict(zip(keys, reranker.logits(pairs, **options), strict=True))
-    return scores, failed
+        for query in queries:
+            if query not in read_queries:
+                continue
+            try:
+                reranker.encode(read_queries[query], read, **limits)
+            except TooLongError as error:
+                failed[f"{query} {document}"] = str(error)
+                continue
+            keys.append((query, document))
+            pairs.append((read_queries[query], read))
+    return dict(zip(keys, reranker.logits(pairs, **options), strict=True)) if pairs else {}, failed
 
 
 def _about(reranker: Reranker, dataset: Dataset, wanted: Mapping[str, list[str]], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,10 +248,15 @@ def _about(reranker: Reranker, dataset: Dataset, wanted: Mapping[str, list[str]]
 
 
 class _Store:
-    """Scores on disk as they come: one file a process, one line a pair."""
+    """Scores on disk as they come: one file a process, one line a pair.
 
-    def __init__(self, directory: Path, about: Mapping[str, Any], rank: int) -> None:
-        self.directory, self.path = directory, directory / f"scores-{rank}.jsonl"
+    Lines hold [query, document, score], [null, what failed, reason], or [true, file, its hash] for a picture that was seen.
+    What failed is tried again, and what showed a picture that has changed since is scored anew.
+    """
+
+    def __init__(self, directory: Path, about: Mapping[str, Any], rank: int, dataset: Dataset) -> None:
+        self.directory, self.path, self.dataset = directory, directory / f"scores-{rank}.jsonl", dataset
+        self.seen: dict[str, str] = {}
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if (directory / ABOUT).exists():
@@ -231,19 +264,38 @@ class _Store:
                     raise InputError(f"{directory} holds an evaluation of other data, another model or other candidates.")
             elif rank == 0:
                 self.write_json(ABOUT, about)
-            self._mend()
+            if rank == 0:
+                self._mend()
         except (OSError, ValueError) as error:
             if isinstance(error, M0Error):
                 raise
             raise InputError(f"{directory} cannot be used for an evaluation: {error}.") from None
 
     def _mend(self) -> None:
-        """Drop a last line that a killed process wrote half of."""
-        if self.path.exists():
-            data = self.path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
-                self.path.write_bytes(whole)
+        """Drop lines that killed processes wrote half of, what failed, and what has changed since."""
+        paths = sorted(self.directory.glob("scores-*.jsonl"))
+        data = {path: path.read_bytes() for path in paths}
+        rows = {path: [json.loads(line) for line in some[: some.rfind(b"\n") + 1].splitlines()] for path, some in data.items()}
+        hashes = {file: value for some in rows.values() for first, file, value in some if first is True}
+        changed = {file for file, value in hashes.items() if _file_hash(file) != value}
+        for path, some in rows.items():
+            kept = [
+                row
+                for row in some
+                if row[0] is not None
+                and not (row[0] is True and row[1] in changed)
+                and not (row[0] is not True and changed & {*self._pictures(row[0], True), *self._pictures(row[1], False)})
+            ]
+            whole = "".join(json.dumps(row) + "\n" for row in kept).encode()
+            if whole != data[path]:
+                partial = path.with_suffix(".partial")
+                partial.write_bytes(whole)
+                partial.replace(path)
+
+    def _pictures(self, key: str, query: bool) -> list[str]:
+        """Files of the pictures in a query or document."""
+        content = (self.dataset.queries if query else self.dataset.corpus).get(key)
+        return [part["image"] for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
     def read(self) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
         """What all processes have scored, now or before."""
@@ -254,12 +306,20 @@ class _Store:
                 query, document, value = json.loads(line)
                 if query is None:
                     failed[document] = value
+                elif query is True:
+                    self.seen[document] = value
                 else:
                     done[query, document] = value
         return done, failed
 
     def write(self, scores: Mapping[tuple[str, str], float], failed: Mapping[str, str]) -> None:
-        lines = [json.dumps([query, document, score]) for (query, document), score in scores.items()]
+        lines = []
+        for key, is_query in dict.fromkeys((k, side == 0) for pair in scores for side, k in enumerate(pair)):
+            for picture in self._pictures(key, is_query):
+                if picture not in self.seen:
+                    self.seen[picture] = _file_hash(picture)
+                    lines.append(json.dumps([True, picture, self.seen[picture]]))
+        lines += [json.dumps([query, document, score]) for (query, document), score in scores.items()]
         lines += [json.dumps([None, document, reason]) for document, reason in failed.items()]
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -269,5 +329,16 @@ class _Store:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         partial = self.directory / f".{name}.{os.getpid()}"
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.directory / name)
+        try:
+            partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.replace(self.directory / name)
+        except OSError as error:
+            raise InputError(f"{self.directory / name} cannot be written: {error.strerror}.") from None
+
+
+def _file_hash(file: str) -> str:
+    """SHA-256 of a picture's file; empty where it cannot be read."""
+    try:
+        return sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return ""

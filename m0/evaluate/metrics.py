@@ -12,7 +12,11 @@ from m0.errors import InputError, MissingExtraError
 
 DEFAULT = ("nDCG@10", "R@10", "RR", "AP", "P@1", "Success@1")
 """In ir-measures' notation: RR is MRR when averaged, AP is MAP, R is recall, P precision."""
+KNOWN = ("nDCG", "R", "RR", "AP", "P", "Success", "Rprec")
+"""Measures that pytrec_eval computes in this process."""
 RESAMPLES = 2000
+BATCH = 500
+"""Resamples held in memory at a time."""
 
 
 def per_query(
@@ -22,25 +26,41 @@ def per_query(
 
     Raises InputError on an unknown measure.
     """
+    parsed = parse_measures(measures)
+    import ir_measures
+
+    values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in measures}
+    for metric in ir_measures.iter_calc(
+        list(dict.fromkeys(parsed.values())), {q: dict(d) for q, d in qrels.items()}, {q: dict(d) for q, d in run.items()}
+    ):
+        if metric.query_id in qrels:
+            for name, measure in parsed.items():
+                if measure == metric.measure:
+                    values[name][metric.query_id] = float(metric.value)
+    return values
+
+
+def parse_measures(names: Sequence[str]) -> dict[str, Any]:
+    """Measures by the names given. Raises InputError on one that is unknown, or that has a cutoff below 1."""
     try:
         import ir_measures
     except ImportError:
         raise MissingExtraError("measures need ir-measures: pip install 'm0-reranker[eval]'.") from None
     parsed = {}
-    for name in measures:
+    for name in names:
         try:
-            parsed[ir_measures.parse_measure(name)] = name
+            measure = ir_measures.parse_measure(name)
         except (NameError, ValueError, SyntaxError):
+            measure = None
+        if measure is None or measure.NAME not in KNOWN:
             raise InputError(
                 f"there is no measure {name!r}; known are such as nDCG@10, R@100, RR, AP, P@5, Success@1."
             ) from None
-    values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in measures}
-    for metric in ir_measures.iter_calc(
-        list(parsed), {q: dict(d) for q, d in qrels.items()}, {q: dict(d) for q, d in run.items()}
-    ):
-        if metric.query_id in qrels:
-            values[parsed[metric.measure]][metric.query_id] = float(metric.value)
-    return values
+        cutoff = measure.params.get("cutoff")
+        if cutoff is not None and cutoff < 1:
+            raise InputError(f"the measure {name!r} looks at {cutoff} documents, but must look at 1 at least.")
+        parsed[name] = measure
+    return parsed
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,9 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     if len(data) == 1 or np.ptp(data) == 0:
         return Estimate(float(data.mean()), float(data.mean()), float(data.mean()), len(data))
     stats = _scipy_stats()
-    found = stats.bootstrap((data,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+    found = stats.bootstrap(
+        (data,), np.mean, n_resamples=RESAMPLES, batch=BATCH, method="percentile", rng=np.random.default_rng(seed)
+    )
     interval = found.confidence_interval
     return Estimate(float(data.mean()), float(interval.low), float(interval.high), len(data))
 
@@ -91,6 +113,7 @@ def compare(first: Mapping[str, float], second: Mapping[str, float], seed: int =
         np.mean,
         permutation_type="samples",
         n_resamples=9999,
+        batch=BATCH,
         rng=np.random.default_rng(seed),
     )
     return Comparison(estimate(differences.tolist(), seed), float(test.pvalue))

@@ -17,7 +17,7 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     run: Run = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -41,12 +41,18 @@ def read_run(path: str | Path) -> Run:
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "m0") -> None:
-    """Best first; equal scores by document id, as evaluation tools do."""
+    """Best first; of equal scores the later document id first, as trec_eval and so the measures order them.
+
+    Raises InputError where it cannot be written.
+    """
     path = Path(path)
     lines = []
     for query, scores in run.items():
-        ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+        ranked = sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)
         lines += [f"{query} Q0 {document} {rank} {score!r} {tag}" for rank, (document, score) in enumerate(ranked, 1)]
     partial = path.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from None

@@ -13,6 +13,8 @@ import pytest
 from m0.cli import main
 from m0.errors import InputError
 from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, evaluation, read_run, write_run
+from m0.evaluate.bm25 import terms
+from m0.evaluate.metrics import per_query
 from tests.conftest import noise
 
 pytest.importorskip("ir_measures")
@@ -157,7 +159,8 @@ def test_kill_nine(tiny, tiny_directory, folder, dataset, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert read_run(tmp_path / "out" / "run.trec").keys() == dataset.queries.keys()
-    assert len(scores.read_text().splitlines()) == 48
+    pairs = [line for line in scores.read_text().splitlines() if not line.startswith("[true")]
+    assert len(pairs) == len(set(pairs)) == 48
 
 
 def test_trec_runs_come_back(tmp_path):
@@ -171,7 +174,60 @@ def test_bm25(dataset):
     run = bm25_run(dataset, 5)
     assert next(iter(run["q1"])) == "d3"
     assert next(iter(run["q2"])) == "zh", "Chinese is cut into pairs of characters"
-    assert all(len(scores) == 5 for scores in run.values())
+    assert all(0 < score for scores in run.values() for score in scores.values()), "what shares no word is not found"
+    assert len(run["q4"]) == 5
+    assert run["q3"] == {}, "a picture has no words"
+    with pytest.raises(InputError, match="at least 1"):
+        bm25_run(dataset, 0)
+
+
+def test_words_of_many_scripts():
+    assert terms("हिन्दी किताब") == ["हिन्दी", "किताब"]
+    assert terms("தமிழ் நாடு") == ["தமிழ்", "நாடு"]
+    assert terms("Ein schönes Haus, 12!") == ["ein", "schönes", "haus", "12"]
+    assert terms("打印机 ok") == ["打印", "印机", "ok"]
+
+
+def test_line_separators_inside_text_are_text(folder):
+    """U+2028 and its like may stand in JSON as they are."""
+    with (folder / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"_id": "u", "text": "one\u2028two\x85three"}\n')
+    assert Dataset.load(folder).corpus["u"] == "one\u2028two\x85three"
+
+
+def test_a_query_or_pair_that_cannot_be_used_is_named_and_the_rest_goes_on(tiny, folder):
+    (folder / "one.png").unlink()
+    with (folder / "queries.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"_id": "q9", "image": "absent.png"}\n')
+    with (folder / "qrels" / "test.tsv").open("a", encoding="utf-8") as file:
+        file.write("q9\td1\t1\n")
+    done = evaluate(tiny, Dataset.load(folder), max_length=24)
+    assert {"query q9", "query q3", "p1"} <= set(done.failed)
+    assert "absent.png does not exist" in done.failed["query q9"]
+    assert any(key.startswith("q1 ") or key.startswith("q4 ") for key in done.failed) or done.run["q1"]
+    assert done.run["q9"] == {}
+
+
+def test_what_failed_is_tried_again_and_a_changed_picture_scored_anew(tiny, folder, tmp_path):
+    picture = (folder / "one.png").read_bytes()
+    (folder / "one.png").unlink()
+    first = evaluate(tiny, Dataset.load(folder), out=tmp_path / "out")
+    assert "p1" in first.failed
+    (folder / "one.png").write_bytes(picture)
+    second = evaluate(tiny, Dataset.load(folder), out=tmp_path / "out")
+    assert not second.failed
+    noise(70, 60, seed=9).save(folder / "one.png")
+    third = evaluate(tiny, Dataset.load(folder), out=tmp_path / "out")
+    assert third.run["q1"]["p1"] != second.run["q1"]["p1"]
+    assert third.run["q1"]["d1"] == second.run["q1"]["d1"]
+
+
+def test_equal_scores_are_ordered_in_the_file_as_in_the_measures(tmp_path):
+    run = {"q": {"a": 1.0, "b": 1.0, "c": 2.0}}
+    write_run(tmp_path / "run.trec", run)
+    order = [line.split()[2] for line in (tmp_path / "run.trec").read_text().splitlines()]
+    assert order == ["c", "b", "a"]
+    assert per_query({"q": {"b": 1}}, run, ["RR"])["RR"]["q"] == 0.5
 
 
 def test_bm25_against_the_formula(dataset):

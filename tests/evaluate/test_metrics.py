@@ -74,3 +74,15 @@ def test_winoground():
     assert winoground([right, tie])["group"] == 0.5
     with pytest.raises(InputError, match="shape"):
         winoground([[1.0, 2.0]])
+
+
+def test_two_names_of_one_measure_both_get_their_values():
+    values = per_query({"q": {"d": 1}}, {"q": {"d": 1.0, "e": 0.5}}, ["RR", "MRR", "AP", "MAP"])
+    assert {name: value["q"] for name, value in values.items()} == {"RR": 1.0, "MRR": 1.0, "AP": 1.0, "MAP": 1.0}
+
+
+@pytest.mark.parametrize("name", ["nDCG@0", "P@0", "ERR@10", "alpha_nDCG@5", "accuracy", "", "nDCG@"])
+def test_measures_that_cannot_be_computed_are_refused(name):
+    with pytest.raises(InputError) as caught:
+        per_query({"q": {"d": 1}}, {"q": {"d": 1.0}}, [name])
+    assert "\n" not in str(caught.value)
