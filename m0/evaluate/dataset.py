@@ -86,7 +86,9 @@ def _rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
         if key in seen:
             raise InputError(f"{where}: the id {key!r} stands here a second time.")
         if any(character.isspace() or "\ud800" <= character <= "\udfff" for character in key) or not key:
-            raise InputError(f"{where}: the id {key!r} is empty or holds blanks or lone surrogates, which TREC files cannot keep.")
+            raise InputError(
+                f"{where}: the id {key!r} is empty or holds blanks or lone surrogates, which TREC files cannot keep."
+            )
         seen.add(key)
         yield key, row, where
     if not seen:

@@ -19,6 +19,7 @@ epochs = 1
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from m0.errors import ConfigError, M0Error, MissingExtraError
+from m0.errors import AdapterError, ConfigError, M0Error, MissingExtraError
 from m0.lora import LoRAConfig
 from m0.train.losses import DISTILLING, LOSSES
 
@@ -69,12 +70,17 @@ class Stage:
     clip: float = 1.0
     """Largest norm of the gradient."""
 
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher's scores are needed."""
+        return any(name in DISTILLING for name in self.loss)
+
     def check(self, number: int) -> None:
         where = f"stage {number}"
         if unknown := set(self.loss) - set(LOSSES):
             raise ConfigError(f"{where}: there is no loss {sorted(unknown)[0]!r}; known are {', '.join(LOSSES)}.")
-        if not self.loss or any(weight <= 0 for weight in self.loss.values()):
-            raise ConfigError(f"{where}: loss must name at least one loss, each with a weight above 0.")
+        if not self.loss or not all(0 < weight < math.inf for weight in self.loss.values()):
+            raise ConfigError(f"{where}: loss must name at least one loss, each with a finite weight above 0.")
         for name in ("epochs", "queries_per_step", "queries_per_pass", "positives", "mining_pool"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{where}: {name} is {getattr(self, name)}, but must be at least 1.")
@@ -84,8 +90,12 @@ class Stage:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{where}: {name} is {getattr(self, name)}, but must not be below 0.")
         for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{where}: {name} is {getattr(self, name)}, but must be above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{where}: {name} is {getattr(self, name)}, but must be above 0 and finite.")
+        if not math.isfinite(self.weight_decay):
+            raise ConfigError(f"{where}: weight_decay is {self.weight_decay}, but must be finite.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"{where}: betas are {list(self.betas)}, but must be at least 0 and below 1.")
         for name in ("warmup", "final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{where}: {name} is {getattr(self, name)}, but must lie between 0 and 1.")
@@ -94,7 +104,9 @@ class Stage:
                 f"{where}: queries_per_step is {self.queries_per_step}, but must be a multiple of queries_per_pass, "
                 f"{self.queries_per_pass}."
             )
-        if self.in_batch_negatives and any(name in DISTILLING for name in self.loss):
+        if self.hard_negatives and self.distils:
+            raise ConfigError(f"{where}: a teacher has no scores for hard_negatives; leave them out, or the distilling loss.")
+        if self.in_batch_negatives and self.distils:
             raise ConfigError(
                 f"{where}: a teacher has no scores for in_batch_negatives; leave them out, or the distilling loss."
             )
@@ -153,6 +165,13 @@ class TrainConfig:
             )
         if self.result == "adapter" and "lora" not in kinds:
             raise ConfigError('result is "adapter", but no stage trains lora.')
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}, but must be at least 0 and below 2^63.")
+        for name in ("max_length", "max_query_length", "max_doc_length", "max_pixels"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, but must be at least 1.")
+        if self.lora.modules_to_save:
+            raise ConfigError('lora: modules_to_save is set by the stages: one that trains "head" saves the head.')
         for name in ("validate_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but must be at least 1.")
@@ -189,6 +208,8 @@ class TrainConfig:
         """From a mapping as the TOML file holds it; `folder`: where relative paths of data and output start."""
         given = dict(values)
         folder = folder or Path()
+        if "stages" in given:
+            raise ConfigError("there is no setting 'stages'; write [[stage]], once for each.")
         stages = given.pop("stage", [])
         if not isinstance(stages, list):
             raise ConfigError("stage must be written [[stage]], once for each.")
@@ -206,9 +227,16 @@ class TrainConfig:
             given["model"] = str(folder / model)
         built = {
             "stages": tuple(_build(Stage, stage, f"stage {number}: ") for number, stage in enumerate(stages, 1)),
-            "lora": _build(LoRAConfig, lora, "lora: "),
+            "lora": _build_lora(lora),
         }
         return _build(cls, {**given, **built}, "")
+
+
+def _build_lora(values: Any) -> LoRAConfig:
+    try:
+        return _build(LoRAConfig, values, "lora: ")
+    except AdapterError as error:
+        raise ConfigError(f"lora: {error}") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

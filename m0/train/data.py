@@ -27,6 +27,8 @@ from m0.errors import InputError
 KEYS = {"query", "positive", "negative", "scores", "grades"}
 PICTURE_BYTES = 2000
 """What a picture counts for in a line's length: about 500 visual tokens, at 4 bytes of text a token."""
+MAX_GRADE = 30
+"""A grade g gains 2^g - 1 in LambdaLoss."""
 BUCKET_STEPS = 32
 """Steps whose queries are sorted by length together."""
 
@@ -58,16 +60,18 @@ class Examples:
     Args:
         paths: JSONL files.
         on_bad_line: "raise" an InputError at the first line that cannot be used, or "skip" it and note it in `bad`.
+        taught: whether every line must have a teacher's "scores".
 
     Attributes:
         bad: one sentence for each line left out.
         hashes: SHA-256 of each file, by path.
     """
 
-    def __init__(self, paths: Sequence[Path], on_bad_line: Literal["raise", "skip"] = "raise") -> None:
+    def __init__(self, paths: Sequence[Path], on_bad_line: Literal["raise", "skip"] = "raise", taught: bool = False) -> None:
         self.bad: list[str] = []
         self.hashes: dict[str, str] = {}
         self._places: list[tuple[Path, int]] = []
+        self._lines: list[int] = []
         lengths: list[int] = []
         for path in paths:
             digest, place = hashlib.sha256(), 0
@@ -76,6 +80,8 @@ class Examples:
                 if line.strip():
                     try:
                         example = parse(line, path.parent)
+                        if taught and example.scores is None:
+                            raise InputError('lacks "scores", which a distilling loss needs.')
                     except InputError as error:
                         message = f"{path}, line {number}: {error}"
                         if on_bad_line == "raise":
@@ -83,6 +89,7 @@ class Examples:
                         self.bad.append(message)
                     else:
                         self._places.append((path, place))
+                        self._lines.append(number)
                         lengths.append(_length(example))
                 place += len(line)
             self.hashes[str(path)] = digest.hexdigest()
@@ -98,6 +105,10 @@ class Examples:
         with path.open("rb") as file:
             file.seek(place)
             return parse(file.readline(), path.parent)
+
+    def where(self, number: int) -> str:
+        """File and line, for messages."""
+        return f"{self._places[number][0]}, line {self._lines[number]}"
 
     def steps(self, queries: int, epoch: int, seed: int) -> list[list[int]]:
         """The order of one epoch: for each step the numbers of its queries.
@@ -119,7 +130,7 @@ def parse(line: bytes | str, folder: Path) -> Example:
     """One line -> an Example, pictures' paths made to lead from here. Raises InputError, one sentence."""
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not a line of JSON: {error}.") from None
     if not isinstance(values, dict):
         raise InputError(f"holds a JSON {type(values).__name__}, but must hold an object.")
@@ -138,8 +149,8 @@ def parse(line: bytes | str, folder: Path) -> Example:
         _check_numbers(scores, "scores", len(positive) + len(negative), (int, float))
     if grades is not None:
         _check_numbers(grades, "grades", len(positive), (int,))
-        if min(grades) < 1:
-            raise InputError('"grades" of positives must be at least 1.')
+        if not 1 <= min(grades) <= max(grades) <= MAX_GRADE:
+            raise InputError(f'"grades" of positives must lie between 1 and {MAX_GRADE}.')
     return Example(
         _resolved(values["query"], folder, "query"),
         tuple(_resolved(document, folder, "positive") for document in positive),
@@ -153,8 +164,8 @@ def candidates(
     example: Example, positives: int, negatives: int, rng: random.Random, borrowed: Sequence[Any] = ()
 ) -> Candidates:
     """Choose what a query meets in one step: some of its positives, some of its negatives, and all borrowed documents
-    (other queries' positives) that are not its own positives."""
-    best = rng.sample(range(len(example.positive)), min(positives, len(example.positive)))
+    (other queries' positives) that are not its own positives. The positives are the first thing drawn: see `drawn_positives`."""
+    best = _draw(example, positives, rng)
     rest = rng.sample(range(len(example.negative)), min(negatives, len(example.negative)))
     own = [document_key(document) for document in example.positive]
     grades = example.grades or (1,) * len(example.positive)
@@ -166,6 +177,15 @@ def candidates(
     rng.shuffle(chosen)
     scores = None if example.scores is None else [example.scores[i] for _, _, i in chosen]
     return Candidates(example.query, [document for document, _, _ in chosen], [label for _, label, _ in chosen], scores)
+
+
+def drawn_positives(example: Example, positives: int, rng: random.Random) -> list[Any]:
+    """The positives that `candidates` draws with a generator of the same seed."""
+    return [example.positive[i] for i in _draw(example, positives, rng)]
+
+
+def _draw(example: Example, positives: int, rng: random.Random) -> list[int]:
+    return rng.sample(range(len(example.positive)), min(positives, len(example.positive)))
 
 
 def document_key(document: Any) -> str:
@@ -203,8 +223,15 @@ def _check_numbers(values: Any, name: str, count: int, types: Any) -> None:
         given = len(values) if isinstance(values, list) else type(values).__name__
         raise InputError(f'"{name}" must be a list of {count} numbers, one a document, but is {given}.')
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, types) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, types) or not -1e300 < value < 1e300:
             raise InputError(f'"{name}" holds {value!r}, but must hold {"whole " if types == (int,) else ""}numbers.')
+
+
+def _check_text(text: str, name: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f'"{name}" is not valid Unicode (a lone surrogate).') from None
 
 
 def _resolved(value: Any, folder: Path, name: str) -> Any:
@@ -212,6 +239,7 @@ def _resolved(value: Any, folder: Path, name: str) -> Any:
     if isinstance(value, str):
         if name == "query" and not value.strip():
             raise InputError('"query" is empty.')
+        _check_text(value, name)
         return value
     if isinstance(value, list) and value and not any(isinstance(item, list) for item in value):
         return [_resolved(item, folder, name) for item in value]
@@ -221,11 +249,19 @@ def _resolved(value: Any, folder: Path, name: str) -> Any:
         and set(value) <= {"text", "image"}
         and all(isinstance(v, str) for v in value.values())
     ):
+        for text in value.values():
+            _check_text(text, name)
         image = value.get("image")
-        if image is None or image.startswith(("http:", "https:", "data:")):
+        if name == "query" and image is None and not value["text"].strip():
+            raise InputError('"query" is empty.')
+        if image is None or image[:6].lower().startswith(("http:", "https:", "data:")):
             return value
         path = folder / image
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except (OSError, ValueError):
+            found = False
+        if not found:
             raise InputError(f'the picture {path} of "{name}" does not exist.')
         return {**value, "image": str(path)}
     raise InputError(f'"{name}" must hold text, {{"text": ...}}, {{"image": path}} or a list of these.')

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from m0.batch import Batch
+from m0.errors import TrainError
 from m0.model import RerankerModel
 from m0.reranker import Reranker
 from m0.rotary import working_dtype
@@ -107,7 +108,8 @@ class Learner:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(scorer.model.device.type, (dist.get_world_size(),))
+        kind = torch.device(_device(self.config) or ("cuda" if torch.cuda.is_available() else "cpu")).type
+        mesh = init_device_mesh(kind, (dist.get_world_size(),))
         for layer in (*scorer.model.decoder.layers, *scorer.model.vision.blocks):
             fully_shard(layer, mesh=mesh)
         fully_shard(scorer, mesh=mesh)
@@ -119,6 +121,17 @@ class Learner:
         elif self.spread:
             self.scorer.set_requires_gradient_sync(not held)  # type: ignore[operator]
 
+    def update(self) -> None:
+        """One step of AdamW. A parameter that no query of the step reached has a gradient of zero, in one process as in many
+        (where it may have been reached elsewhere), so that all do the same. Raises TrainError where the step overflows."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        try:
+            self.optimizer.step()
+        except (RuntimeError, OverflowError) as error:
+            raise TrainError(f"the update cannot be computed: {str(error).splitlines()[0]}; lower learning_rate") from None
+
     def clip(self, largest: float) -> float:
         """Scale the gradient down to a norm of at most `largest`; returns the norm before."""
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), largest)
@@ -128,7 +141,7 @@ class Learner:
         """All that a continued run needs, whole and on the CPU, under names that do not depend on the number of processes."""
         tensors = {f"parameter/{name}": _copy(parameter) for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            for moment, value in self.optimizer.state[parameter].items():
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{moment}/{name}"] = _copy(value)
         return tensors
 
@@ -137,6 +150,8 @@ class Learner:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(_like(parameter, tensors[f"parameter/{name}"]))
+                if f"step/{name}" not in tensors:
+                    continue  # saved before the first update
                 self.optimizer.state[parameter] = {
                     moment: tensors[f"step/{name}"].clone()
                     if moment == "step"
@@ -145,9 +160,15 @@ class Learner:
                 }
 
 
-def load(config: TrainConfig, trained: Mapping[str, Tensor]) -> Reranker:
-    """The model to train, with its adapter if there is one, and with what earlier stages have trained."""
-    reranker = Reranker.from_pretrained(config.model, dtype=config.dtype, device=_device(config), max_pixels=config.max_pixels)
+def load(config: TrainConfig, trained: Mapping[str, Tensor], finished: bool = False) -> Reranker:
+    """The model to train, with its adapter if there is one, and with what earlier stages have trained.
+
+    `finished`: only to be written, so it stays on the CPU.
+    """
+    # FSDP moves and shards one layer after another, so that no device ever holds the whole model.
+    sharded = dist.is_initialized() and config.parallel == "fsdp"
+    device = "cpu" if sharded or finished else _device(config)
+    reranker = Reranker.from_pretrained(config.model, dtype=config.dtype, device=device, max_pixels=config.max_pixels)
     if config.trains_lora:
         reranker.adapters.add(ADAPTER, config.adapter_config)
     model = reranker.model

@@ -25,7 +25,7 @@ from m0.prompt import Encoding, Limits, read_parts
 from m0.reranker import Reranker
 from m0.train import state
 from m0.train.config import Stage, TrainConfig
-from m0.train.data import Candidates, Example, Examples, candidates, document_key
+from m0.train.data import Candidates, Example, Examples, candidates, document_key, drawn_positives
 from m0.train.learner import ADAPTER, Learner, learning_rate_factor, load, sum_over_processes
 from m0.train.losses import combined
 from m0.train.mining import mine
@@ -96,9 +96,10 @@ class _Run:
                 raise TrainError(
                     f'stage {number}: hard_negatives are mined in whole models; use parallel = "ddp", or mine before.'
                 )
-        self.examples = Examples([Path(path) for path in config.data], config.on_bad_line)
+        taught = any(stage.distils for stage in config.stages)
+        self.examples = Examples([Path(path) for path in config.data], config.on_bad_line, taught)
         self.validation = (
-            Examples([Path(path) for path in config.validation], config.on_bad_line) if config.validation else None
+            Examples([Path(path) for path in config.validation], config.on_bad_line, taught) if config.validation else None
         )
         if self.rank == 0:
             for sentence in (*self.examples.bad, *(self.validation.bad if self.validation else ())):
@@ -108,26 +109,32 @@ class _Run:
         ]
         self.trained: dict[str, Tensor] = {}
         self.resumed: dict[str, Tensor] | None = None
+        self.distils = False
         self.mined: dict[int, tuple[Any, ...]] = {}
         self.first_stage, self.done = 0, 0
+        self.record: Record | None = None
         self._begin(resume)
 
     def _begin(self, resume: bool) -> None:
         """Make the run's directory, or take up a run that was stopped."""
         paths = state.found(self.run)
         if resume:
+            if not paths and self._untouched():
+                if self.rank == 0:
+                    _say(f"{self.run} has no checkpoint yet: beginning anew")
+                return
             if not paths:
                 raise TrainError(f"{self.run} has no checkpoint to resume from.")
-            tensors, about = state.load(paths[-1])
+            tensors, about = self._newest(paths)
             if about["config"] != _comparable(self.config):
                 raise TrainError(f"{self.run} was begun with another config; resume with the same, or choose another output.")
-            if about["data"] != self._data_hashes():
+            if list(about["data"].values()) != list(self._data_hashes().values()):
                 raise TrainError(f"{self.run} was begun with other data: a file has changed; choose another output.")
             self.first_stage, self.done = about["stage"], about["step"]
             self.trained = {name.removeprefix("trained/"): t for name, t in tensors.items() if name.startswith("trained/")}
             self.resumed = {name: t for name, t in tensors.items() if not name.startswith("trained/")}
             if self.rank == 0:
-                _say(f"going on from {paths[-1]}, step {self.done}")
+                _say(f"going on from step {self.done}")
             return
         if self.run.exists() and any(self.run.iterdir()):
             raise TrainError(f"{self.run} is not empty; go on with --resume, or choose another output.")
@@ -136,15 +143,44 @@ class _Run:
         if self.rank == 0:
             self.run.mkdir(parents=True, exist_ok=True)
 
+    def _newest(self, paths: list[Path]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The newest checkpoint that can be read."""
+        for path in reversed(paths[1:]):
+            try:
+                return state.load(path)
+            except TrainError as error:
+                _say(f"{error} Trying the one before.")
+        return state.load(paths[0])
+
+    def _untouched(self) -> bool:
+        """Whether a run that was stopped before its first checkpoint left nothing but this config's own beginnings."""
+        if not (self.run / RUN).exists():
+            return self.run.is_dir() and not any(self.run.iterdir())
+        try:
+            begun = json.loads((self.run / RUN).read_text(encoding="utf-8"))
+        except ValueError:
+            return False
+        mine = json.loads(json.dumps(describe(self.config, self._data_hashes(), self.world, ""), default=str))
+        kept = [{k: v for k, v in values["config"].items() if k in _comparable(self.config)} for values in (begun, mine)]
+        return kept[0] == kept[1] and list(begun["data"].values()) == list(mine["data"].values())
+
     def train(self) -> Path:
         record = None
+        try:
+            return self._train(record)
+        except BaseException:
+            if self.record is not None:
+                self.record.close()  # so that what is said next does not stand in the bar
+            raise
+
+    def _train(self, record: Record | None) -> Path:
         for number in range(self.first_stage, len(self.config.stages)):
             torch.manual_seed(self.config.seed)
             learner = Learner(self.config, self.config.stages[number], self.trained)
             if self.rank == 0 and record is None:
                 device = str(learner.reranker.model.device)
-                write_json(self.run / RUN, describe(self.config, self._data_hashes(), self.world, device))
-                record = Record(self.run, self.done, sum(self.steps))
+                self._describe(device)
+                record = self.record = Record(self.run, self.done, sum(self.steps))
             self.mined = self._mine(number, learner.reranker)
             self._stage(number, learner, record)
             self.trained |= {
@@ -157,6 +193,7 @@ class _Run:
         if self.rank == 0:
             assert record is not None
             record.close()
+            self.record = None
             self._write_result(result)
             if draw_curves(self.run) is None:
                 _say(f"{CURVES_PICTURE} needs matplotlib: pip install 'm0-reranker[plot]'; the figures are in curves.csv")
@@ -164,10 +201,21 @@ class _Run:
             dist.barrier()
         return result
 
+    def _describe(self, device: str) -> None:
+        """run.json: as the run began, and each time it was taken up."""
+        about = describe(self.config, self._data_hashes(), self.world, device)
+        path = self.run / RUN
+        if self.done and path.exists():
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            taken_up = {name: about[name] for name in ("started", "versions", "git_revision", "processes", "threads", "device")}
+            about = {**begun, "resumed": [*begun.get("resumed", []), {"step": self.done, **taken_up}]}
+        write_json(path, about)
+
     # --- one stage ----------------------------------------------------------------------------------------------------
 
     def _stage(self, number: int, learner: Learner, record: Record | None) -> None:
         stage, before = self.config.stages[number], sum(self.steps[:number])
+        self.distils = stage.distils
         if self.resumed is not None:
             learner.restore(self.resumed)
             self.resumed = None
@@ -185,7 +233,16 @@ class _Run:
                 if record is not None:
                     record.add(row)
                 if last or self.done % self.config.checkpoint_every == 0:
+                    self._prove(learner, stage, passes[0])
                     self._save(number, learner)
+
+    @torch.no_grad()
+    def _prove(self, learner: Learner, stage: Stage, one: Pass) -> None:
+        """A loss is seen before its update: what the last update did shows in another look at one of its passes."""
+        totals = Totals()
+        with self._autocast(learner):
+            _loss(learner.scorer(one.batch), one, stage, totals)
+        self._refuse_not_finite("the loss", sum_over_processes([totals.loss])[0], after=True)
 
     def _update(self, number: int, step: int, learner: Learner, passes: list[Pass]) -> dict[str, Any]:
         stage, begin = self.config.stages[number], time.monotonic()
@@ -208,7 +265,10 @@ class _Run:
         self._refuse_not_finite("the loss", mean)
         norm = learner.clip(stage.clip)
         self._refuse_not_finite("the gradient's norm", norm)
-        learner.optimizer.step()
+        try:
+            learner.update()
+        except TrainError as error:
+            raise TrainError(f"{error}; {state.last_good(self.run)}") from None
         return {
             "stage": number + 1,
             "step": self.done + 1,
@@ -230,14 +290,15 @@ class _Run:
             number = start + self.rank
             example = self.validation[number % count]
             everything = max(len(example.positive), len(example.negative), 1)
-            one = self._pass([candidates(example, everything, everything, random.Random(0))], learner.reranker)
+            chosen = candidates(example, everything, everything, random.Random(0))
+            one = self._pass([chosen], learner.reranker, [self.validation.where(number % count)])
             with self._autocast(learner):
                 logits = learner.scorer(one.batch)
                 counted = totals if number < count else Totals()
                 _loss(logits, one, stage, counted)
         learner.scorer.train()
         [loss, right, queries] = sum_over_processes([totals.loss, totals.right, totals.queries])
-        return {"validation_loss": loss / queries, "validation_success": right / queries}
+        return {"validation_loss": loss / max(queries, 1), "validation_success": right / max(queries, 1)}
 
     def _save(self, number: int, learner: Learner) -> None:
         tensors = learner.state()  # every process takes part: its weights may be spread over all
@@ -251,10 +312,10 @@ class _Run:
             }
             state.save(self.run, self.done, tensors, about, self.config.keep_checkpoints)
 
-    def _refuse_not_finite(self, what: str, value: float) -> None:
+    def _refuse_not_finite(self, what: str, value: float, after: bool = False) -> None:
         if not math.isfinite(value):
             raise TrainError(
-                f"{what} is {value} at step {self.done + 1}: training has diverged; lower learning_rate or raise warmup; "
+                f"{what} is {value} {f'after step {self.done}' if after else f'at step {self.done + 1}'}: training has diverged; lower learning_rate or raise warmup; "
                 f"{state.last_good(self.run)}"
             )
 
@@ -277,17 +338,16 @@ class _Run:
             group = chosen[start : start + size]
             examples = {i: self._example(i) for i in group}
             lists = []
-            for place, i in enumerate(group, start):
+            seeds = {i: f"{self.config.seed} {number} {epoch} {place} {i}" for place, i in enumerate(group, start)}
+            for i in group:
                 borrowed = []
                 if stage.in_batch_negatives:
                     known = document_key(examples[i].query)
-                    others = [e for j, e in examples.items() if j != i and document_key(e.query) != known]
-                    borrowed = list(
-                        {document_key(d): d for other in others for d in other.positive[: stage.positives]}.values()
-                    )
-                rng = random.Random(f"{self.config.seed} {number} {epoch} {place} {i}")
-                lists.append(candidates(examples[i], stage.positives, stage.negatives, rng, borrowed))
-            passes.append(self._pass(lists, reranker))
+                    others = [j for j, e in examples.items() if j != i and document_key(e.query) != known]
+                    drawn = [drawn_positives(examples[j], stage.positives, random.Random(seeds[j])) for j in others]
+                    borrowed = list({document_key(d): d for some in drawn for d in some}.values())
+                lists.append(candidates(examples[i], stage.positives, stage.negatives, random.Random(seeds[i]), borrowed))
+            passes.append(self._pass(lists, reranker, [self.examples.where(i) for i in group]))
         return passes
 
     def _order(self, number: int, epoch: int) -> list[list[int]]:
@@ -298,23 +358,27 @@ class _Run:
 
     def _example(self, i: int) -> Example:
         example = self.examples[i]
+        if not self.distils:  # a teacher's scores are of use to distilling losses only
+            example = Example(example.query, example.positive, example.negative, None, example.grades)
         if not (hard := self.mined.get(i)):
             return example
-        # Mined documents come without a teacher's scores, so they replace the line's negatives only where there are none.
-        return example if example.scores else Example(example.query, example.positive, hard, None, example.grades)
+        return Example(example.query, example.positive, hard, None, example.grades)
 
-    def _pass(self, lists: Sequence[Candidates], reranker: Reranker) -> Pass:
-        """Encode lists of candidates. A document that cannot be used is refused, or left out, as configured."""
+    def _pass(self, lists: Sequence[Candidates], reranker: Reranker, where: Sequence[str]) -> Pass:
+        """Encode lists of candidates. A document that cannot be used is refused, or left out, as configured.
+
+        Where nothing at all can be used, a stand-in keeps the processes in step; no loss is taken of it.
+        """
         encodings: list[Encoding] = []
         ranges: list[tuple[slice, Tensor, Tensor | None]] = []
         limits = Limits(self.config.max_length, self.config.max_query_length, self.config.max_doc_length)
         opened: dict[str, Any] = {}
-        for one in lists:
+        for one, line in zip(lists, where, strict=True):
             start, labels, scores = len(encodings), [], []
             try:
                 query = read_parts(one.query, "query", reranker.image_settings)
             except InputError as error:
-                self._refuse(f"the query {str(one.query)[:60]!r}", error)
+                self._refuse(f"{line}: the query {str(one.query)[:60]!r}", error)
                 continue
             for place, document in enumerate(one.documents):
                 key = document_key(document)
@@ -323,7 +387,7 @@ class _Run:
                         opened[key] = read_parts(document, "document", reranker.image_settings)
                     encodings.append(reranker.prompt.encode(query, opened[key], limits))
                 except InputError as error:
-                    self._refuse(f"a document of the query {str(one.query)[:60]!r}", error)
+                    self._refuse(f"{line}: a document of the query {str(one.query)[:60]!r}", error)
                     continue
                 labels.append(one.labels[place])
                 scores.append(one.scores[place] if one.scores else 0.0)
@@ -332,7 +396,7 @@ class _Run:
                 teacher = torch.tensor(scores, device=device) if one.scores else None
                 ranges.append((slice(start, len(encodings)), torch.tensor(labels, device=device), teacher))
         if not encodings:
-            raise InputError("none of the documents of a whole pass can be used.")
+            encodings.append(reranker.prompt.encode(["nothing"], ["nothing"], limits))
         return Pass(Batch.of(encodings, device=reranker.model.device), ranges)
 
     def _refuse(self, what: str, error: InputError) -> None:
@@ -373,7 +437,7 @@ class _Run:
 
     def _write_result(self, directory: Path) -> None:
         torch.manual_seed(self.config.seed)
-        reranker = load(self.config, self.trained)
+        reranker = load(self.config, self.trained, finished=True)
         kind = self.config.result
         if kind == "adapter" or (kind == "auto" and self.config.trains_lora):
             reranker.adapters.save(directory, ADAPTER)
@@ -402,7 +466,8 @@ def _loss(logits: Tensor, one: Pass, stage: Stage, totals: Totals) -> Tensor:
 def _comparable(config: TrainConfig) -> dict[str, Any]:
     """What must be the same in a run that is continued, as JSON gives it back."""
     values = asdict(config)
-    for name in ("checkpoint_every", "keep_checkpoints", "parallel", "device", "output"):
+    # Data are compared by what they hold (their hashes), not by how their paths are written.
+    for name in ("checkpoint_every", "keep_checkpoints", "parallel", "device", "output", "data", "validation"):
         del values[name]
     return json.loads(json.dumps(values))
 

@@ -46,9 +46,11 @@ def margin(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Ten
 
 
 def listnet(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
-    """Listwise softmax: -sum_i p_i log softmax(s)_i with p = y / sum(y) (ListNet's top-one form, Cao et al. 2007).
+    """Listwise softmax: -sum_i p_i log softmax(s)_i with p = y / sum(y).
 
-    With one relevant document it is InfoNCE.
+    ListNet's cross-entropy of top-one probabilities (Cao et al. 2007), but with grades shared out in proportion, where the
+    paper takes softmax(y): so irrelevant documents are wanted with probability 0 (Bruch et al. 2019). With one relevant
+    document it is InfoNCE.
     """
     weight = labels.to(logits.dtype)
     total = weight.sum()
@@ -60,7 +62,7 @@ def listnet(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Te
 def listmle(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
     """-log P(pi) under Plackett-Luce, pi the order by falling y: sum_k [logsumexp(s_pi(k..n)) - s_pi(k)] (Xia et al. 2008).
 
-    The sum stops after the last document that is better than some other one, so that irrelevant documents need no order
+    As in its top-k form (Xia et al. 2009) the sum stops after the last document that is better than some other one, so that irrelevant documents need no order
     among themselves. Ties above that keep the order given, which training shuffles.
     """
     order = torch.argsort(labels, descending=True, stable=True)

@@ -72,3 +72,24 @@ def test_files_that_cannot_be_read(tmp_path):
         TrainConfig.load(tmp_path / "absent.toml")
     with pytest.raises(ConfigError, match="there is no \\[\\[stage\\]\\]"):
         load(tmp_path, 'data = "a"\noutput = "b"')
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 10**30}, "seed is"),
+        ({"stages": 5}, "stages"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"lora": {"target_modules": "("}}, "lora: "),
+        ({"lora": {"rank_pattern": {"q_proj": 0}}}, "rank_pattern"),
+        ({"lora": {"modules_to_save": ["xyz"]}}, "modules_to_save"),
+        ({"stage": [{"train": "lora", "betas": [1.5, 0.9]}]}, "betas"),
+        ({"stage": [{"train": "lora", "learning_rate": float("nan")}]}, "learning_rate is nan"),
+        ({"stage": [{"train": "lora", "clip": float("nan")}]}, "clip is nan"),
+        ({"stage": [{"train": "lora", "loss": {"bce": float("inf")}}]}, "finite weight"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_the_run(changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        TrainConfig.of({"data": ["a.jsonl"], "output": "run", "stage": [{"train": "lora"}], **changes})

@@ -1,6 +1,7 @@
 """The training loop: it learns, it stops well, it goes on as if it had not stopped, and many processes do as one."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -289,7 +290,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(configured, monkeypatch):
 
     def poisoned(*arguments):
         calls.append(1)
-        return original(*arguments) * (float("nan") if len(calls) > 12 else 1.0)
+        return original(*arguments) * (float("nan") if len(calls) > 14 else 1.0)
 
     monkeypatch.setattr(loop, "combined", poisoned)
     with pytest.raises(TrainError, match=r"the loss is nan at step 4: .*last good checkpoint is .*step-00000002"):
@@ -359,4 +360,83 @@ def test_a_picture_that_turns_out_damaged(configured, tmp_path, capsys, on_bad_l
             train(config)
     else:
         train(config)
-        assert "left out: a document of the query 'q'" in capsys.readouterr().err
+        assert "train.jsonl, line 1: a document of the query 'q'" in capsys.readouterr().err
+
+
+def test_parameters_that_no_query_reached_are_resumed_too(configured, tmp_path):
+    """Texts alone never reach the vision tower."""
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"query": "q", "positive": ["a"], "negative": ["b"]}\n' * 8, encoding="utf-8")
+    whole = configured(stages=({"train": "all", "steps": 6},), data=[str(data)], output="whole")
+    train(whole)
+    broken = configured(stages=({"train": "all", "steps": 6},), data=[str(data)], output="broken")
+    train(broken)
+    for path in state.found(Path(broken.output))[1:]:
+        path.unlink()
+    train(broken, resume=True)
+    first, second = weights(whole), weights(broken)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_do_as_one_where_few_steps_have_pictures(configured, colours, tmp_path):
+    """AdamW moves a parameter without a gradient in some steps alike, however many processes there are."""
+    data = tmp_path / "mixed.jsonl"
+    lines = [{"query": f"word {i}", "positive": [f"text {i}"], "negative": ["other", "more"]} for i in range(10)]
+    lines[3]["positive"] = [{"image": str(colours / "red.png")}]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    stages = ({"train": "all", "steps": 7},)
+    one = configured(stages=stages, output="one", data=[str(data)])
+    two = configured(stages=stages, output="two", data=[str(data)])
+    train(one)
+    finish(start(two, processes=2))
+    assert curve(two) == pytest.approx(curve(one), abs=1e-4)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(configured, monkeypatch):
+    config = configured(stages=({"train": "lora", "steps": 4},))
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    with pytest.raises(TrainError, match="has no checkpoint"):
+        train(TrainConfig.of(values_of(config, seed=9)), resume=True)
+    train(config, resume=True)
+    assert len(curve(config)) == 4
+
+
+@pytest.mark.parametrize(("rate", "reason"), [(1e20, "after step 1"), (1e38, "cannot be computed")])
+def test_what_the_last_update_did_is_seen_before_it_is_kept(configured, rate, reason):
+    config = configured(stages=({"train": "lora", "steps": 1, "learning_rate": rate, "warmup": 0.0},))
+    with pytest.raises(TrainError, match=reason):
+        train(config)
+    assert not state.found(Path(config.output))
+    assert not (Path(config.output) / "result").exists()
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(configured, capsys):
+    config = configured(stages=({"train": "lora", "steps": 6},))
+    train(config)
+    newest = state.found(Path(config.output))[-1]
+    newest.write_bytes(b"broken")
+    train(config, resume=True)
+    assert "Trying the one before" in capsys.readouterr().err
+    assert len(curve(config)) == 6
+
+
+def test_a_teachers_scores_hinder_nothing_where_no_loss_distils(configured, colours):
+    """Lines with scores still meet other queries' documents."""
+    config = configured(stages=({"train": "lora", "steps": 1, "in_batch_negatives": True, "negatives": 0},))
+    train(config)
+    assert curve(config)[0] > 0
+
+
+def test_lines_without_scores_are_bad_lines_where_a_loss_distils(configured, tmp_path):
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"query": "q", "positive": ["a"], "negative": ["b"]}\n', encoding="utf-8")
+    config = configured(stages=({"train": "lora", "loss": {"kl": 1.0}},), data=[str(data)])
+    with pytest.raises(InputError, match=r'train.jsonl, line 1: lacks "scores"'):
+        train(config)
