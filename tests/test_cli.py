@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -139,3 +142,39 @@ def test_the_table_fits_and_cannot_steer_the_terminal(monkeypatch):
     from m0.cli import _width
 
     assert all(_width(line) <= 70 for line in table.splitlines())
+
+
+def test_odd_names_and_bytes_get_a_sentence(capsys, tiny_directory, folder, monkeypatch):
+    status, _, err = run(capsys, "rank", "q", "x" * 300, "--model", tiny_directory)
+    assert status == 2
+    assert "cannot be read" in err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe words\n")))
+    status, _, err = run(capsys, "rank", "q", "-", "--model", tiny_directory)
+    assert status == 2
+    assert "standard input is not text in UTF-8 at byte 0" in err
+
+
+def test_line_separators_and_deep_json(capsys, tiny_directory, tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "one\u2028two"}\n' + "[" * 50_000 + "\n", encoding="utf-8")
+    status, report, err = rank_json(capsys, tiny_directory, "q", lines)
+    assert status == 1
+    assert [result["name"] for result in report["results"]] == [f"{lines}:1"]
+    assert f"{lines}:2 is not a line of JSON" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_names_that_the_terminal_cannot_write(tiny_directory, tmp_path, encoding, flags):
+    folder = os.fsencode(tmp_path / "ünï")
+    os.mkdir(folder)
+    for name in ("ä.txt".encode(), b"\xff\xfe.txt"):
+        with open(os.path.join(folder, name), "w") as file:
+            file.write("words")
+    command = [sys.executable, "-m", "m0.cli", "rank", "q", folder, "--model", str(tiny_directory), *flags]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    if flags:
+        assert len(json.loads(done.stdout)["results"]) == 2

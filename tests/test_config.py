@@ -63,3 +63,29 @@ def test_a_broken_file(tmp_path, content):
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         RerankerConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logit_bias": float("nan")}, "logit_bias is nan"),
+        ({"rope_scaling": "x"}, "rope_scaling is 'x'"),
+        ({"rope_scaling": [1]}, "rope_scaling is"),
+        ({"rope_scaling": {"mrope_section": [-2, 5, 5]}}, "mrope_section is"),
+        ({"rope_scaling": {"mrope_section": [True, 3, 4]}}, "mrope_section is"),
+        ({"image_token_id": 508}, "must all be different"),
+    ],
+)
+def test_values_that_would_give_wrong_scores(change, message):
+    with pytest.raises(ConfigError, match=message):
+        RerankerConfig.from_dict({**tiny_config().to_dict(), **change})
+
+
+def test_a_vision_tower_too_wide_and_a_file_too_deep(tmp_path):
+    values = tiny_config().to_dict()
+    values["vision_config"] = {**values["vision_config"], "mlp_ratio": 1e300}
+    with pytest.raises(ConfigError, match="mlp_ratio"):
+        RerankerConfig.from_dict(values)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="not a readable JSON file"):
+        RerankerConfig.load(tmp_path)

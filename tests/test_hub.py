@@ -166,7 +166,7 @@ def test_a_model_is_fetched_into_weights_and_found_there(tmp_path, tiny_director
         result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=300)
         server.shutdown()
     assert result.returncode == 0, (result.stderr, Hub.asked)
-    target = tmp_path / "weights" / "small"
+    target = tmp_path / "weights" / "someone" / "small"
     assert (target / "model.safetensors").read_bytes() == (tiny_directory / "model.safetensors").read_bytes()
     assert not list(target.glob("*.bin")) + list(target.glob("*.py"))
     assert "vision tower" in result.stdout

@@ -3,8 +3,9 @@
 import base64
 import http.server
 import io
+import os
 import threading
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -106,7 +107,15 @@ def test_pillows_own_limit_is_ours_to_raise(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "limits", [{"min_pixels": 0}, {"min_pixels": 9000, "max_pixels": 8000}, {"min_pixels": 1, "max_pixels": 100}]
+    "limits",
+    [
+        {"min_pixels": 0},
+        {"max_pixels": "a"},
+        {"max_image_pixels": float("nan")},
+        {"max_image_pixels": 0},
+        {"min_pixels": 9000, "max_pixels": 8000},
+        {"min_pixels": 1, "max_pixels": 100},
+    ],
 )
 def test_limits_that_make_no_sense(limits):
     with pytest.raises(ImageError, match="pixels"):
@@ -115,7 +124,13 @@ def test_limits_that_make_no_sense(limits):
 
 class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        if self.path == "/picture":
+        if self.path in ("/unnamed", "/named-text", "/bild-%C3%A4.png", "/a%20b.png"):
+            self.send_response(200)
+            if self.path == "/named-text":
+                self.send_header("Content-Type", "text/plain")
+            self.end_headers()
+            self.wfile.write(encoded())
+        elif self.path == "/picture":
             self.send_response(200)
             self.send_header("Content-Type", "image/png")
             self.end_headers()
@@ -146,6 +161,39 @@ def test_urls(server):
         prepare_picture(f"{server}/page")
     with pytest.raises(ImageError, match="answered 404"):
         prepare_picture(f"{server}/nothing")
+
+
+@pytest.mark.parametrize("path", ["unnamed", "named-text", "bild-ä.png", "a b.png"])
+def test_a_picture_is_known_by_its_bytes_and_addresses_are_written_as_browsers_do(server, path):
+    expected = prepare_picture(encoded()).pixels
+    assert np.array_equal(prepare_picture(f"{server}/{path}").pixels, expected)
+    assert np.array_equal(prepare_picture(f"{server}/{path}".replace("http", "HTTP", 1)).pixels, expected)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["data:image/png;base64,ééé", "DATA:image/png;BASE64,###", "data:image/png,\ud800", "", "\0", Path("\0")],
+)
+def test_odd_text_for_a_picture_gets_one_sentence(source):
+    with pytest.raises(ImageError) as caught:
+        prepare_picture(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_path_like_object_is_a_path(tmp_path):
+    class Bytes:
+        def __fspath__(self):
+            return str(tmp_path / "x.png").encode()
+
+    (tmp_path / "x.png").write_bytes(encoded())
+    for source in (Bytes(), PurePath(tmp_path / "x.png")):
+        assert prepare_picture(source).grid == prepare_picture(encoded()).grid
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="not a file, but a device, pipe or socket"):
+        prepare_picture(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(

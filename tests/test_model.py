@@ -153,3 +153,8 @@ def test_what_does_not_fit_together_is_refused(model, examples):
         model(ids, positions, [len(ids)])
     with pytest.raises(InputError, match="lengths add up to 3"):
         model(ids, positions, [3], patches[0], grids)
+
+
+def test_an_empty_sequence_is_refused(model):
+    with pytest.raises(InputError, match="a token at least"):
+        model(torch.arange(3), torch.arange(3).expand(3, 3), [0, 3])

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings, strategies
 from PIL import Image
 
+from m0.config import RerankerConfig
 from m0.errors import CheckpointError, ImageError, InputError, TooLongError
 from m0.images import ImageSettings, Picture
-from m0.prompt import Limits, load_tokenizer, read_parts
+from m0.prompt import Limits, PromptEncoder, load_tokenizer, read_parts
 from tests.conftest import NANO, noise
 
 SETTINGS = ImageSettings()
@@ -219,3 +220,28 @@ def test_any_pair_is_encoded_whole_cut_or_refused(nano_prompt, query, document, 
 def test_picture_errors_name_the_side_of_the_problem():
     with pytest.raises(ImageError, match="does not exist"):
         parts({"image": "nowhere.png"})
+
+
+@pytest.mark.parametrize("character", ["\U0001f9ed", "\U0001fab2"])
+def test_a_side_is_never_cut_to_nothing(qwen2_prompt, character):
+    """A character of several tokens that does not fit would leave an empty query, and all such queries one score."""
+    rare = "\U000e0041"  # four tokens, whatever the tokenizer
+    with pytest.raises(TooLongError, match="no room for a character of the query's text"):
+        encode(qwen2_prompt, rare, "it points north", max_query_length=1)
+    with pytest.raises(TooLongError, match="no room for a character of the document's text"):
+        encode(qwen2_prompt, character, rare, max_doc_length=1)
+
+
+def test_whole_numbers_of_numpy_are_limits_too(nano_prompt):
+    assert len(encode(nano_prompt, "q", "words " * 100, max_length=np.int64(40))) <= 40
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
+    config = RerankerConfig.load(NANO)
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    with pytest.raises(CheckpointError, match="makes no tokens of the prompt's own words"):
+        PromptEncoder(load_tokenizer(path), config).check_tokenizer(path)
+    ordinary = PromptEncoder(load_tokenizer(NANO / "tokenizer.json"), config.replace(image_token_id=300))
+    with pytest.raises(CheckpointError, match="image_token_id is 300, which is the text"):
+        ordinary.check_tokenizer(path)

@@ -1,5 +1,6 @@
 """What a user calls: rank, score, encode, compute_score, save_pretrained, and what goes wrong."""
 
+import json
 import random
 import warnings
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings, strategies
 from PIL import Image
 
 from m0 import LoRAConfig, Reranker
+from m0.checkpoint import list_tensors
 from m0.errors import AdapterError, CheckpointError, DownloadError, ImageError, InputError, M0Error
 from tests.conftest import noise
 
@@ -129,7 +131,7 @@ def test_bad_input_gets_one_sentence(tiny, arguments, message):
         ({"batch_tokens": 0}, "batch_tokens is 0"),
         ({"max_length": 3}, "document 0: max_length is 3"),
         ({"max_length": -1}, "max_length is -1"),
-        ({"max_length": 10**6}, "document 0: max_length is 1000000, but the model has"),
+        ({"max_length": 10**6}, "max_length is 1000000, but the model has"),
     ],
 )
 def test_bad_options_get_one_sentence(tiny, options, message):
@@ -278,3 +280,31 @@ def test_any_ranking_is_whole_and_packed_equals_single(tiny, query, documents, m
         alone = tiny.rank(query, [result.document], max_length=max_length)[0]
         assert alone.logit == pytest.approx(result.logit, abs=1e-5)
         assert alone.cut == result.cut
+
+
+def test_one_pair_may_have_a_picture(tiny):
+    picture = noise(60, 60)
+    alone = tiny.compute_score(["q", picture], doc_type="image")
+    assert isinstance(alone, float)
+    assert alone == pytest.approx(tiny.score([("q", picture)])[0], abs=1e-6)
+    assert tiny.compute_score(["q", "d"], max_length=None) == tiny.compute_score([["q", "d"]])
+
+
+def test_a_length_beyond_the_model_is_an_argument_not_a_document(tiny):
+    with pytest.raises(InputError, match="positions"):
+        tiny.rank("q", ["a", "b"], max_length=10**6, on_error="skip")
+
+
+@pytest.mark.parametrize("device", ["meta", "xpu", "hpu", "vulkan", "nonsense"])
+def test_devices_that_are_not_there(tiny_directory, device):
+    with pytest.raises(InputError, match="device is"):
+        Reranker.from_pretrained(tiny_directory, device=device)
+
+
+def test_saving_in_a_type_by_name_keeps_the_picture_limits(tiny_directory, tmp_path):
+    reranker = Reranker.from_pretrained(tiny_directory, max_pixels=12544)
+    reranker.save_pretrained(tmp_path, dtype="bfloat16")
+    assert {tensor.type for tensor in list_tensors(tmp_path)} == {"BF16"}
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["max_pixels"] == 12544
+    with pytest.raises(InputError, match="dtype is"):
+        reranker.save_pretrained(tmp_path, dtype=torch.int8)
