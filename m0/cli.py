@@ -100,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="which judgements: qrels/SPLIT.tsv (test)")
     source = evaluate.add_mutually_exclusive_group()
     source.add_argument("--candidates", metavar="RUN", help="TREC run whose documents are reranked (default: all documents)")
+    source.add_argument(
+        "--winoground", action="store_true", help="the directory's examples.jsonl has captions and pictures to match"
+    )
     source.add_argument("--bm25", type=int, metavar="N", help="rerank the N documents that BM25 finds, and compare with BM25")
     evaluate.add_argument("--compare", metavar="RUN", help="TREC run to compare with: differences and their significance")
     evaluate.add_argument(
@@ -369,6 +372,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from m0.parallel import processes
     from m0.reranker import Reranker
 
+    if options.winoground:
+        return _winoground(options)
     dataset = Dataset.load(options.dataset, options.split)
     measures = options.measures or DEFAULT
     parse_measures(measures)  # wrong ones show before the work
@@ -400,6 +405,24 @@ def _evaluate(options: argparse.Namespace) -> int:
         for document, reason in evaluation.failed.items() if first else ():
             print(f"m0: {document}: {reason}", file=sys.stderr)
     return 1 if evaluation.failed else 0
+
+
+def _winoground(options: argparse.Namespace) -> int:
+    from m0.evaluate import evaluate_contrasts, load_contrasts
+    from m0.reranker import Reranker
+
+    examples = load_contrasts(options.dataset)
+    reranker = Reranker.from_pretrained(
+        options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
+    )
+    scores = evaluate_contrasts(
+        reranker, examples, batch_tokens=options.batch_tokens, max_length=options.max_length, progress=sys.stderr.isatty()
+    )
+    if options.json:
+        print(_json({"examples": len(examples), "scores": {name: vars(value) for name, value in scores.items()}}))
+    else:
+        print("\n".join(["| score | mean [95 % interval] |", "| --- | --- |"] + [f"| {n} | {v} |" for n, v in scores.items()]))
+    return 0
 
 
 def _info(options: argparse.Namespace) -> int:

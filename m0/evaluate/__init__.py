@@ -4,13 +4,25 @@ dataset     corpus, queries, judgements
 bm25        a first stage and baseline
 evaluation  scoring, resumable and shared over processes
 metrics     measures, intervals, tests
+contrast    Winoground's captions and pictures
 runs        TREC files
 """
 
 from m0.evaluate.bm25 import bm25_run
+from m0.evaluate.contrast import evaluate_contrasts, load_contrasts
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.evaluation import Evaluation, evaluate
 from m0.evaluate.metrics import winoground
 from m0.evaluate.runs import read_run, write_run
 
-__all__ = ["Dataset", "Evaluation", "bm25_run", "evaluate", "read_run", "winoground", "write_run"]
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "bm25_run",
+    "evaluate",
+    "evaluate_contrasts",
+    "load_contrasts",
+    "read_run",
+    "winoground",
+    "write_run",
+]

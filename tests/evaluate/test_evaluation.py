@@ -12,7 +12,18 @@ import pytest
 
 from m0.cli import main
 from m0.errors import InputError
-from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, evaluation, read_run, write_run
+from m0.evaluate import (
+    Dataset,
+    Evaluation,
+    bm25_run,
+    evaluate,
+    evaluate_contrasts,
+    evaluation,
+    load_contrasts,
+    read_run,
+    winoground,
+    write_run,
+)
 from m0.evaluate.bm25 import terms
 from m0.evaluate.metrics import per_query
 from tests.conftest import noise
@@ -314,3 +325,27 @@ def test_by_language(dataset):
     assert languages["zh"]["Success@1"].mean == 1.0
     assert languages["en"]["Success@1"].mean == pytest.approx(1 / 3)
     assert languages["en"]["Success@1"].queries == 3
+
+
+def test_winoground_from_files(tiny, tiny_directory, tmp_path, capsys):
+    for number in range(4):
+        noise(60, 60, seed=number).save(tmp_path / f"{number}.png")
+    rows = [
+        {"id": i, "caption_0": f"one {i}", "caption_1": f"two {i}", "image_0": f"{2 * i}", "image_1": f"{2 * i + 1}.png"}
+        for i in range(2)
+    ]
+    write_lines(tmp_path / "examples.jsonl", rows)
+    scores = evaluate_contrasts(tiny, load_contrasts(tmp_path))
+    tables = [
+        [
+            tiny.logits([(f"{word} {i}", {"image": str(tmp_path / f"{2 * i + j}.png")}) for j in (0, 1)])
+            for word in ("one", "two")
+        ]
+        for i in range(2)
+    ]
+    assert {name: value.mean for name, value in scores.items()} == winoground(tables)
+    assert main(["evaluate", str(tmp_path), "--winoground", "--json", "--model", str(tiny_directory)]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["group"]["mean"] == scores["group"].mean
+    write_lines(tmp_path / "examples.jsonl", [rows[0], {"caption_0": "a"}])
+    with pytest.raises(InputError, match="line 2: must hold caption_0"):
+        load_contrasts(tmp_path)
