@@ -255,7 +255,7 @@ def _read_url(url: str) -> bytes:
             kind = response.headers.get_content_type()
             data = response.read(URL_MAX_BYTES + 1)
     except urllib.error.HTTPError as error:
-        raise ImageError(f"{url} answered {error.code} {error.reason}.") from None
+        raise ImageError(f"{url} answered {error.code} {_one_line(error.reason)}.") from None
     except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
         raise ImageError(f"{url} did not answer: {_one_line(getattr(error, 'reason', error))}.") from None
     except Exception as error:  # http.client raises its own family on malformed answers
