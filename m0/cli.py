@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not end the ranking
             stream.reconfigure(errors="replace")
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
     except M0Error as error:
         print(f"m0: {error}", file=sys.stderr)
         return 2
@@ -50,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, most likely
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"m0: the output cannot be written: {error.strerror or error}.", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +149,8 @@ def _rank(options: argparse.Namespace) -> int:
         for _, _, error in failures:
             print(f"m0: {error}", file=sys.stderr)
         raise InputError("there is no document to rank.")
+    if not options.image_query and Path(options.query).suffix.lower() in _picture_suffixes() and os.path.isfile(options.query):
+        print(f"m0: the query {options.query!r} is read as text; --image-query shows the picture.", file=sys.stderr)
     from m0.reranker import Reranker  # imported here so that --help and wrong arguments answer at once
 
     reranker = Reranker.from_pretrained(
@@ -226,14 +234,23 @@ def read_sources(argument: str) -> Iterator[Source]:
 
 
 def _directory(path: Path) -> Iterator[Source]:
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    everything = [
+        file
+        for file in sorted(path.rglob("*"))
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)  # hidden, or in a hidden folder
+    ]
+    files = [file for file in everything if file.is_file()]
+    for link in everything:
+        if link.is_symlink() and not link.exists():
+            yield Source(str(link), error=f"{link} is a link to what does not exist.")
     known = [file for file in files if file.suffix.lower() in (*TEXT_SUFFIXES, *_picture_suffixes(), ".jsonl")]
     if not known:
         yield Source(str(path), error=f"{path} holds no text files or pictures.")
     for file in known:
         yield from read_sources(str(file))
     if known and len(known) < len(files):
-        print(f"m0: {path}: {len(files) - len(known)} files of other kinds left out.", file=sys.stderr)
+        left = len(files) - len(known)
+        print(f"m0: {path}: {left} {'file' if left == 1 else 'files'} of other kinds left out.", file=sys.stderr)
 
 
 def _file(path: Path) -> Source:
@@ -271,7 +288,8 @@ def _json_lines(text: str, name: str, folder: Path, plain_text: bool) -> Iterato
         elif plain_text:
             yield Source(label, {"text": line})
         else:
-            yield Source(label, error=f"{label} holds a JSON {type(value).__name__}, but must hold a string, object or list.")
+            kind = "null" if value is None else "number" if not isinstance(value, bool) else "true or false"
+            yield Source(label, error=f"{label} holds a JSON {kind}, but must hold a string, object or list.")
 
 
 def _resolve(value: Any, folder: Path) -> Any:
@@ -401,6 +419,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         if first and options.json:
             print(_json(evaluation.report(beside)))
         elif first:
+            if none := sum(not documents for documents in evaluation.run.values()):
+                print(f"m0: {none} of {len(evaluation.run)} queries have no candidates and count as 0.", file=sys.stderr)
             print(evaluation.table(beside, "BM25" if options.bm25 and not options.compare else str(options.compare)))
         for document, reason in evaluation.failed.items() if first else ():
             print(f"m0: {document}: {reason}", file=sys.stderr)

@@ -176,8 +176,8 @@ def read_parts(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
         parts = [part for item in value for part in _read_part(item, side, settings)]
     else:
         parts = _read_part(value, side, settings)
-    if side == "query" and not any(isinstance(part, Picture) or part.strip() for part in parts):
-        raise InputError("the query is empty.")
+    if not any(isinstance(part, Picture) or part.strip() for part in parts):
+        raise InputError(f"the {side} is empty.")
     return parts
 
 
@@ -276,8 +276,8 @@ class PromptEncoder:
         pictures = [part for parts in sides.values() for part in parts if isinstance(part, Picture)]
         raise TooLongError(
             f"max_length is {limits.max_length}, but the template"
-            + (f" and {len(pictures)} picture(s)" if pictures else "")
-            + f" take {fixed} tokens, which leaves no room for the text"
+            + (f" and {len(pictures)} picture{'s' * (len(pictures) > 1)} take" if pictures else " takes")
+            + f" {fixed} tokens, which leaves no room for the text"
             + ("; raise max_length or lower max_pixels." if pictures else ".")
         )
 

@@ -8,7 +8,7 @@ from m0.images import prepare_picture
 from tests.conftest import noise
 
 QUERIES = ["short", "a rather longer query than that", "été", "!", "short"]
-DOCUMENTS = ["a plain document of some words", "x", "", "ends in punctuation!", "ends in a newline\n", "日本語の文書です。"]
+DOCUMENTS = ["a plain document of some words", "x", ".", "ends in punctuation!", "ends in a newline\n", "日本語の文書です。"]
 
 
 def features(model, batch):

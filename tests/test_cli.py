@@ -44,7 +44,7 @@ def test_a_directory(capsys, tiny_directory, folder):
     scores = [result["score"] for result in report["results"]]
     assert scores == sorted(scores, reverse=True)
     assert {result["index"] for result in report["results"]} == set(range(8))
-    assert "1 files of other kinds left out" in err
+    assert "1 file of other kinds left out" in err
 
 
 def test_files_and_top_n(capsys, tiny_directory, folder):
@@ -178,3 +178,26 @@ def test_names_that_the_terminal_cannot_write(tiny_directory, tmp_path, encoding
     assert done.stdout
     if flags:
         assert len(json.loads(done.stdout)["results"]) == 2
+
+
+def test_hidden_folders_are_left_alone_and_broken_links_named(capsys, tiny_directory, folder):
+    (folder / "sub" / ".hidden").mkdir()
+    (folder / "sub" / ".hidden" / "x.txt").write_text("words")
+    (folder / "broken.txt").symlink_to("nowhere")
+    status, report, err = rank_json(capsys, tiny_directory, "q", folder)
+    assert status == 1
+    assert "broken.txt is a link to what does not exist" in err
+    assert not any(".hidden" in result["name"] for result in report["results"])
+
+
+def test_a_full_disk_gets_a_sentence(tiny_directory, folder):
+    command = [sys.executable, "-m", "m0", "rank", "q", str(folder / "a.txt"), "--model", str(tiny_directory)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "m0: the output cannot be written: No space left on device.\n"
+
+
+def test_a_picture_as_a_query_without_the_flag_is_said(capsys, tiny_directory, folder):
+    _, _, err = run(capsys, "rank", folder / "sub" / "c.png", folder / "a.txt", "--model", tiny_directory)
+    assert "is read as text; --image-query shows the picture" in err

@@ -21,7 +21,7 @@ MIXED = [
     {"text": "das dritte"},
     ["Text, dann ein Bild:", noise(90, 60, 1), "und noch eins:", noise(60, 90, 2)],
     noise(200, 100, 3),
-    "",
+    "-",
 ]
 
 
@@ -104,6 +104,8 @@ def test_what_is_cut_is_reported(tiny):
     [
         (("q", []), "the list of documents is empty"),
         (("", ["d"]), "the query is empty"),
+        (("q", ["d", ""]), "document 1: the document is empty"),
+        (("q", ["d", {"text": "  "}]), "document 1: the document is empty"),
         ((None, ["d"]), "the query holds None"),
         (("q", None), "documents is NoneType"),
         (("q", "just a string"), "documents is str"),

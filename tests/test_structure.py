@@ -20,6 +20,7 @@ ROWS = [
     ["reranker"],
     ["train", "evaluate"],
     ["cli", "__init__"],
+    ["__main__"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 NEVER = {"transformers", "peft", "timm", "torchvision", "matplotlib", "scipy", "ir_measures", "bm25s"}

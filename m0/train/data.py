@@ -72,6 +72,8 @@ class Examples:
         self.hashes: dict[str, str] = {}
         self._places: list[tuple[Path, int]] = []
         self._lines: list[int] = []
+        self.contrasted = 0
+        """Lines with a negative, or with positives of different grades."""
         lengths: list[int] = []
         for path in paths:
             digest, place = hashlib.sha256(), 0
@@ -90,6 +92,7 @@ class Examples:
                     else:
                         self._places.append((path, place))
                         self._lines.append(number)
+                        self.contrasted += bool(example.negative) or len(set(example.grades or ())) > 1
                         lengths.append(_length(example))
                 place += len(line)
             self.hashes[str(path)] = digest.hexdigest()

@@ -101,6 +101,13 @@ class _Run:
         self.validation = (
             Examples([Path(path) for path in config.validation], config.on_bad_line, taught) if config.validation else None
         )
+        for number, stage in enumerate(config.stages, 1):
+            alone = not (stage.in_batch_negatives or stage.hard_negatives or (stage.negatives and self.examples.contrasted))
+            if alone and set(stage.loss) != {"bce"}:
+                raise TrainError(
+                    f"stage {number}: there is nothing to rank, as no query meets a document that is not its positive; "
+                    "give negatives, or set in_batch_negatives or hard_negatives."
+                )
         if self.rank == 0:
             for sentence in (*self.examples.bad, *(self.validation.bad if self.validation else ())):
                 _say(f"left out: {sentence}")
@@ -136,12 +143,17 @@ class _Run:
             if self.rank == 0:
                 _say(f"going on from step {self.done}")
             return
+        if self.run.exists() and not self.run.is_dir():
+            raise TrainError(f"{self.run} is a file; output must name a directory.")
         if self.run.exists() and any(self.run.iterdir()):
             raise TrainError(f"{self.run} is not empty; go on with --resume, or choose another output.")
         if self.world > 1:
             dist.barrier()
         if self.rank == 0:
-            self.run.mkdir(parents=True, exist_ok=True)
+            try:
+                self.run.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TrainError(f"the run's directory {self.run} cannot be made: {error.strerror}.") from None
 
     def _newest(self, paths: list[Path]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The newest checkpoint that can be read."""

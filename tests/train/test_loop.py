@@ -440,3 +440,14 @@ def test_lines_without_scores_are_bad_lines_where_a_loss_distils(configured, tmp
     config = configured(stages=({"train": "lora", "loss": {"kl": 1.0}},), data=[str(data)])
     with pytest.raises(InputError, match=r'train.jsonl, line 1: lacks "scores"'):
         train(config)
+
+
+def test_a_stage_with_nothing_to_compare_is_refused(configured, tmp_path):
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"query": "q", "positive": ["a"]}\n', encoding="utf-8")
+    with pytest.raises(TrainError, match="stage 1: there is nothing to rank"):
+        train(configured(data=[str(data)]))
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(TrainError, match="is a file; output must name a directory"):
+        train(configured(output="file"))
