@@ -239,7 +239,9 @@ def other_tasks(data: Path, rng: random.Random) -> list[Task]:
     figured = [row for row in rows if "figure" in row]
     for row in figured:
         pool = [o for o in figured if o["id"] != row["id"]]
-        candidates, right = shuffled(row, rng.sample(pool, min(7, len(pool))), rng)
+        if len(pool) < 7:
+            continue
+        candidates, right = shuffled(row, rng.sample(pool, 7), rng)
         mixed = [[c["text"][:CHARACTERS], {"image": str(data / c["figure"])}] for c in candidates]
         figure.questions.append(Question(row["heading"], mixed, right, row["language"]))
     code = Task("docstring to code, 20", "Success@1", "")
@@ -335,7 +337,7 @@ def report(tasks: list[Task], trained: dict[str, list[float]], untrained: dict[s
             text.append(f"{group} {mean:.2f}{other}")
         lines += [f"- {name}{', m0-nano / BM25' if name.startswith('same') else ''}: " + ", ".join(text)]
         if name.startswith("same"):
-            wins = sum(mean >= np.mean([baseline[name][i] for i in groups[group]]) for group, mean in means.items())
+            wins = sum(bool(mean >= np.mean([baseline[name][i] for i in groups[group]])) for group, mean in means.items())
             lines[-1] += f". At least BM25's in {wins} of {len(means)} languages."
             figures[name]["languages at least BM25"] = wins
         if name.startswith("emoji"):
@@ -362,12 +364,13 @@ def main() -> None:
     untrained = measure(Reranker.from_pretrained(options.untrained or options.data / "untrained"), tasks)
     text, figures = report(tasks, trained, untrained)
     print(text)
-    if options.figures:
-        options.figures.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if options.write:
         card = options.write.read_text(encoding="utf-8")
         before, after = card.split(MARKS[0])[0], card.split(MARKS[1])[1]
         options.write.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
+
+    if options.figures:
+        options.figures.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
