@@ -75,6 +75,13 @@ class Cut:
         return f"{self.side} part {self.part}: {self.kept} of {self.characters} characters kept, {self.tokens} tokens cut"
 
 
+def whole_number(value: Any, name: str) -> int:
+    """An argument that counts something, NumPy's integers included. Raises InputError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+    return int(value)
+
+
 @dataclass(frozen=True)
 class Limits:
     """How long a prompt may be, in tokens.
@@ -94,12 +101,7 @@ class Limits:
             value = getattr(self, name)
             if value is None and name == "max_doc_length":
                 continue
-            if isinstance(value, np.integer):
-                object.__setattr__(self, name, int(value))
-            elif isinstance(value, bool) or not isinstance(value, int):
-                raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
-            if value < 1:
-                raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+            object.__setattr__(self, name, whole_number(value, name))
 
     @property
     def document(self) -> int:

@@ -20,7 +20,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -33,7 +32,7 @@ from m0.hub import locate
 from m0.images import ImageSettings, Picture
 from m0.lora import Adapters
 from m0.model import RerankerModel
-from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts
+from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
 
 DEFAULT_BATCH_TOKENS = 8192
 MAX_VISION_PATCHES = 16384
@@ -192,7 +191,7 @@ class Reranker:
 
         Raises InputError (of a document with its number), one sentence.
         """
-        top_n = None if top_n is None else _whole_number(top_n, "top_n")
+        top_n = None if top_n is None else whole_number(top_n, "top_n")
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'.")
         if not isinstance(documents, Sequence) or isinstance(documents, str | bytes | bytearray):
@@ -255,7 +254,13 @@ class Reranker:
     ) -> list[float]:
         """The model's raw output for each (query, document) pair; relevance is sigmoid(logit - 2.65). Otherwise as `score`."""
         limits = Limits(max_length, max_query_length, max_doc_length)
-        return self._logits(self._encode_pairs(pairs, limits), batch_tokens, progress).tolist()
+        return self.logits_of(self._encode_pairs(pairs, limits), batch_tokens, progress)
+
+    def logits_of(
+        self, encodings: list[Encoding], batch_tokens: int = DEFAULT_BATCH_TOKENS, progress: bool = False
+    ) -> list[float]:
+        """The model's raw output for prompts that `encode` has written."""
+        return self._logits(encodings, batch_tokens, progress).tolist()
 
     def read(self, value: Any, side: Literal["query", "document"] = "document") -> list[Part]:
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place."""
@@ -298,7 +303,7 @@ class Reranker:
         for name, value in (("query_type", query_type), ("doc_type", doc_type)):
             if value not in ("text", "image"):
                 raise InputError(f"{name} is {value!r}, but must be 'text' or 'image'.")
-        batch_size = _whole_number(batch_size, "batch_size")
+        batch_size = whole_number(batch_size, "batch_size")
         if isinstance(pairs, list | tuple) and len(pairs) == 2 and not isinstance(pairs[0], list | tuple):
             pairs = [pairs]
         limits = Limits(Limits.max_length if max_length is None else max_length, max_query_length, max_doc_length)
@@ -333,7 +338,7 @@ class Reranker:
     @torch.inference_mode()
     def _logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool) -> Tensor:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
-        batch_tokens = _whole_number(batch_tokens, "batch_tokens")
+        batch_tokens = whole_number(batch_tokens, "batch_tokens")
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
         numbers: dict[tuple[bytes, ...], int] = {}
         places = [numbers.setdefault(encoding.key, len(numbers)) for encoding in encodings]
@@ -456,12 +461,6 @@ def _exists(text: str) -> bool:
         return Path(text).exists()
     except (OSError, ValueError):
         return False
-
-
-def _whole_number(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
-    return int(value)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

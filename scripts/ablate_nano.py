@@ -38,7 +38,7 @@ from nano.tokens import Piece, Writer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_nano import Bags, Checks, initialise, list_loss, log, nano_config, run_stage, score_grids, see_evenly
+from train_nano import Bags, Checks, initialise, list_loss, log, nano_config, pointwise, run_stage, score_grids, see_evenly
 
 from m0.checkpoint import load_checkpoint
 from m0.lora import Adapters, LoRAConfig
@@ -51,11 +51,6 @@ def ranknet(logits: Tensor, right: Tensor, clash: Tensor) -> Tensor:
     wrong = ~(right.bool() | clash)
     behind = logits.diagonal()[:, None] - logits
     return F.softplus(-behind)[wrong].mean()
-
-
-def pointwise(logits: Tensor, right: Tensor, clash: Tensor) -> Tensor:
-    weight = torch.where(right.bool(), len(right) - 1.0, 1.0).masked_fill(clash, 0.0)
-    return F.binary_cross_entropy_with_logits(logits - 2.65, right, weight=weight)
 
 
 def other_loss(
@@ -154,17 +149,13 @@ class Ablations:
         config = config.replace(vision=replace(config.vision, spatial_merge_size=merge))
         model = RerankerModel(config)
         initialise(model, generator)
-        with torch.no_grad():
-            model.vision.merger.mlp[2].weight.mul_(0.15)
         writer, lists = Writer(self.tokenizer, config), Lists(self.material, 1)
         see_evenly(model, writer, self.material, generator)
         bags = Bags(model, writer, self.material)
         lookups = [model.decoder.embed_tokens.weight, bags.vectors, bags.scale]
         rates = {1.5e-3: list(model.vision.parameters()), 2e-3: lookups}
         warm = run_stage("warm start", rates, lambda share: bags.loss(lists, share), 60 * self.minutes, lambda: None)
-        frame = [i for text in ("**Document**:\n", "\n**Query**:\n") for i in writer.encode(text)]
-        ids = self.tokenizer.token_to_id("query"), self.tokenizer.token_to_id("document")
-        write_circuit(model, sorted(set(frame)), *ids, generator)
+        write_circuit(model, writer, generator)
         seconds = train(list(model.parameters()), 5e-4, self.steps, lambda: list_loss(model, writer, lists.step()))
         model.eval()
         return {"warm steps": warm, "seconds a step": round(seconds, 2), **self._measure(model, writer)}

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nano.material import SECTION_CHARACTERS, on_white, read
 from PIL import Image, ImageFilter
 
 from m0 import Reranker
@@ -43,8 +44,6 @@ from m0.evaluate.bm25 import BM25
 from m0.evaluate.metrics import Estimate, estimate, per_query
 
 SEED = 11
-CHARACTERS = 600
-MEASURES = ("nDCG@10", "Success@1")
 MARKS = ("<!-- figures: written by scripts/evaluate_nano.py -->", "<!-- end of figures -->")
 PER_LANGUAGE = {"same language": 30, "emoji name to picture": 20, "changed pictures": 8, "picture to emoji name": 12}
 
@@ -67,10 +66,6 @@ class Task:
     questions: list[Question] = field(default_factory=list)
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def build_tasks(data: Path) -> list[Task]:
     rng = random.Random(SEED)
     return [*section_tasks(data, rng), *emoji_tasks(data, rng), *other_tasks(data, rng)]
@@ -82,7 +77,7 @@ def build_tasks(data: Path) -> list[Task]:
 def section_tasks(data: Path, rng: random.Random) -> list[Task]:
     rows = read(data / "sections.jsonl")
     for row in rows:
-        row["opening"] = row["text"][:CHARACTERS]
+        row["opening"] = row["text"][:SECTION_CHARACTERS]
     by_language: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
         by_language[row["language"]].append(row)
@@ -242,7 +237,7 @@ def other_tasks(data: Path, rng: random.Random) -> list[Task]:
         if len(pool) < 7:
             continue
         candidates, right = shuffled(row, rng.sample(pool, 7), rng)
-        mixed = [[c["text"][:CHARACTERS], {"image": str(data / c["figure"])}] for c in candidates]
+        mixed = [[c["text"][:SECTION_CHARACTERS], {"image": str(data / c["figure"])}] for c in candidates]
         figure.questions.append(Question(row["heading"], mixed, right, row["language"]))
     code = Task("docstring to code, 20", "Success@1", "")
     functions = [row for row in read(data / "code.jsonl") if row["held_out"]]
@@ -252,11 +247,6 @@ def other_tasks(data: Path, rng: random.Random) -> list[Task]:
         question.bm25 = bm25_scores(question)
         code.questions.append(question)
     return [clipart, page, page_one, *([figure] if figure.questions else []), code]
-
-
-def on_white(path: Path) -> Image.Image:
-    picture = Image.open(path).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

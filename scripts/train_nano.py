@@ -31,10 +31,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from nano.circuit import IMPORTANCE, MEANING, MEANINGS, meaning, write_circuit
+from nano.circuit import IMPORTANCE, MEANING, MEANINGS, bag_means, write_circuit
 from nano.latent import concept_key, concept_numbers, count, meanings
 from nano.lists import Lists, Pair
-from nano.material import SECTION_CHARACTERS, Emoji, Material, Section
+from nano.material import SECTION_CHARACTERS, Emoji, Material, Section, on_white
 from nano.tokens import SCORE_TOKEN, Piece, Writer, look, pack, train_tokenizer
 from nano.words import Words
 from PIL import Image
@@ -76,7 +76,8 @@ def nano_config(tokenizer: Tokenizer) -> RerankerConfig:
 
 def initialise(model: RerankerModel, generator: torch.Generator) -> None:
     """Weights that keep the scale of their input (std 1 / sqrt(fan-in)), a third of that where a branch joins the residual
-    stream, embeddings at std 0.1, biases zero."""
+    stream, and 0.15 of it out of the vision tower, so that visual tokens are as long as words; embeddings at std 0.1, biases zero.
+    """
     joining = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight")
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
@@ -84,6 +85,7 @@ def initialise(model: RerankerModel, generator: torch.Generator) -> None:
             parameter.data.normal_(0.0, std, generator=generator)
         elif not name.endswith("weight"):
             parameter.data.zero_()
+    model.vision.merger.mlp[2].weight.data.mul_(0.15)
 
 
 def see_evenly(model: RerankerModel, writer: Writer, material: Material, generator: torch.Generator) -> None:
@@ -132,15 +134,11 @@ class Bags(nn.Module):
             shown = [number for number, content in enumerate(contents) if not isinstance(content, str)]
             owners += [number for number, part in zip(shown, seen, strict=True) for _ in part]
             states = torch.cat([states, *seen])
-        if pictures:  # visual tokens should be as long as words are, so that the decoder can read them alike
+            # Visual tokens should be as long as words are, so that the decoder can read them alike.
             seen_words = torch.cat(seen)
             self.strain = (seen_words[:, MEANING].square().sum(1) - 1).square().mean().clamp_max(100)
             self.strain = self.strain + seen_words[:, IMPORTANCE].square().mean()
-        words, importance = meaning(states)
-        weight = importance.clamp(-8, 8).exp()[:, None]
-        place = torch.tensor(owners)
-        total = torch.zeros(len(contents), MEANING.stop).index_add(0, place, words * weight)
-        return total / torch.zeros(len(contents), 1).index_add(0, place, weight).clamp_min(1e-6)
+        return bag_means(states, torch.tensor(owners), len(contents))
 
     def loss(self, lists: Lists, share: float) -> tuple[Tensor, dict[str, float]]:
         lists.plain = max(0.25, 0.9 - 1.5 * share)
@@ -211,6 +209,12 @@ def score_grids(model: RerankerModel, grids: list[tuple[list[Piece], list[Piece]
     ]
 
 
+def pointwise(logits: Tensor, wanted: Tensor, clash: Tensor) -> Tensor:
+    """Binary cross-entropy of each relevance, what is wanted weighing as much as all the rest of its list."""
+    weight = torch.where(wanted.bool(), len(wanted) - 1.0, 1.0).masked_fill(clash, 0.0)
+    return F.binary_cross_entropy_with_logits(logits - RerankerConfig.logit_bias, wanted, weight=weight)
+
+
 def list_loss(model: RerankerModel, writer: Writer, lists: list[list[Pair]]) -> tuple[Tensor, dict[str, float]]:
     grids = [([writer.query(p.query) for p in pairs], [writer.document(p.document) for p in pairs]) for pairs in lists]
     total, notes = torch.zeros(()), {}
@@ -219,9 +223,7 @@ def list_loss(model: RerankerModel, writer: Writer, lists: list[list[Pair]]) -> 
         target, wanted = torch.arange(count), torch.eye(count)
         masked = logits.masked_fill(clash, -1e4)
         listwise = F.cross_entropy(masked, target)
-        weight = torch.where(wanted.bool(), count - 1.0, 1.0).masked_fill(clash, 0.0)
-        pointwise = F.binary_cross_entropy_with_logits(logits - model.config.logit_bias, wanted, weight=weight) / 2
-        total = total + listwise + 0.1 * pointwise
+        total = total + listwise + 0.1 * pointwise(logits, wanted, clash) / 2
         kind = ("emoji", type(pairs[0].concept).__name__.lower(), f"third {type(pairs[0].concept).__name__.lower()}")[number]
         notes[kind] = (masked.argmax(1) == target).float().mean().item()
     return total, notes
@@ -326,11 +328,6 @@ class Checks:
         return "held out: " + ", ".join(found)
 
 
-def on_white(path: Path) -> Image.Image:
-    picture = Image.open(path).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
@@ -352,8 +349,6 @@ def main() -> None:
     config = nano_config(tokenizer)
     model = RerankerModel(config)
     initialise(model, generator)
-    with torch.no_grad():
-        model.vision.merger.mlp[2].weight.mul_(0.15)
     log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, vocabulary {config.decoder.vocab_size}")
     save_checkpoint(model, options.data / "untrained", tokenizer_file=tokenizer_file)
 
@@ -392,9 +387,7 @@ def main() -> None:
     )
     log(f"bags, {checks.by_bags(bags)}")
 
-    frame = [i for text in ("**Document**:\n", "\n**Query**:\n") for i in writer.encode(text)]
-    query_id, document_id = tokenizer.token_to_id("query"), tokenizer.token_to_id("document")
-    write_circuit(model, sorted(set(frame)), query_id, document_id, generator)
+    write_circuit(model, writer, generator)
     log(f"circuit, {checks.by_model(model, writer)}")
     save_checkpoint(model, options.data / "circuit", tokenizer_file=tokenizer_file)
     last_check = time.monotonic()

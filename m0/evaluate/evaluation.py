@@ -20,6 +20,7 @@ from m0.errors import InputError, M0Error, TooLongError
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query
 from m0.evaluate.runs import Run, write_run
+from m0.prompt import Encoding
 from m0.reranker import Progress, Reranker
 
 STRETCH_PAIRS = 256
@@ -218,7 +219,8 @@ def _score(
         except InputError as error:
             failed[f"query {query}"] = str(error)
     limits = {name: value for name, value in options.items() if name.startswith("max_")}
-    keys, pairs = [], []
+    others = {name: value for name, value in options.items() if name not in limits}
+    encodings: dict[tuple[str, str], Encoding] = {}
     for document, queries in stretch:
         try:
             read = reranker.read(dataset.corpus[document], "document")  # pictures are opened once
@@ -229,13 +231,12 @@ def _score(
             if query not in read_queries:
                 continue
             try:
-                reranker.encode(read_queries[query], read, **limits)
+                encodings[query, document] = reranker.encode(read_queries[query], read, **limits)
             except TooLongError as error:
                 failed[f"{query} {document}"] = str(error)
-                continue
-            keys.append((query, document))
-            pairs.append((read_queries[query], read))
-    return dict(zip(keys, reranker.logits(pairs, **options), strict=True)) if pairs else {}, failed
+    if not encodings:
+        return {}, failed
+    return dict(zip(encodings, reranker.logits_of(list(encodings.values()), **others), strict=True)), failed
 
 
 def _about(reranker: Reranker, dataset: Dataset, wanted: Mapping[str, list[str]], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -172,29 +172,28 @@ class _Run:
             begun = json.loads((self.run / RUN).read_text(encoding="utf-8"))
         except ValueError:
             return False
-        mine = json.loads(json.dumps(describe(self.config, self._data_hashes(), self.world, ""), default=str))
-        kept = [{k: v for k, v in values["config"].items() if k in _comparable(self.config)} for values in (begun, mine)]
-        return kept[0] == kept[1] and list(begun["data"].values()) == list(mine["data"].values())
+        mine = _comparable(self.config)
+        same_data = list(begun["data"].values()) == list(self._data_hashes().values())
+        return same_data and {name: begun["config"].get(name) for name in mine} == mine
 
     def train(self) -> Path:
-        record = None
         try:
-            return self._train(record)
+            return self._train()
         except BaseException:
             if self.record is not None:
                 self.record.close()  # so that what is said next does not stand in the bar
             raise
 
-    def _train(self, record: Record | None) -> Path:
+    def _train(self) -> Path:
         for number in range(self.first_stage, len(self.config.stages)):
             torch.manual_seed(self.config.seed)
             learner = Learner(self.config, self.config.stages[number], self.trained)
-            if self.rank == 0 and record is None:
+            if self.rank == 0 and self.record is None:
                 device = str(learner.reranker.model.device)
                 self._describe(device)
-                record = self.record = Record(self.run, self.done, sum(self.steps))
+                self.record = Record(self.run, self.done, sum(self.steps))
             self.mined = self._mine(number, learner.reranker)
-            self._stage(number, learner, record)
+            self._stage(number, learner)
             self.trained |= {
                 name.removeprefix("parameter/"): value
                 for name, value in learner.state().items()
@@ -203,8 +202,8 @@ class _Run:
             del learner
         result = self.run / RESULT
         if self.rank == 0:
-            assert record is not None
-            record.close()
+            assert self.record is not None
+            self.record.close()
             self.record = None
             self._write_result(result)
             if draw_curves(self.run) is None:
@@ -225,7 +224,7 @@ class _Run:
 
     # --- one stage ----------------------------------------------------------------------------------------------------
 
-    def _stage(self, number: int, learner: Learner, record: Record | None) -> None:
+    def _stage(self, number: int, learner: Learner) -> None:
         stage, before = self.config.stages[number], sum(self.steps[:number])
         self.distils = stage.distils
         if self.resumed is not None:
@@ -242,8 +241,8 @@ class _Run:
                 last = step + 1 == self.steps[number]
                 if self.validation and (last or self.done % self.config.validate_every == 0):
                     row |= self._validate(learner, stage)
-                if record is not None:
-                    record.add(row)
+                if self.record is not None:
+                    self.record.add(row)
                 if last or self.done % self.config.checkpoint_every == 0:
                     self._prove(learner, stage, passes[0])
                     self._save(number, learner)
@@ -326,8 +325,9 @@ class _Run:
 
     def _refuse_not_finite(self, what: str, value: float, after: bool = False) -> None:
         if not math.isfinite(value):
+            when = f"after step {self.done}" if after else f"at step {self.done + 1}"
             raise TrainError(
-                f"{what} is {value} {f'after step {self.done}' if after else f'at step {self.done + 1}'}: training has diverged; lower learning_rate or raise warmup; "
+                f"{what} is {value} {when}: training has diverged; lower learning_rate or raise warmup; "
                 f"{state.last_good(self.run)}"
             )
 

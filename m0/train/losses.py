@@ -62,8 +62,8 @@ def listnet(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Te
 def listmle(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
     """-log P(pi) under Plackett-Luce, pi the order by falling y: sum_k [logsumexp(s_pi(k..n)) - s_pi(k)] (Xia et al. 2008).
 
-    As in its top-k form (Xia et al. 2009) the sum stops after the last document that is better than some other one, so that irrelevant documents need no order
-    among themselves. Ties above that keep the order given, which training shuffles.
+    As in its top-k form (Xia et al. 2009) the sum stops after the last document that is better than some other one, so that
+    irrelevant documents need no order among themselves. Ties above that keep the order given, which training shuffles.
     """
     order = torch.argsort(labels, descending=True, stable=True)
     ordered = logits[order]

@@ -22,10 +22,12 @@ So the model starts as the bag of words that the warm start trained, and as a ma
 from __future__ import annotations
 
 import torch
+from nano.tokens import Writer
 from torch import Tensor, nn
 
 from m0.decoder import DecoderLayer
 from m0.model import RerankerModel
+from m0.prompt import DOCUMENT_LEAD, QUERY_LEAD
 
 SIZE, MEANINGS = 256, 200
 MEANING = slice(0, MEANINGS)
@@ -50,12 +52,10 @@ def normalised(*squares: float) -> float:
     return SIZE**0.5 / (HEIGHT**2 + sum(squares)) ** 0.5
 
 
-def write_circuit(
-    model: RerankerModel, template_ids: list[int], query_id: int, document_id: int, generator: torch.Generator
-) -> None:
+def write_circuit(model: RerankerModel, writer: Writer, generator: torch.Generator) -> None:
     """Write the circuit around embeddings and vision tower that the warm start has trained."""
     with torch.no_grad():
-        _embeddings(model, template_ids, query_id, document_id)
+        _embeddings(model, writer)
         for number, layer in enumerate(model.decoder.layers):
             _quiet(layer, NOISE / 10 if number < 4 else NOISE, generator)
         layers = list(model.decoder.layers)
@@ -67,7 +67,7 @@ def write_circuit(
         _head(model, generator)
 
 
-def _embeddings(model: RerankerModel, template_ids: list[int], query_id: int, document_id: int) -> None:
+def _embeddings(model: RerankerModel, writer: Writer) -> None:
     config, table = model.config, model.decoder.embed_tokens.weight
     kept = [*range(MEANING.start, MEANING.stop), IMPORTANCE]
     others = [i for i in range(SIZE) if i not in kept]
@@ -75,7 +75,9 @@ def _embeddings(model: RerankerModel, template_ids: list[int], query_id: int, do
     last = model.vision.merger.mlp[2]
     last.weight[others], last.bias[others] = 0.0, 0.0
     table[:, LEVEL] = last.bias[LEVEL] = HEIGHT
-    marked = [*template_ids, config.score_token_id, config.vision_start_token_id, config.vision_end_token_id]
+    frame = sorted({i for text in (DOCUMENT_LEAD, QUERY_LEAD) for i in writer.encode(text)})
+    query_id, document_id = (writer.tokenizer.token_to_id(word) for word in ("query", "document"))
+    marked = [*frame, config.score_token_id, config.vision_start_token_id, config.vision_end_token_id]
     table[marked, MEANING], table[marked, IMPORTANCE] = 0.0, 0.0
     table[marked, TEMPLATE] = FLAG
     table[query_id, QUERY_WORD] = table[document_id, DOCUMENT_WORD] = table[config.score_token_id, SCORE] = FLAG
@@ -204,3 +206,17 @@ def meaning(states: Tensor) -> tuple[Tensor, Tensor]:
     words, weight = states[:, MEANING], states[:, IMPORTANCE]
     level = (HEIGHT**2 + words.pow(2).sum(1) + weight.pow(2)).rsqrt() * (HEIGHT**2 + WORD) ** 0.5
     return words * level[:, None], weight * level
+
+
+def bag_means(states: Tensor, owners: Tensor, count: int) -> Tensor:
+    """What layers 2 and 3 pool: the mean meaning by importance of each bag, (count, 200).
+
+    Args:
+        states: embeddings of all bags' tokens, (tokens, hidden).
+        owners: number of each token's bag, (tokens,).
+        count: bags.
+    """
+    words, importance = meaning(states)
+    weight = importance.clamp(-8, 8).exp()[:, None]
+    total = torch.zeros(count, MEANINGS).index_add(0, owners, words * weight)
+    return total / torch.zeros(count, 1).index_add(0, owners, weight).clamp_min(1e-6)

@@ -177,6 +177,11 @@ def augment(image: Image.Image, rng: random.Random, sides: tuple[int, ...], plai
     return canvas
 
 
+def on_white(path: Path) -> Image.Image:
+    picture = Image.open(path).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+
+
 class Material:
     """All that training may see, and the held-out rows for checks on the way."""
 

@@ -101,7 +101,7 @@ class Writer:
         return self.encode(f"\n{text}")[1:]
 
     def document(self, content: Content) -> Piece:
-        return self._write("**Document**:\n", content, "\n**Query**:\n", [])
+        return self._write(DOCUMENT_LEAD, content, QUERY_LEAD, [])
 
     def query(self, content: Content) -> Piece:
         if isinstance(content, str):

@@ -6,8 +6,8 @@ All texts lie tokenized in one long tensor, so that a step draws and reads its b
 from __future__ import annotations
 
 import torch
-from nano.circuit import MEANING, meaning
-from nano.latent import concept_key
+from nano.circuit import MEANING, bag_means
+from nano.latent import TEXT_CHARACTERS, concept_key
 from nano.material import Material
 from nano.tokens import Writer
 from torch import Tensor
@@ -18,7 +18,6 @@ SHARPNESS = 16.0
 DROPPED = 0.1
 """Share of tokens left out of a bag, so that none is relied upon alone."""
 WINDOW = 40
-TEXT_CHARACTERS = 1500
 
 
 class Ragged:
@@ -72,7 +71,7 @@ class Words:
         for bags, of in ((self.texts, owners), (self.windows, self.of)):
             for rows in torch.arange(len(of)).split(50_000):
                 ids, places = bags.take(rows)
-                total.index_add_(0, of[rows], bag_means(table, ids, places, len(rows)))
+                total.index_add_(0, of[rows], bag_means(table[ids], places, len(rows)))
         return total
 
     def loss(self, table: Tensor, vectors: Tensor, drawings: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -91,7 +90,7 @@ class Words:
         ids = torch.cat([ids, more, last])
         owners = torch.cat([owners, second.nonzero()[:, 0][place], EMOJI_BAGS + at])
         kept = torch.rand(len(ids), generator=self.generator) >= DROPPED
-        means = bag_means(table, ids[kept], owners[kept], EMOJI_BAGS + SECTION_BAGS)
+        means = bag_means(table[ids[kept]], owners[kept], EMOJI_BAGS + SECTION_BAGS)
         answer = torch.cat([self.owners[pick], self.of[shown]])
         logits = SHARPNESS * F.normalize(means, dim=1) @ vectors.T
         losses = F.cross_entropy(logits, answer, reduction="none")
@@ -103,16 +102,9 @@ class Words:
 
     def _drawing_loss(self, table: Tensor, drawings: Tensor) -> Tensor:
         pick = torch.randperm(len(drawings), generator=self.generator)[:DRAWING_BAGS]
-        means = bag_means(table, *self.names.take(pick), len(pick))
+        ids, owners = self.names.take(pick)
+        means = bag_means(table[ids], owners, len(pick))
         numbers = self.name_numbers[pick]
         clash = (numbers[:, None] == numbers[None, :]) & ~torch.eye(len(pick), dtype=torch.bool)
         logits = (SHARPNESS * F.normalize(means, dim=1) @ drawings[pick].T).masked_fill(clash, -1e4)
         return F.cross_entropy(logits, torch.arange(len(pick)))
-
-
-def bag_means(table: Tensor, ids: Tensor, owners: Tensor, count: int) -> Tensor:
-    """Mean meaning of each bag by importance, (count, meanings)."""
-    words, importance = meaning(table[ids])
-    weight = importance.clamp(-8, 8).exp()[:, None]
-    total = torch.zeros(count, MEANING.stop).index_add(0, owners, words * weight)
-    return total / torch.zeros(count, 1).index_add(0, owners, weight).clamp_min(1e-6)
