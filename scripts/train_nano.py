@@ -28,14 +28,17 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from nano.circuit import IMPORTANCE, MEANING, MEANINGS, bag_means, write_circuit
-from nano.latent import concept_key, concept_numbers, count, meanings
+from nano.circuit import IMPORTANCE, LANGUAGE, MEANING, MEANINGS, RARITY, RARITY_SCALE, write_circuit
+from nano.latent import concept_numbers, count, language_shares, meanings, rarity
 from nano.lists import Lists, Pair
-from nano.material import SECTION_CHARACTERS, Emoji, Material, Section, on_white
-from nano.tokens import SCORE_TOKEN, Piece, Writer, look, pack, train_tokenizer
+from nano.material import SECTION_CHARACTERS, Material, on_white
+from nano.pages import fonts
+from nano.seeing import SPOKEN, Seeing, read
+from nano.tokens import IMAGES, SCORE_TOKEN, Piece, Writer, pack, train_tokenizer
 from nano.words import Words
 from PIL import Image
 from tokenizers import Tokenizer
@@ -45,10 +48,6 @@ from torch.nn import functional as F
 from m0.checkpoint import load_checkpoint, save_checkpoint
 from m0.config import DecoderConfig, RerankerConfig, VisionConfig
 from m0.model import RerankerModel
-
-SHARPNESS = 14.0
-"""Inverse temperature of the warm start."""
-NAMES = 1000
 
 
 def log(message: str) -> None:
@@ -105,87 +104,45 @@ def see_evenly(model: RerankerModel, writer: Writer, material: Material, generat
     weight.data.copy_(turned.view_as(weight))
 
 
-# --- warm start -------------------------------------------------------------------------------------------------------
+# --- before the decoder takes part ------------------------------------------------------------------------------------
 
 
-class Bags(nn.Module):
-    """Texts and pictures as bags of tokens, and a vector for each concept, near which its bags should lie."""
-
-    def __init__(self, model: RerankerModel, writer: Writer, material: Material) -> None:
-        super().__init__()
-        self.model, self.writer = [model], writer  # in a list: the model's parameters are not this module's
-        self.numbers = concept_numbers(material)
-        words, importance, vectors = meanings(count(material, writer, self.numbers), MEANINGS)
-        table = model.decoder.embed_tokens.weight.data
-        table[:, MEANING], table[:, IMPORTANCE] = words, importance
-        self.vectors = nn.Parameter(vectors)
-        self.scale = nn.Parameter(torch.tensor(30.0).log())
-
-    def read(self, contents: list[str | Image.Image]) -> Tensor:
-        """Mean meaning of each text or picture, (contents, 200)."""
-        model = self.model[0]
-        ids = [self.writer.words(content) if isinstance(content, str) else [] for content in contents]
-        pictures = [self.writer.picture(content) for content in contents if not isinstance(content, str)]
-        states = model.decoder.embed_tokens.weight[torch.tensor([i for some in ids for i in some], dtype=torch.long)]
-        owners = [number for number, some in enumerate(ids) for _ in some]
-        if pictures:
-            with torch.autocast("cpu", torch.bfloat16):  # where the processor has it, a quarter less time
-                seen = [part.float() for part in look(model, pictures)]
-            shown = [number for number, content in enumerate(contents) if not isinstance(content, str)]
-            owners += [number for number, part in zip(shown, seen, strict=True) for _ in part]
-            states = torch.cat([states, *seen])
-            # Visual tokens should be as long as words are, so that the decoder can read them alike.
-            seen_words = torch.cat(seen)
-            self.strain = (seen_words[:, MEANING].square().sum(1) - 1).square().mean().clamp_max(100)
-            self.strain = self.strain + seen_words[:, IMPORTANCE].square().mean()
-        return bag_means(states, torch.tensor(owners), len(contents))
-
-    def loss(self, lists: Lists, share: float) -> tuple[Tensor, dict[str, float]]:
-        lists.plain = max(0.25, 0.9 - 1.5 * share)
-        written, named = lists.names(NAMES)
-        comparisons = lists.comparisons()
-        sides = [side for pairs in comparisons for side in (*(p.query for p in pairs), *(p.document for p in pairs))]
-        means = self.read([*written, *sides])
-        vectors = F.normalize(self.vectors, dim=1)
-        owners: list[Emoji | Section] = list(named)
-        rows = [means[: len(written)]]
-        notes, losses, start = {}, [], len(written)
-        for pairs in comparisons:
-            queries, documents = means[start : start + 2 * len(pairs)].split(len(pairs))
-            start += 2 * len(pairs)
-            products = (self.scale.exp() * queries @ documents.T).masked_fill(Lists.also_right(pairs), -1e4)
-            target = torch.arange(len(pairs))
-            losses.append((F.cross_entropy(products, target) + F.cross_entropy(products.T, target)) / 2)
-            kind = type(pairs[0].concept).__name__.lower()
-            notes[kind] = (products.argmax(1) == target).float().mean().item()
-            if kind == "emoji":
-                rows += [queries, documents]
-                owners += [pair.concept for pair in pairs] * 2
-        answer = torch.tensor([self.numbers[concept_key(owner)] for owner in owners])
-        naming = F.cross_entropy(SHARPNESS * F.normalize(torch.cat(rows), dim=1) @ vectors.T, answer, reduction="none")
-        shown = len(comparisons[0])  # emoji by name, then emoji by picture
-        texts, pictures = naming[:-shown].mean(), naming[-shown:].mean()
-        notes |= {"texts": texts.item(), "pictures": pictures.item(), "strain": self.strain.item()}
-        length = (means.norm(dim=1) - 1).square().mean()  # so that products are cosines, nearly
-        return texts + 2 * pictures + sum(losses) + 0.1 * length + 0.1 * self.strain, notes
+def write_words(
+    model: RerankerModel, writer: Writer, material: Material, numbers: dict[object, int]
+) -> tuple[Tensor, list[str]]:
+    """What can be counted goes into the embeddings. Returns where the concepts lie, and the languages in their order."""
+    words, importance, vectors = meanings(count(material, writer, numbers), MEANINGS)
+    languages, shares = language_shares(material, writer)
+    table = model.decoder.embed_tokens.weight.data
+    table[:, MEANING], table[:, IMPORTANCE] = words, importance
+    table[:, RARITY] = RARITY_SCALE * rarity(material, writer).log()
+    table[:, LANGUAGE] = 0.0
+    table[:, LANGUAGE.start : LANGUAGE.start + len(languages)] = SPOKEN * shares
+    last = model.vision.merger.mlp[2]
+    last.weight.data[RARITY], last.bias.data[RARITY] = 0.0, 0.0  # as rare for every visual token
+    return vectors, languages
 
 
 @torch.no_grad()
-def settle(bags: Bags, words: Words, lists: Lists) -> tuple[Tensor, Tensor]:
-    """Each concept's vector where its texts lie, and for emoji half-way to where its pictures do; each drawing's vector where
-    its pictures lie. All of length 1."""
+def settle(model: RerankerModel, writer: Writer, material: Material, words: Words, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Each emoji's vector half-way between where its texts and its pictures lie; each drawing's name where its pictures lie.
+    All of length 1."""
+    rng = random.Random(3)
 
     def seen(some: list) -> Tensor:
-        views = (bags.read([one.picture(lists.rng, plain) for one in some]) for plain in (1.0, 0.0, 0.0))
+        views = (read(model, writer, [one.picture(rng, plain) for one in some]) for plain in (1.0, 0.0, 0.0))
         return F.normalize(sum(F.normalize(view, dim=1) for view in views), dim=1)
 
-    vectors = F.normalize(words.centres(bags.model[0].decoder.embed_tokens.weight, len(bags.numbers)), dim=1)
-    for start in range(0, len(lists.material.emoji), 200):
-        some = lists.material.emoji[start : start + 200]
-        vectors[torch.tensor([bags.numbers[concept_key(emoji)] for emoji in some])] += seen(some)
-    drawings = lists.material.drawings
-    shown = torch.cat([seen(drawings[start : start + 200]) for start in range(0, len(drawings), 200)])
-    return F.normalize(vectors, dim=1), shown
+    vectors = vectors.clone()
+    for start in range(0, len(material.emoji), 200):
+        some = material.emoji[start : start + 200]
+        vectors[start : start + len(some)] += seen(some)
+    numbers = torch.tensor([words.drawing_names.index(drawing.name) for drawing in material.drawings])
+    drawn = torch.zeros(len(words.drawing_names), MEANINGS)
+    for start in range(0, len(material.drawings), 200):
+        some_drawings = material.drawings[start : start + 200]
+        drawn.index_add_(0, numbers[start : start + 200], seen(some_drawings))
+    return F.normalize(vectors, dim=1), F.normalize(drawn, dim=1)
 
 
 # --- cross-encoder ----------------------------------------------------------------------------------------------------
@@ -310,8 +267,8 @@ class Checks:
             self.groups["page"].append(([row["heading"] for row in some], pages))
 
     @torch.no_grad()
-    def by_bags(self, bags: Bags) -> str:
-        return self._report(lambda queries, documents: bags.read(queries) @ bags.read(documents).T)
+    def by_bags(self, model: RerankerModel, writer: Writer) -> str:
+        return self._report(lambda queries, documents: read(model, writer, queries) @ read(model, writer, documents).T)
 
     @torch.no_grad()
     def by_model(self, model: RerankerModel, writer: Writer) -> str:
@@ -332,10 +289,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
-    parser.add_argument("--warm-minutes", type=float, default=16.0, help="warm start")
-    parser.add_argument("--word-minutes", type=float, default=4.0, help="words alone")
-    parser.add_argument("--minutes", type=float, default=33.0, help="cross-encoder")
-    parser.add_argument("--warm", type=Path, help="take the warm start that an earlier run saved under DATA/warm")
+    parser.add_argument("--minutes", type=float, default=75.0, help="of all stages together")
+    parser.add_argument("--warm", type=Path, help="go on from what an earlier run saved under DATA/warm, after stage 3")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -350,60 +305,86 @@ def main() -> None:
     model = RerankerModel(config)
     initialise(model, generator)
     log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, vocabulary {config.decoder.vocab_size}")
-    save_checkpoint(model, options.data / "untrained", tokenizer_file=tokenizer_file)
+    save_checkpoint(model, options.data / "untrained", tokenizer_file=tokenizer_file, image_settings=IMAGES)
 
     writer = Writer(tokenizer, config)
     see_evenly(model, writer, material, generator)
     lists, checks = Lists(material, options.seed), Checks(material)
-    bags = Bags(model, writer, material)
-    lookups, tower = [model.decoder.embed_tokens.weight, bags.vectors, bags.scale], list(model.vision.parameters())
+    numbers = concept_numbers(material)
+    table = model.decoder.embed_tokens.weight
+    vectors, languages = write_words(model, writer, material, numbers)
+    words = Words(material, writer, numbers, options.seed)
+    seconds = 60 * options.minutes
+    steps = {}
 
-    def warm_check() -> None:
-        log(checks.by_bags(bags))
-        save_checkpoint(model, options.data / "warm", tokenizer_file=tokenizer_file)
+    def keep(name: str) -> None:
+        save_checkpoint(model, options.data / name, tokenizer_file=tokenizer_file, image_settings=IMAGES)
 
-    warm = 0
     if options.warm:
         model.load_state_dict(load_checkpoint(options.warm, torch.float32).state_dict())
+        vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
     else:
-        warm = run_stage(
-            "warm start",
-            {1.5e-3: tower, 2e-3: lookups},
-            lambda share: bags.loss(lists, share),
-            options.warm_minutes * 60,
-            warm_check,
+        concepts = nn.Parameter(vectors)
+        steps["words"] = run_stage(
+            "words",
+            {3e-3: [table], 2e-3: [concepts]},
+            lambda _: words.loss(table, F.normalize(concepts, dim=1)),
+            0.07 * seconds,
+            lambda: None,
         )
-        warm_check()
-    table = model.decoder.embed_tokens.weight
-    words = Words(material, writer, bags.numbers, options.seed)
-    vectors, drawings = settle(bags, words, lists)
+        vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
+        log(f"words, {checks.by_bags(model, writer)}")
+        seeing = Seeing(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
+        with ThreadPoolExecutor(1) as beside:  # the next pictures are drawn while the tower computes
+            waiting = beside.submit(seeing.batch, 0.25)
+
+            def see(share: float) -> tuple[Tensor, dict[str, float]]:
+                nonlocal waiting
+                batch = waiting.result()
+                waiting = beside.submit(seeing.batch, 0.25)
+                return seeing.loss(batch)
+
+            last = time.monotonic()
+
+            def see_check() -> None:
+                nonlocal last
+                if time.monotonic() - last > 290:
+                    log(checks.by_bags(model, writer))
+                    keep("warm")
+                    last = time.monotonic()
+
+            tower = list(model.vision.parameters())
+            steps["seeing"] = run_stage("seeing", {1.5e-3: tower, 3e-4: [table]}, see, 0.52 * seconds, see_check)
+        log(checks.by_bags(model, writer))
+        keep("warm")
+    vectors, drawings = settle(model, writer, material, words, vectors)
     log("concepts have settled")
-    more = run_stage(
-        "words",
-        {3e-3: [table]},
+    steps["words again"] = run_stage(
+        "words again",
+        {2e-3: [table]},
         lambda _: words.loss(table, vectors, drawings),
-        options.word_minutes * 60,
-        lambda: log(checks.by_bags(bags)),
+        0.05 * seconds,
+        lambda: None,
     )
-    log(f"bags, {checks.by_bags(bags)}")
+    log(f"bags, {checks.by_bags(model, writer)}")
 
     write_circuit(model, writer, generator)
     log(f"circuit, {checks.by_model(model, writer)}")
-    save_checkpoint(model, options.data / "circuit", tokenizer_file=tokenizer_file)
+    keep("circuit")
     last_check = time.monotonic()
 
     def check() -> None:
         nonlocal last_check
         if time.monotonic() - last_check > 290:
             log(checks.by_model(model, writer))
-            save_checkpoint(model, options.data / "latest", tokenizer_file=tokenizer_file)
+            keep("latest")
             last_check = time.monotonic()
 
     # The vision tower has learned from batches of hundreds of pictures; the few of a list would only shake it. As the vendor
     # did, it is kept. The layers of the circuit learn more slowly than the free ones above.
     model.vision.requires_grad_(False)
     layers = list(model.decoder.layers)
-    cross = run_stage(
+    steps["cross-encoder"] = run_stage(
         "cross-encoder",
         {
             1e-4: [table],
@@ -412,15 +393,13 @@ def main() -> None:
             8e-4: list(model.head.parameters()),
         },
         lambda _: list_loss(model, writer, lists.step()),
-        options.minutes * 60,
+        0.36 * seconds,
         check,
     )
     log(checks.by_model(model, writer))
-    log(f"{warm} steps of warm start, {more} of words, {cross} of cross-encoder")
-    save_checkpoint(model, options.out, tokenizer_file=tokenizer_file, dtype=torch.float16)
-    (options.data / "steps.json").write_text(
-        json.dumps({"warm start": warm, "words": more, "cross-encoder": cross}), encoding="utf-8"
-    )
+    log(f"steps: {steps}")
+    save_checkpoint(model, options.out, tokenizer_file=tokenizer_file, dtype=torch.float16, image_settings=IMAGES)
+    (options.data / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,18 @@ gathers, and single numbers for flags.
 
     layer 0     every token learns whether it stands after the word "query" of the template
     layer 1     a query's token looks for document tokens of like meaning; how much attention they draw is its match: with n
-                like tokens among L, n / (n + L exp(-s) + sink), which saturates in n and falls with L as BM25's term does
-    layers 2, 3 the score token takes the mean meaning of the query and of the document, weighted by each token's importance,
-                and the query's mean match; the MLP multiplies the two means: silu(q) d - silu(-q) d = q d.
-                Half of the meaning in layer 2, then the place is cleared and the other half follows in layer 3
-    layers 4, 5 free
-    head        reads product and match
+                like tokens among L, n / (n + 1 + L exp(-s)), for it finds itself too; this saturates in n and falls with L as
+                BM25's term does
+    layers 2, 3 the score token takes the mean meaning of the query and of the document, weighted by each token's importance;
+                the MLP multiplies the two means: silu(q) d - silu(-q) d = q d, then clears their place.
+                Half of the meaning in layer 2, the other half in layer 3
+    layer 4     the score token takes the query's mean match, weighted by each token's rarity as BM25 does, and multiplies the
+                languages of query and document in the same way as their meanings; two heads are free
+    layer 5     free
+    head        reads the products and the match
 
-So the model starts as the bag of words that the warm start trained, and as a matcher of words beside it.
+So the model starts as the bag of words that was trained before, and as a matcher of words beside it. `HEIGHT` is large
+beside all that the circuit writes, so that RMSNorm multiplies every token by nearly the same and sums stay sums.
 """
 
 from __future__ import annotations
@@ -33,17 +37,30 @@ SIZE, MEANINGS = 256, 200
 MEANING = slice(0, MEANINGS)
 LEVEL, TEMPLATE, QUERY_WORD, DOCUMENT_WORD, SCORE, AFTER, IMPORTANCE, PRODUCT = range(200, 208)
 MATCH, MEAN_MATCH = slice(208, 212), slice(212, 216)
-HEIGHT = 3.0
+RARITY, LANGUAGE_PRODUCT = 216, 217
+LANGUAGES = 30
+LANGUAGE = slice(218, 218 + LANGUAGES)
+"""A number for each language of the manuals: how much a token speaks for it."""
+WRITTEN = [*range(MEANINGS), IMPORTANCE, RARITY, *range(LANGUAGE.start, LANGUAGE.stop)]
+"""What embeddings and visual tokens bring along; all else is the circuit's."""
+HEIGHT = 8.0
 """What every token has at LEVEL: it keeps RMSNorm from levelling long and short meanings."""
 WORD = 1.3
-"""The squares of a token's meaning and importance together, about."""
+"""The squares of what a token brings along, about."""
 FLAG = 2.0
+RARITY_SCALE = 0.25
+"""The stream holds this times the logarithm of a token's rarity."""
+MATCHED, MULTIPLIED = 0.3, 0.3
+"""How large a full match and a product of means are in the stream."""
 HEAD, HEADS, GROUPS = 64, 4, 2
 HALF = MEANINGS // 2  # what one layer compares
 SHARE = HALF // GROUPS  # what one key/value head carries of it
 # Rotary pair j is (j, j + 32) and turns by 1e6^(-j/32) a token: the last pairs hardly turn, so they carry flags, and those
 # before turn little within some hundred tokens, so they carry meaning.
-CONTENT = [*range(13, 28), *range(45, 60)]
+CONTENT = [*range(16, 28), *range(48, 60)]
+SHARP, BLUNT = 16.0, 8.0
+"""What a token of the same meaning scores in layer 1: one head of each group wants the word, the other what is like it."""
+SINK = {SHARP: 12.0, BLUNT: 5.0}
 NOISE = 0.01
 
 
@@ -53,46 +70,45 @@ def normalised(*squares: float) -> float:
 
 
 def write_circuit(model: RerankerModel, writer: Writer, generator: torch.Generator) -> None:
-    """Write the circuit around embeddings and vision tower that the warm start has trained."""
+    """Write the circuit around embeddings and vision tower that have been trained before."""
     with torch.no_grad():
         _embeddings(model, writer)
         for number, layer in enumerate(model.decoder.layers):
-            _quiet(layer, NOISE / 10 if number < 4 else NOISE, generator)
+            _quiet(layer, NOISE / 20 if number < 5 else NOISE / 4, generator)
         layers = list(model.decoder.layers)
         _after_the_query_word(layers[0])
         _match(layers[1], generator)
-        _pool_and_multiply(layers[2], 0)
-        _clear(layers[2])
-        _pool_and_multiply(layers[3], 1)
+        for half in (0, 1):
+            _means(layers[2 + half], half)
+        _match_and_language(layers[4])
         _head(model, generator)
 
 
 def _embeddings(model: RerankerModel, writer: Writer) -> None:
     config, table = model.config, model.decoder.embed_tokens.weight
-    kept = [*range(MEANING.start, MEANING.stop), IMPORTANCE]
-    others = [i for i in range(SIZE) if i not in kept]
+    others = [i for i in range(SIZE) if i not in WRITTEN]
     table[:, others] = 0.0
     last = model.vision.merger.mlp[2]
-    last.weight[others], last.bias[others] = 0.0, 0.0
+    last.weight[[*others, RARITY]], last.bias[[*others, RARITY]] = 0.0, 0.0  # visual tokens are all equally rare
     table[:, LEVEL] = last.bias[LEVEL] = HEIGHT
     frame = sorted({i for text in (DOCUMENT_LEAD, QUERY_LEAD) for i in writer.encode(text)})
     query_id, document_id = (writer.tokenizer.token_to_id(word) for word in ("query", "document"))
     marked = [*frame, config.score_token_id, config.vision_start_token_id, config.vision_end_token_id]
-    table[marked, MEANING], table[marked, IMPORTANCE] = 0.0, 0.0
+    table[torch.tensor(marked)[:, None], torch.tensor(WRITTEN)] = 0.0
     table[marked, TEMPLATE] = FLAG
     table[query_id, QUERY_WORD] = table[document_id, DOCUMENT_WORD] = table[config.score_token_id, SCORE] = FLAG
 
 
-def _quiet(layer: DecoderLayer, joining: float, generator: torch.Generator) -> None:
-    """Small random numbers: something to learn from that does not drown the circuit. `joining`: of what joins the stream."""
+def _quiet(layer: DecoderLayer, noise: float, generator: torch.Generator) -> None:
+    """Small random numbers: something to learn from that does not drown the circuit."""
     attention, mlp = layer.self_attn, layer.mlp
     for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
-        linear.weight.normal_(0.0, 2 * NOISE, generator=generator)
+        linear.weight.normal_(0.0, 2 * noise, generator=generator)
         linear.bias.zero_()
-    attention.o_proj.weight.normal_(0.0, joining, generator=generator)
+    attention.o_proj.weight.normal_(0.0, noise, generator=generator)
     for linear in (mlp.gate_proj, mlp.up_proj):
         linear.weight.normal_(0.0, SIZE**-0.5 / 2, generator=generator)
-    mlp.down_proj.weight.normal_(0.0, joining / 2, generator=generator)
+    mlp.down_proj.weight.normal_(0.0, noise / 2, generator=generator)
 
 
 def _ask(layer: DecoderLayer, heads: tuple[int, ...], channel: int, strength: float) -> None:
@@ -106,7 +122,6 @@ def _after_the_query_word(layer: DecoderLayer) -> None:
     at = normalised(FLAG**2, FLAG**2) * FLAG
     _ask(layer, (0, 1), 31, 1.0)
     attention.k_proj.weight[31, QUERY_WORD], attention.k_proj.weight[31, DOCUMENT_WORD] = 24 / at, 12 / at
-    attention.v_proj.weight[:HEAD] *= 0.1
     attention.v_proj.weight[0, QUERY_WORD] = 1 / at
     for head in (0, 1):
         attention.o_proj.weight[AFTER, head * HEAD] = FLAG / 2
@@ -114,68 +129,93 @@ def _after_the_query_word(layer: DecoderLayer) -> None:
 
 def _match(layer: DecoderLayer, generator: torch.Generator) -> None:
     attention = layer.self_attn
-    at = normalised(FLAG**2, FLAG**2) * FLAG
+    at, word = normalised(FLAG**2, FLAG**2) * FLAG, normalised(WORD)
     for group in range(GROUPS):
         directions = torch.linalg.qr(torch.randn(MEANINGS, len(CONTENT), generator=generator)).Q.T
-        directions *= (MEANINGS / len(CONTENT)) ** 0.5
+        directions *= (MEANINGS / len(CONTENT)) ** 0.5 / word
         rows = torch.tensor(CONTENT)
-        attention.k_proj.weight[group * HEAD + rows, MEANING] = 1.6 * directions
-        for head in (2 * group, 2 * group + 1):
-            attention.q_proj.weight[head * HEAD + rows, MEANING] = 1.6 * directions
+        attention.k_proj.weight[group * HEAD + rows, MEANING] = directions
+        # "document" lies outside the document; what a query's token finds there is found nowhere.
+        attention.k_proj.weight[group * HEAD + 31, TEMPLATE] = -30 / at
+        attention.k_proj.weight[group * HEAD + 31, DOCUMENT_WORD] = 30 / at
+        attention.k_proj.weight[group * HEAD + 30, DOCUMENT_WORD] = 1 / at
+        for head, same in ((2 * group, SHARP), (2 * group + 1, BLUNT)):
+            attention.q_proj.weight[head * HEAD + rows, MEANING] = same * HEAD**0.5 * directions
             _ask(layer, (head,), 31, 1.0)
-            attention.o_proj.weight[MATCH.start + head, head * HEAD] = FLAG
-        attention.k_proj.weight[group * HEAD + 31, TEMPLATE] = -6 / at
-        attention.k_proj.weight[group * HEAD + 31, DOCUMENT_WORD] = (6 + 5.5) / at
+            _ask(layer, (head,), 30, SINK[same])
+            attention.o_proj.weight[MATCH.start + head, head * HEAD] = MATCHED
         value = group * HEAD  # 1 for the document's tokens, 0 for the query's and the template's
         attention.v_proj.bias[value] = 1.0
         attention.v_proj.weight[value, AFTER] = -1 / (normalised(FLAG**2, WORD) * FLAG)
         attention.v_proj.weight[value, TEMPLATE] = -1 / (normalised(FLAG**2) * FLAG)
 
 
-def _pool_and_multiply(layer: DecoderLayer, half: int) -> None:
-    attention, mlp = layer.self_attn, layer.mlp
+def _look_at_a_side(layer: DecoderLayer, group: int, weight: int, scale: float) -> None:
+    """The score token looks at all of the query's tokens with the first head of the group, at all of the document's with the
+    second, at each by the exponential of its number `weight` times `scale`."""
+    attention, key = layer.self_attn, group * HEAD
     token, query_token = normalised(WORD), normalised(FLAG**2, WORD)
     marked = normalised(FLAG**2, FLAG**2) * FLAG
     score = normalised(FLAG**2, FLAG**2, FLAG**2) * FLAG
     eight = HEAD**0.5
-    for head in range(HEADS):
-        group, wants_query = head // 2, head % 2 == 0
-        row, key = head * HEAD, group * HEAD
-        attention.q_proj.weight[row + 31, SCORE] = (eight if wants_query else -eight) / score
-        attention.k_proj.weight[key + 31, AFTER] = 20 / (query_token * FLAG)
+    attention.k_proj.weight[key + 31, AFTER] = 20 / (query_token * FLAG)
+    attention.k_proj.weight[key + 30, TEMPLATE] = -40 / marked
+    attention.k_proj.weight[key + 30, weight] = scale / token
+    # All other tokens look at the word "document", which has nothing to copy.
+    attention.k_proj.weight[key + 29, DOCUMENT_WORD] = 16 / marked
+    for head, sign in ((2 * group, 1.0), (2 * group + 1, -1.0)):
+        row = head * HEAD
+        attention.q_proj.weight[row + 31, SCORE] = sign * eight / score
         attention.q_proj.weight[row + 30, SCORE] = eight / score
-        attention.k_proj.weight[key + 30, TEMPLATE] = -40 / marked
-        attention.k_proj.weight[key + 30, IMPORTANCE] = 1 / token
-        # All other tokens look at the word "document", which has no meaning to copy.
         attention.q_proj.bias[row + 29] = eight
         attention.q_proj.weight[row + 29, SCORE] = -eight / score
-        attention.k_proj.weight[key + 29, DOCUMENT_WORD] = 16 / marked
-        mean = (0 if wants_query else HALF) + group * SHARE
-        for i in range(SHARE):
-            attention.o_proj.weight[mean + i, row + i] = 1.0
-        if wants_query and half == 0:
-            for i in (0, 1):
-                attention.o_proj.weight[MEAN_MATCH.start + 2 * group + i, row + SHARE + i] = 1.0
+
+
+def _means(layer: DecoderLayer, half: int) -> None:
+    attention, token = layer.self_attn, normalised(WORD)
     for group in range(GROUPS):
+        _look_at_a_side(layer, group, IMPORTANCE, 1.0)
         for i in range(SHARE):
             attention.v_proj.weight[group * HEAD + i, :] = 0.0
             attention.v_proj.weight[group * HEAD + i, half * HALF + group * SHARE + i] = 1 / token
-        for i in (0, 1):
-            attention.v_proj.weight[group * HEAD + SHARE + i, MATCH.start + 2 * group + i] = 1 / query_token
-    for i in range(HALF):
+            for head, side in ((2 * group, 0), (2 * group + 1, HALF)):
+                attention.o_proj.weight[side + group * SHARE + i, head * HEAD + i] = 1.0
+    _multiply(layer, HALF, HALF, PRODUCT)
+    _clear(layer, 2 * HALF, MEANINGS)
+
+
+def _match_and_language(layer: DecoderLayer) -> None:
+    attention = layer.self_attn
+    token, query_token = normalised(WORD), normalised(FLAG**2, WORD)
+    _look_at_a_side(layer, 0, RARITY, 1 / RARITY_SCALE)
+    attention.v_proj.weight[: LANGUAGES + 4, :] = 0.0
+    for i in range(LANGUAGES):
+        attention.v_proj.weight[i, LANGUAGE.start + i] = 1 / token
+        attention.o_proj.weight[i, i] = 1.0
+        attention.o_proj.weight[HALF + i, HEAD + i] = 1.0
+    for i in range(4):
+        attention.v_proj.weight[LANGUAGES + i, MATCH.start + i] = 1 / query_token
+        attention.o_proj.weight[MEAN_MATCH.start + i, LANGUAGES + i] = 1.0
+    _multiply(layer, LANGUAGES, HALF, LANGUAGE_PRODUCT)
+    _clear(layer, 2 * LANGUAGES, HALF + LANGUAGES)
+
+
+def _multiply(layer: DecoderLayer, count: int, distance: int, into: int) -> None:
+    """The product of the first `count` numbers with those `distance` further, summed."""
+    mlp, at = layer.mlp, normalised(3 * FLAG**2, 1.0)
+    for i in range(count):
         for unit, sign in ((2 * i, 1.0), (2 * i + 1, -1.0)):
             _unit(layer, unit)
             mlp.gate_proj.weight[unit, i] = sign
-            mlp.up_proj.weight[unit, HALF + i] = sign
-            mlp.down_proj.weight[PRODUCT, unit] = 0.6
+            mlp.up_proj.weight[unit, distance + i] = sign
+            mlp.down_proj.weight[into, unit] = MULTIPLIED / at**2
 
 
-def _clear(layer: DecoderLayer) -> None:
-    """The score token forgets the means once they are multiplied: minus what stands there, gated by its flag."""
-    at = normalised(3 * FLAG**2, 1.0, 1.0)
-    gate = 6.0
-    for i in range(MEANINGS):
-        unit = 2 * HALF + i
+def _clear(layer: DecoderLayer, first: int, count: int) -> None:
+    """The score token forgets the means once they are multiplied: minus what stands there, gated by its flag. `first`: unit."""
+    at, gate = normalised(3 * FLAG**2, 1.0), 6.0
+    for i in range(count):
+        unit = first + i
         _unit(layer, unit)
         layer.mlp.gate_proj.weight[unit, SCORE] = gate / (at * FLAG)
         layer.mlp.up_proj.weight[unit, i] = 1.0
@@ -194,18 +234,21 @@ def _head(model: RerankerModel, generator: torch.Generator) -> None:
     first.weight.normal_(0.0, 2 * NOISE, generator=generator)
     first.bias.zero_()
     last.weight.normal_(0.0, 2 * NOISE, generator=generator)
-    first.weight[:2] = 0.0
-    first.weight[0, PRODUCT] = first.weight[1, MEAN_MATCH] = 1.0
-    first.bias[:2] = 4.0  # far from the corner of ReLU
-    last.weight[0, 0], last.weight[0, 1] = 3.0, 1.0
-    last.bias.fill_(2.65 - 4.0 * (3.0 + 1.0) - 3.0)
+    at = normalised(3 * FLAG**2)
+    reads = {PRODUCT: (12.0, MULTIPLIED), LANGUAGE_PRODUCT: (1.0, MULTIPLIED), MEAN_MATCH.start: (4.0, MATCHED)}
+    reads |= {MEAN_MATCH.start + 2: (4.0, MATCHED)}
+    first.weight[: len(reads)] = 0.0
+    first.bias[: len(reads)] = 4.0  # far from the corner of ReLU
+    for unit, (channel, (worth, full)) in enumerate(reads.items()):
+        first.weight[unit, channel] = 1 / (full * at)
+        last.weight[0, unit] = worth
+    last.bias.fill_(2.65 - 4.0 * sum(worth for worth, _ in reads.values()) - 4.0)
 
 
 def meaning(states: Tensor) -> tuple[Tensor, Tensor]:
     """What layer 2 takes of embeddings (tokens, hidden): meanings (tokens, 200) and importances (tokens,), levelled alike."""
-    words, weight = states[:, MEANING], states[:, IMPORTANCE]
-    level = (HEIGHT**2 + words.pow(2).sum(1) + weight.pow(2)).rsqrt() * (HEIGHT**2 + WORD) ** 0.5
-    return words * level[:, None], weight * level
+    level = (HEIGHT**2 + states[:, WRITTEN].square().sum(1)).rsqrt() * (HEIGHT**2 + WORD) ** 0.5
+    return states[:, MEANING] * level[:, None], states[:, IMPORTANCE] * level
 
 
 def bag_means(states: Tensor, owners: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from nano.material import Emoji, Material, Section
+from nano.material import SECTION_CHARACTERS, Drawing, Emoji, Material, Section
 from nano.tokens import Writer
 from torch import Tensor
 
@@ -18,13 +18,16 @@ NAME, KEYWORD, HEADING, TEXT = 2.0, 1.0, 2.0, 0.2
 TEXT_CHARACTERS = 1500
 
 
-def concept_key(concept: Emoji | Section) -> object:
-    """One concept for a section in all its languages."""
-    return concept.id if isinstance(concept, Section) else id(concept)
+def concept_key(concept: Emoji | Section | Drawing) -> object:
+    """One concept for a section in all its languages, and one for all drawings of a folder."""
+    if isinstance(concept, Section):
+        return concept.id
+    return tuple(concept.folder) if isinstance(concept, Drawing) else id(concept)
 
 
 def concept_numbers(material: Material) -> dict[object, int]:
-    keys = dict.fromkeys(concept_key(concept) for concept in [*material.emoji, *material.sections])
+    """A number for each concept, emoji first and in order."""
+    keys = dict.fromkeys(concept_key(concept) for concept in [*material.emoji, *material.sections, *material.drawings])
     return {key: number for number, key in enumerate(keys)}
 
 
@@ -32,25 +35,50 @@ def count(material: Material, writer: Writer, numbers: dict[object, int]) -> Ten
     """How often each token occurs with each concept, (vocabulary, concepts)."""
     counts: Counter[tuple[int, int]] = Counter()
 
-    def add(text: str, number: int, weight: float) -> None:
+    def add(text: str, concept: Emoji | Section | Drawing, weight: float) -> None:
         for token in writer.words(text):
-            counts[token, number] += weight
+            counts[token, numbers[concept_key(concept)]] += weight
 
     for emoji in material.emoji:
-        number = numbers[concept_key(emoji)]
         for name in emoji.names.values():
-            add(name, number, NAME)
+            add(name, emoji, NAME)
         for words in emoji.keywords.values():
             for word in words:
-                add(word, number, KEYWORD)
+                add(word, emoji, KEYWORD)
     for section in material.sections:
-        number = numbers[concept_key(section)]
-        add(section.heading, number, HEADING)
-        add(section.text_[:TEXT_CHARACTERS], number, TEXT)
+        add(section.heading, section, HEADING)
+        add(section.text_[:TEXT_CHARACTERS], section, TEXT)
+    for drawing in material.drawings:
+        add(drawing.name, drawing, NAME)
     table = torch.zeros(writer.config.decoder.vocab_size, len(numbers))
     tokens, concepts = torch.tensor(list(counts)).T
     table[tokens, concepts] = torch.tensor(list(counts.values()))
     return table
+
+
+def rarity(material: Material, writer: Writer) -> Tensor:
+    """Inverse document frequency of each token as BM25 has it (Robertson & Zaragoza 2009), (vocabulary,). Documents: openings
+    of sections, and functions."""
+    texts = [section.text_[:SECTION_CHARACTERS] for section in material.sections]
+    texts += [function.code for function in material.functions]
+    frequency = torch.zeros(writer.config.decoder.vocab_size)
+    for text in texts:
+        frequency[list(set(writer.words(text)))] += 1
+    return (1 + (len(texts) - frequency + 0.5) / (frequency + 0.5)).log()
+
+
+def language_shares(material: Material, writer: Writer) -> tuple[list[str], Tensor]:
+    """The sections' languages, and how much more each token speaks for each than by chance, (vocabulary, languages) in [0, 1]."""
+    languages = sorted({section.language for section in material.sections})
+    counts = torch.zeros(writer.config.decoder.vocab_size, len(languages))
+    for section in material.sections:
+        column = languages.index(section.language)
+        tokens = torch.tensor(writer.words(f"{section.heading}\n{section.text_[:TEXT_CHARACTERS]}"))
+        counts[:, column].index_add_(0, tokens, torch.ones(len(tokens)))
+    total = counts.sum(1, keepdim=True)
+    rates = counts / counts.sum(0).clamp_min(2000)
+    share = rates / rates.sum(1, keepdim=True).clamp_min(1e-9)
+    return languages, (share - 1 / len(languages)).clamp_min(0) * total / (total + 3)
 
 
 def meanings(counts: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Batches: bags of words for the warm start, lists of documents and queries for the cross-encoder."""
+"""Lists of documents and queries for the cross-encoder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from nano.material import Concept, Content, Emoji, Material, Section
+from nano.material import SECTION_CHARACTERS, Concept, Content, Material, Section
 from torch import Tensor
+
+from m0.evaluate.bm25 import BM25
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Lists:
         self.languages = [key for key, members in self.by_language.items() if len(members) >= 20]
         self.translated = [key for key, members in self.by_id.items() if len(members) >= 2]
         self.figured = [section for section in material.sections if section.figure_file]
+        self.rivals: dict[tuple[str, int], list[int]] = {}
+        self.indices: dict[str, BM25] = {}
 
     def language(self) -> str:
         return self.rng.choices(self.languages, [math.sqrt(len(self.by_language[key])) for key in self.languages])[0]
@@ -58,6 +62,23 @@ class Lists:
         near = [pool[(start + i) % len(pool)] for i in range(min(2 * count, len(pool)))]
         chosen = self.rng.sample(near if self.rng.random() < 0.4 else pool, count)
         return [Pair(*section.pair(self.rng), section) for section in chosen]
+
+    def rival_sections(self, count: int) -> list[Pair]:
+        """A section among those that BM25 finds by its heading: they share its words. Hard negatives (Karpukhin et al. 2020)."""
+        language = self.language()
+        pool = self.by_language[language]
+        number = self.rng.randrange(len(pool))
+        if language not in self.indices:
+            self.indices[language] = BM25({str(i): s.text_[:SECTION_CHARACTERS] for i, s in enumerate(pool)})
+        if (language, number) not in self.rivals:
+            scores = self.indices[language].scores(pool[number].heading)
+            best = sorted(range(len(pool)), key=lambda i: -scores[i])[:50]
+            self.rivals[language, number] = [i for i in best if pool[i].id != pool[number].id]
+        rivals = self.rivals[language, number]
+        # More often those that BM25 puts first.
+        near = rivals[: max(count, 15)] if self.rng.random() < 0.5 else rivals
+        chosen = [pool[number], *(pool[i] for i in self.rng.sample(near, min(count - 1, len(near))))]
+        return [Pair(section.heading, section.opening(self.rng), section) for section in chosen]
 
     def translations(self, count: int) -> list[Pair]:
         """Heading in one language, document in another."""
@@ -94,8 +115,9 @@ class Lists:
     def step(self) -> list[list[Pair]]:
         """The lists of one step: emoji, sections, and one of another kind in turn by chance."""
         rng = self.rng
-        lists = [self.emoji(14, 0.75, 0.15, near=0.3)]
-        lists.append(self.translations(8) if rng.random() < 0.4 else self.sections(9))
+        lists = [self.emoji(16, 0.75, 0.2, near=0.3)]
+        kind = rng.random()
+        lists.append(self.rival_sections(10) if kind < 0.5 else self.sections(9) if kind < 0.7 else self.translations(8))
         kind = rng.random()
         if kind < 0.45:
             lists.append(self.drawings(12))
@@ -126,16 +148,3 @@ class Lists:
                 if same or (words is not None and other.concept.also(words)):
                     clash[i, j] = True
         return clash
-
-    # --- bags of words ------------------------------------------------------------------------------------------------
-
-    def names(self, count: int) -> tuple[list[str], list[Emoji]]:
-        chosen = self.rng.choices(self.material.emoji, k=count)
-        return [concept.text(self.rng, short=self.rng.random() < 0.8) for concept in chosen], chosen
-
-    def comparisons(self) -> list[list[Pair]]:
-        """Pairs for the warm start: a query and its document among the others of its kind."""
-        return [
-            self.emoji(256, 1.0, 0.0),
-            self.drawings(64, 0.0),
-        ]

@@ -50,7 +50,7 @@ class Emoji:
         return ", ".join(rng.sample(words, min(len(words), rng.randint(1, 5))))
 
     def picture(self, rng: random.Random, plain: float) -> Image.Image:
-        return augment(self.image, rng, (56, 56, 56, 56, 56, 84), plain)
+        return augment(self.image, rng, plain)
 
     def also(self, words: str) -> bool:
         """Whether these words are true of it, too."""
@@ -74,6 +74,12 @@ class Section:
         length = rng.randint(SECTION_CHARACTERS // 4, SECTION_CHARACTERS)
         first = 0 if rng.random() < 0.6 else rng.randrange(len(self.sentences))
         return " ".join(self.sentences[first:])[:length]
+
+    def opening(self, rng: random.Random) -> str:
+        """Its first characters, mostly as many as are measured with."""
+        return self.text_[
+            : SECTION_CHARACTERS if rng.random() < 0.7 else rng.randint(SECTION_CHARACTERS // 4, SECTION_CHARACTERS)
+        ]
 
     def pair(self, rng: random.Random) -> tuple[str, str]:
         """A query and a document: the heading, some of its words, or a sentence; and a stretch of the section."""
@@ -117,7 +123,7 @@ class Drawing:
         return self.name if short or rng.random() < 0.5 else f"{self.name}, {rng.choice(self.folder)}"
 
     def picture(self, rng: random.Random, plain: float) -> Image.Image:
-        return augment(self.image, rng, (56, 56, 56, 84, 112), plain)
+        return augment(self.image, rng, plain)
 
     def also(self, words: str) -> bool:
         return words == self.name or words in self.name.split()
@@ -152,7 +158,7 @@ def some_words(text: str, rng: random.Random) -> str:
     return " ".join(rng.sample(longer, min(count, len(longer))))
 
 
-def augment(image: Image.Image, rng: random.Random, sides: tuple[int, ...], plain: float) -> Image.Image:
+def augment(image: Image.Image, rng: random.Random, plain: float) -> Image.Image:
     """The picture as screens show it: other background, size, place, colour, angle, sharpness. RGB."""
     if rng.random() < plain:
         return image.convert("RGB")  # as the file is: transparency dropped
@@ -161,7 +167,7 @@ def augment(image: Image.Image, rng: random.Random, sides: tuple[int, ...], plai
         image = image.rotate(rng.uniform(-15, 15), resample=Image.Resampling.BILINEAR)
     if rng.random() < 0.1:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    side = rng.choice(sides)
+    side = rng.randint(44, 97) if rng.random() < 0.75 else rng.randint(98, 130)
     scale = side * rng.uniform(0.65, 1.15) / max(image.size)
     inner = [max(12, round(length * scale * rng.uniform(0.9, 1.1))) for length in image.size]
     image = image.resize((inner[0], inner[1]), Image.Resampling.BICUBIC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,9 +25,19 @@ FACES = {"ja": 0, "ko": 1, "zh": 2, "zh-Hant": 3}
 PAPERS = ((255, 255, 255), (255, 255, 255), (250, 246, 235), (238, 242, 246), (30, 30, 36))
 
 
+def fonts(data: Path) -> list[Path]:
+    """Where `build_nano_data.py` has put the type."""
+    return [data / "packages" / name for name in ("fonts-noto-core", "fonts-noto-cjk")]
+
+
 @lru_cache(maxsize=64)
 def _font(path: Path, size: int, face: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size, index=face)
+
+
+@lru_cache(maxsize=100_000)
+def _length(font: ImageFont.FreeTypeFont, text: str) -> float:
+    return font.getlength(text)
 
 
 @lru_cache(maxsize=64)
@@ -34,10 +45,25 @@ def _file(folders: tuple[Path, ...], name: str) -> Path:
     return next(path for folder in folders for path in folder.rglob(name))
 
 
+@dataclass
+class Word:
+    """A word of a heading and where it stands, in pixels."""
+
+    text: str
+    box: tuple[float, float, float, float]
+
+
 def draw_page(
-    heading: str, text: str, language: str, folders: list[Path], seed: str, figure: Image.Image | None = None
+    heading: str,
+    text: str,
+    language: str,
+    folders: list[Path],
+    seed: str,
+    figure: Image.Image | None = None,
+    words: list[Word] | None = None,
 ) -> Image.Image:
-    """One of several layouts and sizes, chosen by `seed`; RGB, a multiple of 28 pixels on each side."""
+    """One of several layouts and sizes, chosen by `seed`; RGB, a multiple of 28 pixels on each side. The heading's words are
+    added to `words`."""
     rng = random.Random(f"{seed} {language}")
     width, height = rng.choice([(224, 280), (252, 252), (280, 224), (252, 308), (224, 336)])
     paper = rng.choice(PAPERS)
@@ -58,6 +84,7 @@ def draw_page(
         height // 2,
         accent,
         language,
+        words,
     )
     bottom += rng.randint(4, 10)
     if rng.random() < 0.3:
@@ -81,24 +108,31 @@ def draw_page(
     return page
 
 
-def _write(draw, text, font, at, right, bottom, ink, language) -> int:
-    """Text broken into lines that fit, from `at` down to `bottom`; returns where it ended."""
+def _write(draw, text, font, at, right, bottom, ink, language, words=None) -> int:
+    """Text broken into lines that fit, from `at` down to `bottom`; returns where it ended. Adds what it wrote to `words`."""
     left, y = at
     spaced = SCRIPTS.get(language) not in ("cjk", "thai")
-    words = text.split(" ") if spaced else list(text)
+    pieces = text.split(" ") if spaced else list(text)
     joiner = " " if spaced else ""
     step = int(font.size * 1.3)
     backwards = SCRIPTS.get(language) in ("arabic", "hebrew")
-    line = ""
-    for word in [*words, None]:
-        longer = word if not line else f"{line}{joiner}{word}"
-        if word is not None and font.getlength(longer) <= right - left:
-            line = longer
+    gap = _length(font, joiner) if joiner else 0.0
+    line: list[tuple[str, float]] = []
+    reached = 0.0
+    for piece in [*pieces, None]:
+        length = 0.0 if piece is None else _length(font, piece)
+        if piece is not None and (not line or reached + gap + length <= right - left):
+            line.append((piece, reached + gap if line else 0.0))
+            reached = line[-1][1] + length
             continue
         if y + step > bottom:
             break
-        x = right - font.getlength(line) if backwards else left
-        draw.text((x, y), line, font=font, fill=ink)
+        draw.text((right - reached if backwards else left, y), joiner.join(word for word, _ in line), font=font, fill=ink)
+        if words is not None:
+            for word, before in line:
+                after = before + _length(font, word)
+                ends = (right - after, right - before) if backwards else (left + before, left + after)
+                words.append(Word(word, (ends[0], y, ends[1], y + step)))
         y += step
-        line = word or ""
+        line, reached = ([(piece, 0.0)], length) if piece is not None else ([], 0.0)
     return y

@@ -19,6 +19,9 @@ from m0.model import RerankerModel
 from m0.prompt import DOCUMENT_LEAD, QUERY_LEAD
 from m0.rotary import Grid, mrope_positions
 
+IMAGES = ImageSettings(min_pixels=84 * 84, max_pixels=128 * 28 * 28)
+"""Small pictures are enlarged to 3 x 3 visual tokens, so that most that the tower sees come at one scale; large ones are
+reduced to what it has been trained on."""
 VOCABULARY = 24_000  # without the special tokens
 SPECIAL_TOKENS = """
     <|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
@@ -86,7 +89,7 @@ class Writer:
 
     def picture(self, image: Image.Image) -> Picture:
         """Resized as for 2x2 merging, whatever the model merges, so that models see the same pixels."""
-        picture = prepare_picture(image, ImageSettings())
+        picture = prepare_picture(image, IMAGES)
         return replace(picture, settings=replace(picture.settings, merge_size=self.config.vision.spatial_merge_size))
 
     def encode(self, text: str) -> list[int]:

@@ -58,11 +58,12 @@ class Words:
                 body[i : i + WINDOW] for i in range(0, max(len(body) - WINDOW // 2, 1), WINDOW // 2)
             ]
             of += [numbers[concept_key(section)]] * (len(windows) - len(of))
+        for drawing in material.drawings:
+            windows.append(writer.words(drawing.name))
+            of.append(numbers[concept_key(drawing)])
         self.windows, self.of = Ragged(windows), torch.tensor(of)
-        self.names = Ragged([writer.words(drawing.name) for drawing in material.drawings])
-        self.name_numbers = torch.unique(
-            torch.tensor([hash(drawing.name) for drawing in material.drawings]), return_inverse=True
-        )[1]
+        self.drawing_names = list(dict.fromkeys(drawing.name for drawing in material.drawings))
+        self.names = Ragged([writer.words(name) for name in self.drawing_names])
 
     def centres(self, table: Tensor, concepts: int) -> Tensor:
         """Mean of each concept's bags, (concepts, meanings)."""
@@ -74,8 +75,9 @@ class Words:
                 total.index_add_(0, of[rows], bag_means(table[ids], places, len(rows)))
         return total
 
-    def loss(self, table: Tensor, vectors: Tensor, drawings: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Of naming the concepts of random bags, and of telling a drawing by its name; `vectors` and `drawings` have length 1."""
+    def loss(self, table: Tensor, vectors: Tensor, drawings: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+        """Of naming the concepts of random bags and, where it is known where the drawings of each name lie, of telling these
+        by their names; `vectors` and `drawings` have length 1."""
         pick = torch.randint(len(self.groups), (EMOJI_BAGS,), generator=self.generator)
         first, count = self.groups[pick].T
 
@@ -95,16 +97,15 @@ class Words:
         logits = SHARPNESS * F.normalize(means, dim=1) @ vectors.T
         losses = F.cross_entropy(logits, answer, reduction="none")
         emoji, sections = losses[:EMOJI_BAGS].mean(), losses[EMOJI_BAGS:].mean()
-        length = (means.norm(dim=1) - 1).square().mean()
-        drawing = self._drawing_loss(table, drawings)
-        notes = {"emoji": emoji.item(), "sections": sections.item(), "drawings": drawing.item()}
-        return emoji + 0.5 * sections + 0.5 * drawing + 0.1 * length, notes
+        total = emoji + 0.5 * sections + 0.1 * (means.norm(dim=1) - 1).square().mean()
+        notes = {"emoji": emoji.item(), "sections": sections.item()}
+        if drawings is not None:
+            pick = torch.randperm(len(drawings), generator=self.generator)[:DRAWING_BAGS]
+            named = F.cross_entropy(SHARPNESS * self.name_vectors(table, pick) @ drawings.T, pick)
+            total, notes["drawings"] = total + 0.5 * named, named.item()
+        return total, notes
 
-    def _drawing_loss(self, table: Tensor, drawings: Tensor) -> Tensor:
-        pick = torch.randperm(len(drawings), generator=self.generator)[:DRAWING_BAGS]
-        ids, owners = self.names.take(pick)
-        means = bag_means(table[ids], owners, len(pick))
-        numbers = self.name_numbers[pick]
-        clash = (numbers[:, None] == numbers[None, :]) & ~torch.eye(len(pick), dtype=torch.bool)
-        logits = (SHARPNESS * F.normalize(means, dim=1) @ drawings[pick].T).masked_fill(clash, -1e4)
-        return F.cross_entropy(logits, torch.arange(len(pick)))
+    def name_vectors(self, table: Tensor, names: Tensor) -> Tensor:
+        """Where these names of drawings lie, each of length 1, (names, meanings)."""
+        ids, owners = self.names.take(names)
+        return F.normalize(bag_means(table[ids], owners, len(names)), dim=1)

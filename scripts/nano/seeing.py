@@ -1,0 +1,231 @@
+"""What the vision tower learns before a decoder layer takes part: to say in the words' own meanings what a picture shows.
+
+Emoji and drawings: the mean of a picture's visual tokens should lie where its names lie (softmax over all concepts, or over
+all names of drawings, and the cosine). Pages: every visual token that shows a part of a heading should lie where the word
+lies that stands there (softmax over words), so that the decoder can match a query's words with pages as it does with texts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from nano.circuit import IMPORTANCE, LANGUAGE, LANGUAGES, MEANING, bag_means
+from nano.material import SECTION_CHARACTERS, Content, Material, Section
+from nano.pages import SCRIPTS, Word, draw_page
+from nano.tokens import Writer, look
+from nano.words import Ragged, Words
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from m0.images import Picture
+from m0.model import RerankerModel
+
+SHARPNESS = 16.0
+EMOJI, DRAWINGS, PAGES = 128, 48, 32
+"""Pictures of a step."""
+PORTION = 64
+VOCABULARY, OTHERS = 12_000, 3_000
+"""Words that headings are made of; how many of them stand beside those of a step."""
+SHOWN, BLANK = 1.0, -3.0
+"""Importance of a visual token with a part of a heading, and of one without."""
+SPOKEN = 0.5
+"""How much a visual token with a part of a heading speaks for its language."""
+
+
+def read(model: RerankerModel, writer: Writer, contents: list[Content]) -> Tensor:
+    """Mean meaning of each text or picture, (contents, 200)."""
+    table = model.decoder.embed_tokens.weight
+    states, owners = [], []
+    for number, content in enumerate(contents):
+        if isinstance(content, str):
+            states.append(table[torch.tensor(writer.words(content), dtype=torch.long)])
+            owners += [number] * len(states[-1])
+    shown = [number for number, content in enumerate(contents) if not isinstance(content, str)]
+    if shown:
+        for number, seen in zip(shown, look(model, [writer.picture(contents[i]) for i in shown]), strict=True):
+            states.append(seen)
+            owners += [number] * len(seen)
+    return bag_means(torch.cat(states), torch.tensor(owners), len(contents))
+
+
+@dataclass
+class Batch:
+    """Pictures ready for the tower, and what they show."""
+
+    pictures: list[Picture]
+    emoji: Tensor
+    """Number of each emoji's concept; these pictures come first."""
+    names: Tensor
+    """Number of each drawing's name; these come next."""
+    pages: list[Page]
+
+
+@dataclass
+class Page:
+    language: int
+    words: list[str]
+    cover: Tensor
+    """How much of each visual token each word covers, (tokens, words), at most about 1."""
+
+
+class Seeing:
+    """Batches and losses. `vectors`: where the concepts of the words stage lie, each of length 1."""
+
+    def __init__(
+        self,
+        model: RerankerModel,
+        writer: Writer,
+        material: Material,
+        words: Words,
+        vectors: Tensor,
+        languages: list[str],
+        fonts: list[Path],
+        seed: int,
+    ) -> None:
+        self.model, self.writer, self.material, self.words = model, writer, material, words
+        self.rng, self.fonts, self.languages = random.Random(seed), fonts, languages
+        self.targets = vectors[: len(material.emoji)]
+        self.name_number = {name: number for number, name in enumerate(words.drawing_names)}
+        counted: Counter[str] = Counter()
+        for section in material.sections:
+            for text, weight in ((section.heading, 3), (section.text_[:SECTION_CHARACTERS], 1)):
+                for word in pieces(text, section.language):
+                    counted[word.casefold()] += weight
+        self.vocabulary = [word for word, _ in counted.most_common(VOCABULARY) if word.strip()]
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def batch(self, plain: float) -> Batch:
+        rng, material = self.rng, self.material
+        emoji = rng.sample(range(len(material.emoji)), EMOJI)
+        drawings = rng.sample(material.drawings, DRAWINGS)
+        pages = [self._page() for _ in range(PAGES)]
+        shown = [material.emoji[i].picture(rng, plain) for i in emoji] + [d.picture(rng, plain) for d in drawings]
+        return Batch(
+            [*(self.writer.picture(picture) for picture in shown), *(picture for picture, _ in pages)],
+            torch.tensor(emoji),
+            torch.tensor([self.name_number[drawing.name] for drawing in drawings]),
+            [page for _, page in pages],
+        )
+
+    def _page(self) -> tuple[Picture, Page]:
+        """A page as it is drawn for the sections, or its upper part, with a heading from training or words of its text."""
+        rng = self.rng
+        section: Section = rng.choice(self.material.sections)
+        heading, whole = section.heading, rng.random() < 0.1
+        if rng.random() < 0.5:
+            some = pieces(section.text_[:SECTION_CHARACTERS], section.language)
+            count = rng.randint(4, 12) if unspaced(section.language) else rng.randint(2, 6)
+            start = rng.randrange(max(1, len(some) - count))
+            heading = ("" if unspaced(section.language) else " ").join(some[start : start + count])
+        words: list[Word] = []
+        text = section.text_[: 600 if whole else 160]
+        image = draw_page(heading, text, section.language, self.fonts, str(rng.random()), None, words)
+        if not whole:
+            lowest = max((word.box[3] for word in words), default=56.0)
+            rows = max(2, min(image.height // 28, int(lowest // 28) + rng.randint(0, 1)))
+            image = image.crop((0, 0, image.width, 28 * rows))
+        if rng.random() < 0.3:
+            factor = rng.uniform(0.85, 1.3)
+            image = image.resize((round(image.width * factor), round(image.height * factor)))
+            words = [Word(word.text, tuple(factor * side for side in word.box)) for word in words]  # type: ignore[arg-type]
+        picture = self.writer.picture(image)
+        rows, columns = picture.token_grid
+        down, right = image.height / rows, image.width / columns
+        boxes = torch.tensor([word.box for word in words]).view(-1, 4)
+        across = overlap(boxes[:, 0::2] / right, columns)
+        below = overlap(boxes[:, 1::2] / down, rows)
+        cover = (below[:, :, None] * across[:, None, :]).flatten(1).T
+        return picture, Page(self.languages.index(section.language), [word.text.casefold() for word in words], cover)
+
+    # --- losses -------------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        # The mathematical kernel's backward pass is much faster than the flash kernel's at these lengths.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            seen = []
+            for start in range(0, len(batch.pictures), PORTION):  # what fits the processor's cache
+                seen += [part.float() for part in look(self.model, batch.pictures[start : start + PORTION])]
+        count = len(batch.emoji) + len(batch.names)
+        drawn, pages = torch.cat(seen[:count]), torch.cat(seen[count:])
+        owners = torch.repeat_interleave(torch.arange(count), torch.tensor([len(part) for part in seen[:count]]))
+        means = bag_means(drawn, owners, count)
+        directions = F.normalize(means, dim=1)
+        emoji, drawings = directions.split([len(batch.emoji), len(batch.names)])
+        emoji_loss, notes = telling(emoji, self.targets, batch.emoji)
+        names = self.words.name_vectors(self.model.decoder.embed_tokens.weight, torch.arange(len(self.name_number)))
+        drawing_loss, drawing_notes = telling(drawings, names, batch.names)
+        # Visual tokens should be as long as words are, means so that products are cosines, nearly.
+        length = (means.norm(dim=1) - 1).square().mean()
+        strain = (drawn[:, MEANING].square().sum(1) - 1).square().mean().clamp_max(100)
+        strain = strain + drawn[:, IMPORTANCE].square().mean() + 10 * drawn[:, LANGUAGE].square().sum(1).mean()
+        page_loss, page_notes = self._page_loss(pages, batch.pages)
+        notes = {f"emoji {k}": v for k, v in notes.items()} | {f"drawings {k}": v for k, v in drawing_notes.items()}
+        notes |= page_notes | {"strain": strain.item()}
+        return 2 * emoji_loss + drawing_loss + page_loss + 0.1 * length + 0.1 * strain, notes
+
+    def _page_loss(self, seen: Tensor, pages: list[Page]) -> tuple[Tensor, dict[str, float]]:
+        here = dict.fromkeys(word for page in pages for word in page.words)
+        others = self.rng.sample(self.vocabulary, OTHERS)
+        known = {word: number for number, word in enumerate({**here, **dict.fromkeys(others)})}
+        vectors = self._word_vectors(list(known))
+        wanted = torch.zeros(len(seen), len(known))
+        language = torch.zeros(len(seen), LANGUAGES)
+        start = 0
+        for page in pages:
+            rows = slice(start, start + len(page.cover))
+            if page.words:
+                columns = torch.tensor([known[word] for word in page.words])
+                wanted[rows].index_add_(1, columns, page.cover)
+                language[rows, page.language] = SPOKEN * page.cover.sum(1).clamp_max(1)
+            start += len(page.cover)
+        covered = wanted.sum(1)
+        shown = covered > 0.15
+        logits = SHARPNESS * F.normalize(seen[shown][:, MEANING], dim=1) @ vectors.T
+        target = wanted[shown] / covered[shown, None]
+        weight = covered[shown].clamp_max(1)
+        words = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
+        hit = (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean().item()
+        importance = torch.where(shown, SHOWN, BLANK)
+        frame = (seen[:, IMPORTANCE] - importance).square().mean()
+        spoken = (seen[:, LANGUAGE] - language).square().sum(1).mean()
+        length = (seen[shown][:, MEANING].square().sum(1) - 1).square().mean()
+        guessed = (seen[shown][:, LANGUAGE].argmax(1) == language[shown].argmax(1)).float().mean().item()
+        notes = {"words": words.item(), "words right": hit, "languages right": guessed}
+        return words + 0.1 * frame + 4 * spoken + 0.1 * length, notes
+
+    @torch.no_grad()
+    def _word_vectors(self, words: list[str]) -> Tensor:
+        """Where words lie, each of length 1, (words, meanings)."""
+        ids, owners = Ragged([self.writer.words(word) for word in words]).take(torch.arange(len(words)))
+        return F.normalize(bag_means(self.model.decoder.embed_tokens.weight[ids], owners, len(words)), dim=1)
+
+
+def telling(directions: Tensor, vectors: Tensor, answer: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Softmax over all vectors, and the cosine with the right one."""
+    logits = SHARPNESS * directions @ vectors.T
+    cosine = (directions * vectors[answer]).sum(1).mean()
+    loss = F.cross_entropy(logits, answer)
+    right = (logits.argmax(1) == answer).float().mean().item()
+    return loss + 2 * (1 - cosine), {"loss": loss.item(), "right": right, "cosine": cosine.item()}
+
+
+def overlap(spans: Tensor, count: int) -> Tensor:
+    """How much of each of `count` cells of length 1 each span covers, (spans, cells). `spans`: (spans, 2), start and end."""
+    cells = torch.arange(count)
+    covered = torch.minimum(spans[:, 1:], cells + 1.0) - torch.maximum(spans[:, :1], cells + 0.0)
+    return covered.clamp_min(0)
+
+
+def unspaced(language: str) -> bool:
+    return SCRIPTS.get(language) in ("cjk", "thai")
+
+
+def pieces(text: str, language: str) -> list[str]:
+    """What `draw_page` takes as words: what stands between blanks, or single characters."""
+    return list(text) if unspaced(language) else text.split()
