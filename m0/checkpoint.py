@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m0.config import RerankerConfig
-from m0.errors import CheckpointError
+from m0.errors import CheckpointError, ImageError
 from m0.images import ImageSettings
 from m0.model import RerankerModel
 
@@ -50,6 +50,7 @@ IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 """Tables that old versions stored and that are computed here."""
 
 WEIGHTS, INDEX, CONFIG, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"
+PREPROCESSOR = "preprocessor_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 FLOAT_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CONVERT_BYTES = 32 * 2**20
@@ -236,6 +237,31 @@ def load_checkpoint(directory: Path, dtype: torch.dtype | None = None, device: t
     return model.eval()
 
 
+def load_image_settings(directory: str | Path, config: RerankerConfig) -> ImageSettings:
+    """How pictures are resized for this checkpoint: patch sizes from its config, limits from its preprocessor_config.json.
+
+    Where that file asks for more than 602112 pixels, as the released one does, 602112 is used, which the vendor's code sets
+    (see the model card's usage). Raises CheckpointError.
+    """
+    path = Path(directory) / PREPROCESSOR
+    vision = config.vision
+    settings = ImageSettings(
+        patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size
+    )
+    if not path.exists():
+        return settings
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        size = read.get("size") or {}  # newer transformers
+        lowest = read.get("min_pixels") or size.get("shortest_edge") or ImageSettings.min_pixels
+        highest = read.get("max_pixels") or size.get("longest_edge") or ImageSettings.max_pixels
+        return replace(settings, min_pixels=lowest, max_pixels=min(highest, ImageSettings.max_pixels))
+    except ImageError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise CheckpointError(f"{path} is not a readable preprocessor_config.json.") from None
+
+
 def save_checkpoint(
     model: RerankerModel,
     directory: str | Path,
@@ -273,7 +299,7 @@ def save_checkpoint(
         directory.mkdir(parents=True, exist_ok=True)
         _write_weights(directory, tensors, max_shard_bytes)
         _write_json(directory / CONFIG, config)
-        _write_json(directory / "preprocessor_config.json", preprocessor)
+        _write_json(directory / PREPROCESSOR, preprocessor)
         if tokenizer_file is not None and tokenizer_file.resolve() != (directory / TOKENIZER).resolve():
             shutil.copyfile(tokenizer_file, directory / TOKENIZER)
     except (OSError, SafetensorError) as error:

@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--json", action="store_true", help="print JSON instead of a table")
     rank.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
     rank.add_argument("--max-query-length", type=int, default=512, help="tokens of the query's text (512)")
-    rank.add_argument("--max-pixels", type=int, help="pixels of a picture after resizing (602112)")
+    rank.add_argument(
+        "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
+    )
     rank.add_argument("--max-image-pixels", type=int, help="refuse larger pictures (178956970)")
     rank.add_argument("--batch-tokens", type=int, default=8192, help="tokens that go through the model at a time (8192)")
     rank.add_argument("--device", help="cpu, cuda, cuda:1, ...")
@@ -120,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
     evaluate.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
     evaluate.add_argument("--batch-tokens", type=int, default=8192, help="tokens that go through the model at a time (8192)")
-    evaluate.add_argument("--max-pixels", type=int, help="pixels of a picture after resizing (602112)")
+    evaluate.add_argument(
+        "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
+    )
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     evaluate.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
     evaluate.set_defaults(run=_evaluate)

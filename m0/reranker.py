@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from m0.batch import Batch
-from m0.checkpoint import TOKENIZER, load_checkpoint, save_checkpoint
+from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.head import relevance
 from m0.hub import locate
@@ -124,7 +124,7 @@ class Reranker:
             device: None: the GPU if there is one, else the CPU.
             revision: branch, tag or commit on the hub.
             adapter: directory of a LoRA adapter in peft's format, loaded and made active.
-            max_pixels, min_pixels: limits of the resized picture; None: the released model's, 602112 and 3136.
+            max_pixels, min_pixels: limits of the resized picture; None: the checkpoint's (the released model's: 602112 and 3136).
             max_image_pixels: refuse larger pictures before decoding them.
 
         Raises M0Error: DownloadError, ConfigError, CheckpointError, AdapterError or InputError, one sentence each.
@@ -132,12 +132,7 @@ class Reranker:
         where = _device(device)
         directory = locate(name, revision)
         model = load_checkpoint(directory, _dtype(dtype, where, directory), where)
-        vision = model.config.vision
-        settings = ImageSettings(
-            patch_size=vision.patch_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            merge_size=vision.spatial_merge_size,
-        )
+        settings = load_image_settings(directory, model.config)
         limits: dict[str, Any] = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
         settings = replace(settings, **{key: value for key, value in limits.items() if value is not None})
         reranker = cls(model, load_tokenizer(directory / TOKENIZER), settings, str(name))

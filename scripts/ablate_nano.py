@@ -6,14 +6,14 @@ Needs what `train_nano.py` leaves under --data: circuit/, where the cross-encode
 
 | variant | change |
 | --- | --- |
-| listwise | none: every weight trained with the listwise softmax |
+| listwise | none: as `train_nano.py`, the listwise softmax |
 | pairwise | RankNet instead of the listwise softmax |
 | pointwise | binary cross-entropy alone |
 | lora, then head | as the vendor: LoRA (r 16) on the decoder for two thirds of the steps, then the head; all else stays |
 | head, then lora | the other way round |
 | lora and head | both together in one stage |
 | one axis | picture tokens are positioned one after another, as text is: M-RoPE without its two spatial axes |
-| merging, no merging | warm start of --minutes and cross-encoder anew, with 2x2 merging and without (four times the visual tokens) |
+| merging, no merging | vision tower of --minutes and cross-encoder anew, with 2x2 merging and without (four times the visual tokens) |
 
 Measured on the held-out checks of `train_nano.py`, success@1, with the seconds of a step.
 """
@@ -32,13 +32,28 @@ from typing import Any
 
 import torch
 from nano.circuit import write_circuit
+from nano.latent import concept_numbers
 from nano.lists import Lists, Pair
 from nano.material import Material
+from nano.pages import fonts
+from nano.seeing import Seeing
 from nano.tokens import Piece, Writer
+from nano.words import Words
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_nano import Bags, Checks, initialise, list_loss, log, nano_config, pointwise, run_stage, score_grids, see_evenly
+from train_nano import (
+    Checks,
+    cross_encoder_rates,
+    initialise,
+    list_loss,
+    log,
+    nano_config,
+    pointwise,
+    run_stage,
+    score_grids,
+    see_evenly,
+)
 
 from m0.checkpoint import load_checkpoint
 from m0.lora import Adapters, LoRAConfig
@@ -76,18 +91,20 @@ class OneAxis(Writer):
         return replace(piece, runs=[len(piece.ids)])
 
 
-def train(parameters: list[nn.Parameter], rate: float, steps: int, loss_of: Callable[[], tuple[Tensor, dict]]) -> float:
+def train(rates: dict[float, list[nn.Parameter]], steps: int, loss_of: Callable[[], tuple[Tensor, dict]]) -> float:
     """AdamW with warm-up and cosine for a number of steps; returns seconds a step."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    groups = [{"params": parameters, "rate": rate} for rate, parameters in rates.items()]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.02)
+    everything = [parameter for parameters in rates.values() for parameter in parameters]
     begin = time.monotonic()
     for step in range(steps):
         share = step / steps
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, share / 0.05 + 0.05) * (0.5 + 0.5 * math.cos(math.pi * share))
+            group["lr"] = group["rate"] * min(1.0, share / 0.05 + 0.05) * (0.5 + 0.5 * math.cos(math.pi * share))
         loss, _ = loss_of()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(everything, 1.0)
         optimizer.step()
     return (time.monotonic() - begin) / steps
 
@@ -136,14 +153,14 @@ class Ablations:
                     parameter.requires_grad_(False)
                 for parameter in parameters:
                     parameter.requires_grad_(True)
-                seconds += share * train(parameters, 1e-3, round(share * self.steps), loss_of)
+                seconds += share * train({1e-3: parameters}, round(share * self.steps), loss_of)
         else:
-            seconds = train(list(model.parameters()), 5e-4, self.steps, loss_of)
+            seconds = self._train_cross(model, writer, lists, loss)
         model.eval()
         return {"seconds a step": round(seconds, 2), **self._measure(model, writer)}
 
     def _warm(self, merge: int) -> dict[str, Any]:
-        """Vision tower and words from nothing for some minutes, then the circuit and the cross-encoder."""
+        """A vision tower from nothing for some minutes under the words of the whole run, then circuit and cross-encoder."""
         generator = torch.Generator().manual_seed(1)
         config = nano_config(self.tokenizer)
         config = config.replace(vision=replace(config.vision, spatial_merge_size=merge))
@@ -151,14 +168,26 @@ class Ablations:
         initialise(model, generator)
         writer, lists = Writer(self.tokenizer, config), Lists(self.material, 1)
         see_evenly(model, writer, self.material, generator)
-        bags = Bags(model, writer, self.material)
-        lookups = [model.decoder.embed_tokens.weight, bags.vectors, bags.scale]
-        rates = {1.5e-3: list(model.vision.parameters()), 2e-3: lookups}
-        warm = run_stage("warm start", rates, lambda share: bags.loss(lists, share), 60 * self.minutes, lambda: None)
+        numbers, table = concept_numbers(self.material), model.decoder.embed_tokens.weight
+        table.data.copy_(load_checkpoint(self.data / "circuit", torch.float32).decoder.embed_tokens.weight)
+        words = Words(self.material, writer, numbers, 1)
+        vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
+        languages = sorted({section.language for section in self.material.sections})
+        seeing = Seeing(model, writer, self.material, words, vectors, languages, fonts(self.data), 1)
+        tower = {1.5e-3: list(model.vision.parameters())}
+        seen = run_stage("seeing", tower, lambda _: seeing.loss(seeing.batch(0.25)), 60 * self.minutes, lambda: None)
         write_circuit(model, writer, generator)
-        seconds = train(list(model.parameters()), 5e-4, self.steps, lambda: list_loss(model, writer, lists.step()))
+        seconds = self._train_cross(model, writer, lists, list_loss)
         model.eval()
-        return {"warm steps": warm, "seconds a step": round(seconds, 2), **self._measure(model, writer)}
+        return {"seconds a step": round(seconds, 2), "steps of seeing": seen, **self._measure(model, writer)}
+
+    def _train_cross(
+        self, model: RerankerModel, writer: Writer, lists: Lists, loss: Callable[..., tuple[Tensor, dict]]
+    ) -> float:
+        """As `train_nano.py`: the tower stays, the layers of the circuit learn more slowly than the rest."""
+        model.vision.requires_grad_(False)
+        groups = cross_encoder_rates(model)
+        return train(groups, self.steps, lambda: loss(model, writer, lists.step()))
 
     def _measure(self, model: RerankerModel, writer: Writer) -> dict[str, float]:
         text = self.checks.by_model(model, writer).removeprefix("held out: ")
@@ -174,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--steps", type=int, default=120, help="updates of each variant's cross-encoder")
-    parser.add_argument("--minutes", type=float, default=3.0, help="warm start of the variants with another vision tower")
+    parser.add_argument("--minutes", type=float, default=3.0, help="training of the vision tower where it is another one")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -1,18 +1,18 @@
 """Train m0-nano from nothing on the data of `build_nano_data.py`, on two CPU cores.
 
-    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 33]
+    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 78]
 
 1. A byte-level BPE is trained on the training texts (what is held out is left out).
-2. Meanings of tokens and concepts in closed form (`nano/latent.py`): which tokens occur with which emoji and sections.
-3. Warm start: the vision tower learns meanings. A text is the mean of its tokens' meanings, weighted by their importance; a
-   picture that of its visual tokens. Losses: naming the concept of an emoji's text or picture (softmax over the concepts'
-   vectors), and telling a query's document from the others of its batch (InfoNCE, van den Oord et al. 2018). No decoder
-   layer takes part, so a step costs little.
-4. Words alone (`nano/words.py`): bags of tokens by the thousand name their concepts.
-5. `nano/circuit.py` writes all this into a decoder that compares means and matches words.
-6. Cross-encoder: every weight is trained on lists of documents and queries, every query against every document of its list.
-   Each document is read once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax over
-   each query's documents (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which
+2. Meanings of tokens and concepts in closed form (`nano/latent.py`): which tokens occur with which emoji, sections and folders
+   of drawings; how rare each token is, and for which languages it speaks.
+3. Words (`nano/words.py`): bags of tokens by the thousand name their concepts.
+4. Seeing (`nano/seeing.py`): the vision tower learns to show what it sees in the words' meanings: emoji, drawings, and words on
+   pages. No decoder layer takes part, so a step costs little.
+5. Words again, towards where the pictures have come to lie.
+6. `nano/circuit.py` writes all this into a decoder that compares means and matches words.
+7. Cross-encoder: all but the vision tower is trained on lists of documents and queries, every query against every document of
+   its list. Each document is read once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax
+   over each query's documents (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which
    fixes the scale that softmax leaves open.
 
 Learning rates follow the clock, so that a slower machine trains less but always anneals. Seeds are fixed; the number of
@@ -186,6 +186,17 @@ def list_loss(model: RerankerModel, writer: Writer, lists: list[list[Pair]]) -> 
     return total, notes
 
 
+def cross_encoder_rates(model: RerankerModel) -> dict[float, list[nn.Parameter]]:
+    """Learning rates: the layers of the circuit learn more slowly than the free ones above."""
+    layers = list(model.decoder.layers)
+    return {
+        1e-4: [model.decoder.embed_tokens.weight],
+        2e-4: [p for layer in layers[:4] for p in layer.parameters()],
+        4e-4: [*(p for layer in layers[4:] for p in layer.parameters()), *model.decoder.norm.parameters()],
+        8e-4: list(model.head.parameters()),
+    }
+
+
 # --- the plain loop ---------------------------------------------------------------------------------------------------
 
 
@@ -289,8 +300,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
-    parser.add_argument("--minutes", type=float, default=75.0, help="of all stages together")
-    parser.add_argument("--warm", type=Path, help="go on from what an earlier run saved under DATA/warm, after stage 3")
+    parser.add_argument("--minutes", type=float, default=78.0, help="of all stages together")
+    parser.add_argument("--warm", type=Path, help="go on from what an earlier run saved under DATA/warm, after stage 4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -381,17 +392,11 @@ def main() -> None:
             last_check = time.monotonic()
 
     # The vision tower has learned from batches of hundreds of pictures; the few of a list would only shake it. As the vendor
-    # did, it is kept. The layers of the circuit learn more slowly than the free ones above.
+    # did, it is kept.
     model.vision.requires_grad_(False)
-    layers = list(model.decoder.layers)
     steps["cross-encoder"] = run_stage(
         "cross-encoder",
-        {
-            1e-4: [table],
-            2e-4: [p for layer in layers[:4] for p in layer.parameters()],
-            4e-4: [*(p for layer in layers[4:] for p in layer.parameters()), *model.decoder.norm.parameters()],
-            8e-4: list(model.head.parameters()),
-        },
+        cross_encoder_rates(model),
         lambda _: list_loss(model, writer, lists.step()),
         0.36 * seconds,
         check,

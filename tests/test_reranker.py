@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import warnings
 
 import numpy as np
@@ -308,5 +309,29 @@ def test_saving_in_a_type_by_name_keeps_the_picture_limits(tiny_directory, tmp_p
     reranker.save_pretrained(tmp_path, dtype="bfloat16")
     assert {tensor.type for tensor in list_tensors(tmp_path)} == {"BF16"}
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["max_pixels"] == 12544
+    assert Reranker.from_pretrained(tmp_path).image_settings.max_pixels == 12544
     with pytest.raises(InputError, match="dtype is"):
         reranker.save_pretrained(tmp_path, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("written", "limits"),
+    [
+        ({"min_pixels": 3136, "max_pixels": 12845056}, (3136, 602112)),  # the released file; the vendor's code asks for less
+        ({"size": {"shortest_edge": 784, "longest_edge": 78400}}, (784, 78400)),
+        ({}, (3136, 602112)),
+    ],
+)
+def test_picture_limits_come_with_the_checkpoint(tiny_directory, tmp_path, written, limits):
+    shutil.copytree(tiny_directory, tmp_path / "copy")
+    (tmp_path / "copy" / "preprocessor_config.json").write_text(json.dumps(written))
+    settings = Reranker.from_pretrained(tmp_path / "copy").image_settings
+    assert (settings.min_pixels, settings.max_pixels) == limits
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"min_pixels": -1}', '{"max_pixels": "many"}'])
+def test_unreadable_picture_limits(tiny_directory, tmp_path, text):
+    shutil.copytree(tiny_directory, tmp_path / "copy")
+    (tmp_path / "copy" / "preprocessor_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="preprocessor_config"):
+        Reranker.from_pretrained(tmp_path / "copy")
