@@ -7,16 +7,18 @@ every query that meets it, is computed once, and all its queries read the same k
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 Key = TypeVar("Key")
+Watcher = Callable[[str, Tensor, "Block"], Tensor]
+"""Called with "scores" or "pattern", that tensor, and the block it belongs to; returns what takes its place."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class Block:
     causal: bool
     mask: Tensor | None = None
     """True where a query may look, (query tokens, key tokens); None: `causal` decides."""
+    members: tuple[int, ...] = ()
+    """Numbers of these sequences, in order; of the parents where children of one parent go side by side."""
+
+    def may_look(self, device: torch.device) -> Tensor | None:
+        """True where a query may look, (query tokens, key tokens); None: everywhere."""
+        if self.causal:
+            return torch.ones(self.query_tokens, self.key_tokens, dtype=torch.bool, device=device).tril()
+        return self.mask
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class Packing:
         blocks, queries, keys = [], [], []
         for length, members in _alike(self.lengths[i] if p is None else None for i, p in enumerate(self.parents)).items():
             rows = torch.cat([self._rows(i) for i in members])
-            blocks.append(Block(len(members), length, length, self.causal))
+            blocks.append(Block(len(members), length, length, self.causal, members=tuple(members)))
             queries.append(rows)
             keys.append(rows)
         families = _alike(self.parents)
@@ -106,7 +116,8 @@ class Packing:
                 children = torch.cat([self._rows(child) for child in families[parent]])
                 queries.append(children)
                 keys.append(torch.cat([self._rows(parent), children]))
-            blocks.append(Block(len(members), sum(shape[1:]), sum(shape), False, _family_mask(shape, self.device)))
+            mask, numbers = _family_mask(shape, self.device), tuple(parents[i] for i in members)
+            blocks.append(Block(len(members), sum(shape[1:]), sum(shape), False, mask, numbers))
         return Plan.of(blocks, queries, keys)
 
     @cached_property
@@ -115,7 +126,7 @@ class Packing:
         blocks, queries, keys = [], [], []
         prefixes = [0 if parent is None else self.lengths[parent] for parent in self.parents]
         for (prefix, length), members in _alike(zip(prefixes, self.lengths, strict=True)).items():
-            blocks.append(Block(len(members), 1, prefix + length, False))
+            blocks.append(Block(len(members), 1, prefix + length, False, members=tuple(members)))
             queries.append(torch.tensor(members, device=self.device))
             for i in members:
                 parent = self.parents[i]
@@ -144,33 +155,59 @@ def _family_mask(shape: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([torch.ones(total, prefix, dtype=torch.bool), own], dim=1).to(device)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """softmax(query key^T / sqrt(head_dim)) value, inside each sequence only.
+class Attend(nn.Module):
+    """softmax(query key^T / sqrt(head_dim)) value, inside each sequence only. It has no weights.
 
-    Args:
-        query: (query tokens, heads, head_dim).
-        key, value: (tokens, key/value heads, head_dim); each of these heads serves a group of query heads
-            (Ainslie et al. 2023, GQA).
-        plan: `Packing.plan`, or `Packing.last_plan` where `query` holds the last token of each sequence.
-
-    Returns: the shape of `query`.
+    `watchers` see scores and pattern of every block, (sequences, heads, query tokens, key tokens), and give back what is used
+    instead. Without one, the two are never formed: attention is fused.
     """
-    queries = _lay(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
-    keys = _lay(key, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
-    values = _lay(value, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
-    outputs = []
-    for block, q, k, v in zip(plan.blocks, queries, keys, values, strict=True):
-        output = scaled_dot_product_attention(
-            q.unflatten(0, (block.count, -1)).transpose(1, 2),  # (sequences, heads, tokens, head_dim)
-            k.unflatten(0, (block.count, -1)).transpose(1, 2),
-            v.unflatten(0, (block.count, -1)).transpose(1, 2),
-            attn_mask=block.mask,
-            is_causal=block.causal,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
-    result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return result if plan.order is None else result.index_select(0, plan.order)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers: list[Watcher] = []
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
+        """Attend as planned.
+
+        Args:
+            query: (query tokens, heads, head_dim).
+            key, value: (tokens, key/value heads, head_dim); each of these heads serves a group of query heads
+                (Ainslie et al. 2023, GQA).
+            plan: `Packing.plan`, or `Packing.last_plan` where `query` holds the last token of each sequence.
+
+        Returns: the shape of `query`.
+        """
+        queries = _lay(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
+        keys = _lay(key, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
+        values = _lay(value, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
+        outputs = []
+        for block, *laid in zip(plan.blocks, queries, keys, values, strict=True):
+            q, k, v = (x.unflatten(0, (block.count, -1)).transpose(1, 2) for x in laid)  # (sequences, heads, tokens, head_dim)
+            output = self._watched(q, k, v, block) if self.watchers else _fused(q, k, v, block)
+            outputs.append(output.transpose(1, 2).flatten(0, 1))
+        result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return result if plan.order is None else result.index_select(0, plan.order)
+
+    def _watched(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        if (may_look := block.may_look(scores.device)) is not None:
+            scores = scores.masked_fill(~may_look, -torch.inf)
+        scores = self._show("scores", scores, block)
+        pattern = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+        return self._show("pattern", pattern, block) @ value
+
+    def _show(self, name: str, x: Tensor, block: Block) -> Tensor:
+        for watcher in self.watchers:
+            x = watcher(name, x, block)
+        return x
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=block.mask, is_causal=block.causal, enable_gqa=query.shape[1] != key.shape[1]
+    )
 
 
 def _lay(x: Tensor, rows: Tensor | None, sizes: list[int]) -> tuple[Tensor, ...]:

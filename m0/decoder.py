@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m0.attention import Packing, attend
+from m0.attention import Attend, Packing
 from m0.config import DecoderConfig
 from m0.rotary import Rotation, decoder_rotation, rotate, working_dtype
 
@@ -40,6 +40,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
         self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.attend = Attend()
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool) -> Tensor:
         asking = x[packing.last] if last_only else x
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         query, key = rotate(query, asking_rotation), rotate(key, rotation)
-        return self.o_proj(attend(query, key, value, packing.last_plan if last_only else packing.plan).flatten(1))
+        return self.o_proj(self.attend(query, key, value, packing.last_plan if last_only else packing.plan).flatten(1))
 
 
 class MLP(nn.Module):

@@ -120,6 +120,8 @@ class Encoding:
     runs: list[int | Grid] = field(repr=False)
     """Text tokens and picture grids in order, as `mrope_positions` takes them."""
     cut: tuple[Cut, ...] = ()
+    parts: Mapping[Side, Sequence[Part]] = field(default_factory=dict, repr=False)
+    """What each side holds, as far as it was kept: what `Origin.part`, `start` and `end` count in."""
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -325,7 +327,8 @@ class PromptEncoder:
         stream.add_parts(query, "query")
         stream.flush()
         stream.add_tokens([self.config.score_token_id], [TEMPLATE])
-        return Encoding(torch.tensor(stream.ids), stream.origins, stream.pictures, stream.runs, cut)
+        parts: dict[Side, Sequence[Part]] = {"document": document, "query": query}
+        return Encoding(torch.tensor(stream.ids), stream.origins, stream.pictures, stream.runs, cut, parts)
 
 
 class _Stream:

@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +30,11 @@ from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.head import relevance
 from m0.hub import locate
 from m0.images import ImageSettings, Picture
+from m0.interp.cache import Recording
+from m0.interp.edits import EditFunction, Editing
+from m0.interp.positions import Selector
+from m0.interp.session import Session
+from m0.interp.taps import Tap, find_taps
 from m0.lora import Adapters
 from m0.model import RerankerModel
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
@@ -93,6 +98,7 @@ class Reranker:
         adapters: LoRA adapters by name (see `m0.lora`).
         image_settings: how pictures are resized; `max_pixels` and the bomb limit are here.
         name: where it was loaded from.
+        sessions: what is recording or editing just now (see `record` and `edit`).
     """
 
     def __init__(self, model: RerankerModel, tokenizer: Tokenizer, image_settings: ImageSettings, name: str = "") -> None:
@@ -101,6 +107,7 @@ class Reranker:
         self.image_settings = image_settings
         self.adapters = Adapters(model)
         self.name = name
+        self.sessions: list[Session] = []
         self._tokenizer_file: Path | None = None
 
     @classmethod
@@ -313,6 +320,51 @@ class Reranker:
         bar.close()
         return scores[0] if len(scores) == 1 else scores
 
+    # --- looking inside -----------------------------------------------------------------------------------------------
+
+    def taps(self, names: str | Iterable[str] = "*") -> list[Tap]:
+        """The activations that have a name, with their shapes; `names`: shell patterns. Raises InputError where one fits none."""
+        return find_taps(self.model.config, names)
+
+    def record(self, *names: str, at: Selector | None = None, every_token: bool = False) -> Recording:
+        """Keep activations of everything that is scored inside the `with` block.
+
+            with reranker.record("decoder.layers.*.attention.pattern") as cache:
+                reranker.score([(query, document)])
+
+        Args:
+            names: shell patterns of taps; only these are kept.
+            at: keep only the rows of these tokens (of attention, the rows of these queries); see `m0.interp.positions`.
+            every_token: let the last layer compute all tokens, not only the score token, which alone the score needs.
+
+        Raises InputError where a name fits no tap.
+        """
+        return Recording(self, find_taps(self.model.config, names), at, every_token)
+
+    def edit(
+        self,
+        edits: Mapping[str, EditFunction],
+        at: Selector | None = None,
+        to: Selector | None = None,
+        heads: Sequence[int] | None = None,
+        every_token: bool = False,
+    ) -> Editing:
+        """Change activations of everything that is scored inside the `with` block.
+
+            with reranker.edit({"decoder.layers.3.attention.z": zero}, heads=[1]):
+                reranker.score([(query, document)])
+
+        Args:
+            edits: shell patterns of taps, and for each what to do: a function of one pair's tensor that returns the new one,
+                among them those of `m0.interp.edits`.
+            at, to: only at these tokens; `to`: of scores and patterns, only towards these.
+            heads: only in these heads.
+            every_token: as for `record`.
+
+        Raises InputError where a name fits no tap or a tap has no such heads.
+        """
+        return Editing(self, edits, at, to, heads, every_token)
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _parts(self, value: Any, side: Literal["query", "document"]) -> list[Part]:
@@ -335,15 +387,21 @@ class Reranker:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
         batch_tokens = whole_number(batch_tokens, "batch_tokens")
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
-        numbers: dict[tuple[bytes, ...], int] = {}
-        places = [numbers.setdefault(encoding.key, len(numbers)) for encoding in encodings]
+        numbers: dict[Any, int] = {}
+        keys = [place if self.sessions else encoding.key for place, encoding in enumerate(encodings)]
+        places = [numbers.setdefault(key, len(numbers)) for key in keys]
         different = list(dict(zip(places, encodings, strict=True)).values())
-        pictures = _PictureFeatures(self.model)
+        pictures = _PictureFeatures(self.model, self.sessions)
+        for session in self.sessions:
+            session.begin(different)
         working = torch.promote_types(self.model.dtype, torch.float32)
         logits = torch.empty(len(different), dtype=working)
         bar = Progress(sum(len(encoding) for encoding in different), "scoring", progress)
         for members in _batches(different, batch_tokens):
-            batch = Batch.of([different[i] for i in members], device=self.model.device)
+            # Who watches wants every pair to have tokens of its own.
+            batch = Batch.of([different[i] for i in members], share=not self.sessions, device=self.model.device)
+            for session in self.sessions:
+                session.meet(members, batch.packing)
             logits[members] = batch.score(self.model, pictures.take(batch.pictures)).to("cpu", working)
             bar.advance(sum(len(different[i]) for i in members))
         bar.close()
@@ -357,8 +415,8 @@ class Reranker:
 class _PictureFeatures:
     """Vision output of each different picture, computed when first asked for and kept while it is likely to be asked for again."""
 
-    def __init__(self, model: RerankerModel) -> None:
-        self.model = model
+    def __init__(self, model: RerankerModel, sessions: Sequence[Session]) -> None:
+        self.model, self.sessions = model, sessions
         self.features: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def take(self, pictures: list[Picture]) -> Tensor | None:
@@ -367,6 +425,8 @@ class _PictureFeatures:
             return None
         unseen = {p.digest: p for p in pictures if p.digest not in self.features}
         for group in _patch_groups(list(unseen.values())):
+            for session in self.sessions:
+                session.look(group)
             patches = torch.cat([picture.patches for picture in group]).to(self.model.device)
             seen = self.model.vision(patches, [picture.grid for picture in group])
             for picture, part in zip(group, seen.split([picture.num_tokens for picture in group]), strict=True):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m0.attention import Packing, attend
+from m0.attention import Attend, Packing
 from m0.config import VisionConfig
 from m0.rotary import Grid, Rotation, rotate, vision_rotation, working_dtype
 
@@ -39,6 +39,7 @@ class VisionAttention(nn.Module):
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attend = Attend()
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (patches, heads, head_dim)
@@ -46,7 +47,7 @@ class VisionAttention(nn.Module):
         working = rotation[0].dtype
         query = rotate(query.to(working), rotation).to(x.dtype)
         key = rotate(key.to(working), rotation).to(x.dtype)
-        return self.proj(attend(query, key, value, packing.plan).flatten(1))
+        return self.proj(self.attend(query, key, value, packing.plan).flatten(1))
 
 
 class VisionMLP(nn.Module):

@@ -17,6 +17,7 @@ ROWS = [
     ["batch"],
     ["checkpoint"],
     ["hub", "lora"],
+    ["interp"],
     ["reranker"],
     ["train", "evaluate"],
     ["cli", "__init__"],

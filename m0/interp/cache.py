@@ -1,0 +1,231 @@
+"""What was recorded, by name, pair, layer, head, word and box."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from m0.attention import Block
+from m0.errors import InputError
+from m0.interp.positions import Selector
+from m0.interp.session import Scorer, Session
+from m0.interp.taps import Tap, check_heads
+from m0.prompt import Encoding
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One tensor and which tokens (patches) its rows are."""
+
+    tensor: Tensor
+    tokens: Sequence[int]
+
+
+class Activation(Sequence[Tensor]):
+    """One activation of every pair that was scored: `activation[pair]` is its tensor.
+
+    An activation of the vision tower is that of all pictures of the pair, end to end; scores and patterns, whose sizes
+    differ from picture to picture, are those of the pair's first one (see `picture`).
+    """
+
+    def __init__(self, tap: Tap, kept: list[list[Kept]], encodings: list[Encoding], head: int | None = None) -> None:
+        self.tap, self.encodings = tap, encodings
+        self._kept, self._head = kept, head
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, pair):  # type: ignore[no-untyped-def]
+        if isinstance(pair, slice):
+            return [self[i] for i in range(*pair.indices(len(self)))]
+        parts = self._of(pair)
+        if self.tap.is_pattern:
+            return self._one_head(parts[0].tensor)
+        return self._one_head(torch.cat([part.tensor for part in parts]) if len(parts) > 1 else parts[0].tensor)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[pair] for pair in range(len(self)))
+
+    @property
+    def tensor(self) -> Tensor:
+        """Of the only pair. Raises InputError where there are several."""
+        if len(self) != 1:
+            raise InputError(f"{self.tap.name} was recorded for {len(self)} pairs; say which one: activation[pair].")
+        return self[0]
+
+    def picture(self, number: int, pair: int = 0) -> Tensor:
+        """Of one picture of a pair, where the activation is the vision tower's."""
+        parts = self._of(pair)
+        if self.tap.rows not in ("patches", "cells") or not 0 <= number < len(parts):
+            raise InputError(f"{self.tap.name} of pair {pair} has no picture {number}.")
+        return self._one_head(parts[number].tensor)
+
+    def head(self, number: int) -> Activation:
+        """The same of one head, whose axis is dropped."""
+        check_heads(self.tap, [number])
+        return Activation(self.tap, self._kept, self.encodings, number)
+
+    def at(self, where: Selector, to: Selector | None = None, pair: int | None = None) -> Tensor:
+        """The rows of some tokens; of scores and patterns, of some queries, and `to` some keys.
+
+        `pair` may be left out where there is only one. Of the tower, rows are the patches under these visual tokens.
+        Raises InputError where the tokens are not there or were not recorded.
+        """
+        if pair is None and len(self) != 1:
+            raise InputError(f"{self.tap.name} was recorded for {len(self)} pairs; say which one: at(..., pair=0).")
+        pair = 0 if pair is None else pair
+        encoding = self.encodings[pair]
+        tensor = self[pair]
+        rows = self._numbers(where, encoding, pair)
+        if not self.tap.is_pattern:
+            return tensor[rows]
+        tensor = tensor[..., rows, :]
+        return tensor if to is None else tensor[..., columns_of(self.tap, to, encoding)]
+
+    def _numbers(self, where: Selector, encoding: Encoding, pair: int) -> list[int]:
+        wanted = columns_of(self.tap, where, encoding)
+        parts = self._of(pair)
+        if self.tap.rows in ("patches", "cells"):
+            kept = {row: row for row in range(sum(len(part.tokens) for part in parts))}
+        else:
+            kept = {token: row for row, token in enumerate(parts[0].tokens)}
+        missing = [token for token in wanted if token not in kept]
+        if missing:
+            raise InputError(
+                f"{self.tap.name} was not recorded at token {missing[0]} ({where}); "
+                "in the last layer only the score token is computed, unless record(..., every_token=True)."
+            )
+        return [kept[token] for token in wanted]
+
+    def _of(self, pair: int) -> list[Kept]:
+        if not -len(self._kept) <= pair < len(self._kept):
+            raise InputError(f"pair {pair} is asked for, but {len(self._kept)} were recorded.")
+        if not self._kept[pair]:
+            raise InputError(f"{self.tap.name} has nothing for pair {pair}: it shows no picture.")
+        return self._kept[pair]
+
+    def _one_head(self, tensor: Tensor) -> Tensor:
+        if self._head is None:
+            return tensor
+        return tensor[self._head] if self.tap.is_pattern else tensor[:, self._head]
+
+    def __repr__(self) -> str:
+        return f"{self.tap.name} {self.tap.shape} of {len(self)} pair{'s' * (len(self) != 1)}"
+
+
+def columns_of(tap: Tap, where: Selector, encoding: Encoding) -> list[int]:
+    """Numbers of the rows of these tokens in one pair's whole activation: tokens, or of the tower patches or visual tokens."""
+    chosen = where(encoding)
+    if tap.rows in ("tokens", "sequences"):
+        return chosen
+    cells = [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"]
+    places = {token: number for number, token in enumerate(cells)}
+    if missing := [token for token in chosen if token not in places]:
+        raise InputError(f"{tap.name} holds pictures, but token {missing[0]} ({where}) is none of a picture.")
+    if tap.is_pattern:  # of the first picture
+        chosen = [token for token in chosen if places[token] < encoding.pictures[0].num_tokens]
+    if tap.rows == "cells":
+        return [places[token] for token in chosen]
+    merged = encoding.pictures[0].settings.merge_size ** 2  # the patches of a visual token follow one another
+    return [places[token] * merged + i for token in chosen for i in range(merged)]
+
+
+class Cache:
+    """Everything recorded. `cache[name]` is an `Activation`; `cache.stack(pattern)` one tensor over layers."""
+
+    def __init__(self) -> None:
+        self.encodings: list[Encoding] = []
+        self._taps: dict[str, Tap] = {}
+        self._pairs: dict[str, dict[int, Kept]] = defaultdict(dict)
+        self._pictures: dict[str, dict[bytes, Kept]] = defaultdict(dict)
+
+    def __getitem__(self, name: str) -> Activation:
+        if name not in self._taps:
+            raise InputError(f"{name!r} was not recorded; recorded were {', '.join(list(self._taps)[:6])} ...")
+        tap = self._taps[name]
+        if name in self._pictures:
+            pictures = self._pictures[name]
+            kept = [[pictures[picture.digest] for picture in encoding.pictures] for encoding in self.encodings]
+        else:
+            pairs = self._pairs[name]
+            kept = [[pairs[number]] for number in range(len(self.encodings))]
+        return Activation(tap, kept, self.encodings)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._taps
+
+    def __len__(self) -> int:
+        return len(self._taps)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what was recorded, in the order data flows."""
+        return list(self._taps)
+
+    def stack(self, pattern: str, pair: int = 0) -> Tensor:
+        """The activations of one pair whose names match, stacked over layers: (layers, ...). Raises InputError where none does,
+        or where their shapes differ, as in the decoder's last layer."""
+        tensors = [self[name][pair] for name in self.names if fnmatchcase(name, pattern)]
+        if not tensors:
+            raise InputError(f"nothing recorded is named {pattern!r}.")
+        if len({tensor.shape for tensor in tensors}) > 1:
+            raise InputError(
+                f"the activations named {pattern!r} have different shapes; record(..., every_token=True) evens them."
+            )
+        return torch.stack(tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors kept."""
+        kept = [some for group in self._pairs.values() for some in group.values()]
+        kept += [some for shown in self._pictures.values() for some in shown.values()]
+        storages = (some.tensor.untyped_storage() for some in kept)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    def _add(self, tap: Tap, key: int | bytes, kept: Kept) -> None:
+        if isinstance(key, bytes):
+            self._pictures[tap.name][key] = kept
+        else:
+            self._pairs[tap.name][key] = kept
+
+
+class Recording(Session):
+    """A `with` block that keeps activations. Entering gives the `Cache`, which stays whole afterwards."""
+
+    def __init__(self, reranker: Scorer, taps: Sequence[Tap], at: Selector | None = None, every_token: bool = False) -> None:
+        super().__init__(reranker, taps, every_token)
+        self.at, self.cache = at, Cache()
+
+    def __enter__(self) -> Cache:  # type: ignore[override]
+        super().__enter__()
+        self.cache.encodings = self.encodings
+        self.cache._taps = {tap.name: tap for tap in self.watched}
+        return self.cache
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        super().__exit__(kind, error, trace)
+
+    def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
+        for rows in self.rows(tap, x, block):
+            share = x[rows.index]
+            if tap.rows in ("patches", "cells"):
+                # Several pairs may show the picture, so it is kept whole.
+                self.cache._add(tap, self.pictures[rows.number].digest, Kept(share, rows.tokens))
+                continue
+            tokens: Sequence[int] = rows.tokens
+            if self.at is not None:
+                wanted = [token for token in self.at(self.encodings[rows.number]) if token in rows.tokens]
+                places = [token - rows.tokens.start for token in wanted]
+                share = share[..., places, :] if tap.is_pattern else share[places]
+                tokens = wanted
+            self.cache._add(tap, rows.number, Kept(share, tokens))
+        return x

@@ -1,0 +1,193 @@
+"""Which tokens: asked for as words, boxes and sides, not as numbers.
+
+    document.words("Alpi")          the tokens of a word of the document
+    query.all                       the query's tokens
+    image.box(10, 20, 60, 80)       the visual tokens that show a part of this box, in the original picture's pixels
+    score_token | template          either
+
+A selector is asked for a prompt (`m0.prompt.Encoding`) and answers with token numbers, so that one selector serves many prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from m0.errors import InputError
+from m0.images import Picture
+from m0.prompt import Encoding, Side
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Chooses tokens of a prompt."""
+
+    choose: Callable[[Encoding], Sequence[int]]
+    name: str
+
+    def __call__(self, encoding: Encoding) -> list[int]:
+        """Token numbers, ascending. Raises InputError where the prompt has no such tokens."""
+        return sorted(set(self.choose(encoding)))
+
+    def __or__(self, other: Selector) -> Selector:
+        return Selector(lambda encoding: [*self(encoding), *other(encoding)], f"{self.name} | {other.name}")
+
+    def __and__(self, other: Selector) -> Selector:
+        return Selector(lambda encoding: list(set(self(encoding)) & set(other(encoding))), f"{self.name} & {other.name}")
+
+    def __sub__(self, other: Selector) -> Selector:
+        return Selector(lambda encoding: list(set(self(encoding)) - set(other(encoding))), f"{self.name} - {other.name}")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class _SideTokens:
+    """Tokens of the query or the document."""
+
+    def __init__(self, side: Side) -> None:
+        self.side: Side = side
+
+    @property
+    def all(self) -> Selector:
+        """All of the side's tokens, pictures included."""
+        return Selector(
+            lambda encoding: [i for i, origin in enumerate(encoding.origins) if origin.side == self.side], f"{self.side}.all"
+        )
+
+    def part(self, number: int) -> Selector:
+        """The tokens of one part of a mixed side."""
+
+        def choose(encoding: Encoding) -> list[int]:
+            found = [
+                i for i, origin in enumerate(encoding.origins)
+                if origin.side == self.side and origin.part == number and origin.kind != "template"
+            ]  # fmt: skip
+            if not found:
+                raise InputError(f"the {self.side} has no part {number}.")
+            return found
+
+        return Selector(choose, f"{self.side}.part({number})")
+
+    def characters(self, start: int, end: int, part: int = 0) -> Selector:
+        """The tokens that hold any of the characters `start` to `end - 1` of a part's text."""
+
+        def choose(encoding: Encoding) -> list[int]:
+            found = self._overlapping(encoding, part, start, end)
+            if not found:
+                raise InputError(f"part {part} of the {self.side} has no characters {start} to {end - 1}.")
+            return found
+
+        return Selector(choose, f"{self.side}.characters({start}, {end})")
+
+    def words(self, text: str, occurrence: int | None = None) -> Selector:
+        """The tokens of a word or phrase, upper and lower case alike. `occurrence`: only that one, from 0; None: all of them.
+
+        Whole words are looked for first; where there is none (scripts without blanks), the text anywhere.
+        """
+
+        def choose(encoding: Encoding) -> list[int]:
+            places = [
+                (number, match.start(), match.end())
+                for number, part in enumerate(encoding.parts.get(self.side, ()))
+                if isinstance(part, str)
+                for match in _find(text, part)
+            ]
+            if occurrence is not None:
+                places = places[occurrence : occurrence + 1]
+            if not places:
+                which = "" if occurrence is None else f" (occurrence {occurrence})"
+                raise InputError(f"the {self.side} does not hold {text!r}{which}.")
+            return [i for number, start, end in places for i in self._overlapping(encoding, number, start, end)]
+
+        return Selector(choose, f"{self.side}.words({text!r})")
+
+    def _overlapping(self, encoding: Encoding, part: int, start: int, end: int) -> list[int]:
+        return [
+            i for i, origin in enumerate(encoding.origins)
+            if origin.side == self.side and origin.part == part and origin.start is not None and origin.end is not None
+            and origin.start < end and origin.end > start
+        ]  # fmt: skip
+
+
+def _find(text: str, part: str) -> list[re.Match[str]]:
+    if not text.strip():
+        return []
+    escaped = re.escape(text)
+    whole = list(re.finditer(rf"(?<!\w){escaped}(?!\w)", part, re.IGNORECASE))
+    return whole or list(re.finditer(escaped, part, re.IGNORECASE))
+
+
+class _ImageTokens:
+    """Visual tokens. `picture` counts the prompt's pictures: the document's first, then the query's."""
+
+    @property
+    def all(self) -> Selector:
+        """All visual tokens."""
+        return Selector(
+            lambda encoding: [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"], "image.all"
+        )
+
+    def cell(self, row: int, column: int, picture: int = 0) -> Selector:
+        """One visual token by its place in the picture's grid."""
+
+        def choose(encoding: Encoding) -> list[int]:
+            shown, tokens = picture_tokens(encoding, picture)
+            rows, columns = shown.token_grid
+            if not (0 <= row < rows and 0 <= column < columns):
+                raise InputError(f"picture {picture} has {rows} x {columns} visual tokens and none at ({row}, {column}).")
+            return [tokens[row * columns + column]]
+
+        return Selector(choose, f"image.cell({row}, {column})")
+
+    def box(self, left: float, top: float, right: float, bottom: float, picture: int = 0) -> Selector:
+        """The visual tokens that show any part of this box, in pixels of the original picture (right and bottom excluded)."""
+
+        def choose(encoding: Encoding) -> list[int]:
+            shown, tokens = picture_tokens(encoding, picture)
+            _, columns = shown.token_grid
+            found = []
+            for number, token in enumerate(tokens):
+                x0, y0, x1, y1 = shown.cell_box(number // columns, number % columns)
+                if x0 < right and x1 > left and y0 < bottom and y1 > top:
+                    found.append(token)
+            if not found:
+                width, height = shown.original_size
+                raise InputError(
+                    f"the box ({left}, {top}, {right}, {bottom}) lies outside picture {picture} of {width} x {height} pixels."
+                )
+            return found
+
+        return Selector(choose, f"image.box({left}, {top}, {right}, {bottom})")
+
+
+def picture_tokens(encoding: Encoding, number: int) -> tuple[Picture, list[int]]:
+    """A picture of a prompt and its tokens' numbers, row by row. Raises InputError where there is none of that number."""
+    if not 0 <= number < len(encoding.pictures):
+        raise InputError(f"picture {number} is asked for, but the prompt has {len(encoding.pictures)}.")
+    tokens = [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"]
+    first = sum(picture.num_tokens for picture in encoding.pictures[:number])
+    return encoding.pictures[number], tokens[first : first + encoding.pictures[number].num_tokens]
+
+
+query, document = _SideTokens("query"), _SideTokens("document")
+image = _ImageTokens()
+score_token = Selector(lambda encoding: [len(encoding) - 1], "score_token")
+template = Selector(
+    lambda encoding: [i for i, o in enumerate(encoding.origins) if o.side == "template" and i < len(encoding) - 1], "template"
+)
+everything = Selector(lambda encoding: range(len(encoding)), "everything")
+
+
+def tokens(*numbers: int) -> Selector:
+    """Tokens by number, for those who have them; negative ones count from the end."""
+
+    def choose(encoding: Encoding) -> list[int]:
+        length = len(encoding)
+        for number in numbers:
+            if not -length <= number < length:
+                raise InputError(f"token {number} is asked for, but the prompt has {length}.")
+        return [number % length for number in numbers]
+
+    return Selector(choose, f"tokens{numbers}")

@@ -1,0 +1,219 @@
+"""Taps: every activation that has a name in a paper, where it is found in the model, and how to look at it.
+
+Most stand where a module begins or ends and are reached by PyTorch's own hooks; scores and pattern are formed only while
+somebody watches them (`m0.attention.Attend`). A model without hooks is the plain model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from m0.attention import Block
+from m0.config import RerankerConfig
+from m0.errors import InputError
+from m0.model import RerankerModel
+
+Rows = Literal["tokens", "sequences", "patches", "cells"]
+"""What the first axis counts: a sequence's tokens, sequences, a picture's patches, or its visual tokens."""
+See = Callable[[Tensor, "Block | None"], Tensor]
+"""Gets an activation as the model holds it, all sequences or pictures end to end, and returns what takes its place. Scores and
+patterns come block by block."""
+How = Literal[
+    "input", "output", "query", "key", "value", "rotated_query", "rotated_key", "scores", "pattern", "result"
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One named activation."""
+
+    name: str
+    shape: str
+    """Of one sequence or picture. In the decoder's last layer only the score token asks, so what its queries lead to has one
+    row, unless every token is asked for."""
+    rows: Rows
+    module: str
+    """Where it is found: a module of the model."""
+    how: How
+    heads: int = 0
+    """How many heads it has on its second axis (scores and pattern: on its first); 0: none."""
+
+    @property
+    def is_pattern(self) -> bool:
+        return self.how in ("scores", "pattern")
+
+    @property
+    def layer(self) -> int | None:
+        """Number of its layer or block."""
+        numbers = [int(part) for part in self.name.split(".") if part.isdigit()]
+        return numbers[0] if numbers else None
+
+    def __str__(self) -> str:
+        return f"{self.name}  {self.shape}"
+
+
+def all_taps(config: RerankerConfig) -> list[Tap]:
+    """Every tap of a model, in the order data flows."""
+    vision, decoder = config.vision, config.decoder
+    width, inner = vision.hidden_size, vision.mlp_size
+    taps = [Tap("vision.embeddings", f"(patches, {width})", "patches", "vision.patch_embed", "output")]
+    for i in range(vision.depth):
+        ours, theirs = f"vision.blocks.{i}", f"vision.blocks.{i}"
+        taps += _block(
+            ours, theirs, "patches", width, vision.num_heads, vision.num_heads, vision.head_dim, "norm1", "norm2", "attn"
+        )
+        taps += [
+            Tap(f"{ours}.mlp.pre", f"(patches, {inner})", "patches", f"{theirs}.mlp.fc1", "output"),
+            Tap(f"{ours}.mlp.post", f"(patches, {inner})", "patches", f"{theirs}.mlp.fc2", "input"),
+            Tap(f"{ours}.mlp.out", f"(patches, {width})", "patches", f"{theirs}.mlp", "output"),
+            Tap(f"{ours}.residual.after", f"(patches, {width})", "patches", theirs, "output"),
+        ]
+    size, inner = decoder.hidden_size, decoder.intermediate_size
+    taps += [
+        Tap("vision.merger.in", f"(patches, {width})", "patches", "vision.merger", "input"),
+        Tap("vision.merger.out", f"(visual tokens, {size})", "cells", "vision.merger", "output"),
+        Tap("decoder.embeddings", f"(tokens, {size})", "tokens", "decoder", "input"),
+    ]
+    for i in range(decoder.num_layers):
+        ours, theirs = f"decoder.layers.{i}", f"decoder.layers.{i}"
+        heads, kv_heads = decoder.num_heads, decoder.num_kv_heads
+        names = ("input_layernorm", "post_attention_layernorm", "self_attn")
+        taps += _block(ours, theirs, "tokens", size, heads, kv_heads, decoder.head_dim, *names)
+        taps += [
+            Tap(f"{ours}.mlp.pre", f"(tokens, {inner})", "tokens", f"{theirs}.mlp.gate_proj", "output"),
+            Tap(f"{ours}.mlp.up", f"(tokens, {inner})", "tokens", f"{theirs}.mlp.up_proj", "output"),
+            Tap(f"{ours}.mlp.post", f"(tokens, {inner})", "tokens", f"{theirs}.mlp.down_proj", "input"),
+            Tap(f"{ours}.mlp.out", f"(tokens, {size})", "tokens", f"{theirs}.mlp", "output"),
+            Tap(f"{ours}.residual.after", f"(tokens, {size})", "tokens", theirs, "output"),
+        ]
+    return [
+        *taps,
+        Tap("decoder.norm.out", f"(1, {size})", "tokens", "decoder.norm", "output"),
+        Tap("head.pre", f"(1, {size})", "sequences", "head.0", "output"),
+        Tap("head.hidden", f"(1, {size})", "sequences", "head.1", "output"),
+        Tap("head.logit", "(1,)", "sequences", "head", "output"),
+    ]
+
+
+def _block(
+    ours: str, theirs: str, rows: Rows, width: int, heads: int, kv_heads: int, dim: int, norm1: str, norm2: str, attention: str
+) -> list[Tap]:
+    """What a block of the tower and a layer of the decoder have in common, up to its MLP."""
+    name, module = f"{ours}.attention", f"{theirs}.{attention}"
+    separate = rows == "tokens"  # query, key and value are three layers in the decoder, one in the tower
+    places: list[tuple[str, How]] = (
+        [(f"{module}.q_proj", "output"), (f"{module}.k_proj", "output"), (f"{module}.v_proj", "output")]
+        if separate
+        else [(f"{module}.qkv", "query"), (f"{module}.qkv", "key"), (f"{module}.qkv", "value")]
+    )
+    (query, query_how), (key, key_how), (value, value_how) = places
+    out = f"{module}.{'o_proj' if separate else 'proj'}"
+    per_head, per_kv_head = f"({rows}, {heads}, {dim})", f"({rows}, {kv_heads}, {dim})"
+    return [
+        Tap(f"{ours}.residual.before", f"({rows}, {width})", rows, theirs, "input"),
+        Tap(f"{ours}.attention_norm.out", f"({rows}, {width})", rows, f"{theirs}.{norm1}", "output"),
+        Tap(f"{name}.query", per_head, rows, query, query_how, heads),
+        Tap(f"{name}.key", per_kv_head, rows, key, key_how, kv_heads),
+        Tap(f"{name}.value", per_kv_head, rows, value, value_how, kv_heads),
+        Tap(f"{name}.rotated_query", per_head, rows, f"{module}.attend", "rotated_query", heads),
+        Tap(f"{name}.rotated_key", per_kv_head, rows, f"{module}.attend", "rotated_key", kv_heads),
+        Tap(f"{name}.scores", f"({heads}, {rows}, {rows})", rows, f"{module}.attend", "scores", heads),
+        Tap(f"{name}.pattern", f"({heads}, {rows}, {rows})", rows, f"{module}.attend", "pattern", heads),
+        Tap(f"{name}.z", per_head, rows, out, "input", heads),
+        Tap(f"{name}.result", f"({rows}, {heads}, {width})", rows, out, "result", heads),
+        Tap(f"{name}.out", f"({rows}, {width})", rows, f"{theirs}.{attention}", "output"),
+        Tap(f"{ours}.residual.between", f"({rows}, {width})", rows, f"{theirs}.{norm2}", "input"),
+        Tap(f"{ours}.mlp_norm.out", f"({rows}, {width})", rows, f"{theirs}.{norm2}", "output"),
+    ]
+
+
+def find_taps(config: RerankerConfig, patterns: str | Iterable[str]) -> list[Tap]:
+    """The taps whose names match any of these shell patterns (`*` reaches over dots). Raises InputError where one matches none."""
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    taps = all_taps(config)
+    for pattern in wanted:
+        if not isinstance(pattern, str) or not any(fnmatchcase(tap.name, pattern) for tap in taps):
+            raise InputError(f"no activation is named {pattern!r}; reranker.taps() lists them.")
+    return [tap for tap in taps if any(fnmatchcase(tap.name, pattern) for pattern in wanted)]
+
+
+class Handles:
+    """Hooks that are taken away together."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def add(self, undo: Callable[[], None]) -> None:
+        self._undo.append(undo)
+
+    def remove(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+
+def attach(model: RerankerModel, tap: Tap, see: See, handles: Handles) -> None:
+    """Let `see` look at an activation and replace it. What it returns unchanged stays the very tensor it was."""
+    module = model.get_submodule(tap.module)
+
+    def look(x: Tensor) -> Tensor:
+        """See it with its heads apart."""
+        if not tap.heads:
+            return see(x, None)
+        apart = x.unflatten(-1, (tap.heads, -1))
+        seen = see(apart, None)
+        return x if seen is apart else seen.flatten(-2)
+
+    if tap.is_pattern:
+
+        def watch(name: str, x: Tensor, block: Block) -> Tensor:
+            return see(x, block) if name == tap.how else x
+
+        module.watchers.append(watch)  # type: ignore[union-attr, operator]
+        handles.add(lambda: module.watchers.remove(watch))  # type: ignore[union-attr, operator]
+    elif tap.how == "input":
+        handles.add(module.register_forward_pre_hook(lambda _, args: (look(args[0]), *args[1:])).remove)
+    elif tap.how == "output":
+        handles.add(module.register_forward_hook(lambda _, args, output: look(output)).remove)
+    elif tap.how in ("rotated_query", "rotated_key"):
+        place = 0 if tap.how == "rotated_query" else 1
+        handles.add(
+            module.register_forward_pre_hook(lambda _, args: (*args[:place], see(args[place], None), *args[place + 1 :])).remove
+        )
+    elif tap.how == "result":
+        handles.add(module.register_forward_hook(lambda m, args, output: _results(m, args[0], output, tap.heads, see)).remove)
+    else:
+        part = ("query", "key", "value").index(tap.how)
+        handles.add(module.register_forward_hook(lambda _, args, output: _third(output, part, tap.heads, see)).remove)
+
+
+def _results(module: Any, z: Tensor, output: Tensor, heads: int, see: See) -> Tensor:
+    """Each head's share of the output: z through the head's own columns of the output projection, adapters included."""
+    size = z.shape[-1]
+    ones = torch.eye(size, dtype=z.dtype, device=z.device)
+    columns = module.forward(ones) - module.forward(torch.zeros_like(ones[:1]))  # (heads * head_dim, width), hooks passed by
+    results = torch.einsum("thd,hdw->thw", z.unflatten(-1, (heads, -1)), columns.unflatten(0, (heads, -1)))
+    seen = see(results, None)
+    return output if seen is results else output + (seen - results).sum(1)
+
+
+def _third(output: Tensor, part: int, heads: int, see: See) -> Tensor:
+    parts = output.unflatten(-1, (3, heads, -1))
+    before = parts[:, part]
+    seen = see(before, None)
+    if seen is before:
+        return output
+    return torch.stack([seen if i == part else parts[:, i] for i in range(3)], dim=1).flatten(1)
+
+
+def check_heads(tap: Tap, heads: Sequence[int] | None) -> None:
+    """Raises InputError where the tap has no such heads."""
+    for head in heads or ():
+        if not 0 <= head < tap.heads:
+            known = f"has the heads 0 to {tap.heads - 1}" if tap.heads else "has no heads"
+            raise InputError(f"head {head} is asked for, but {tap.name} {known}.")

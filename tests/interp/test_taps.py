@@ -1,0 +1,277 @@
+"""Recording and editing: nothing changes by looking, and what is asked for is what is found."""
+
+import pytest
+import torch
+
+from m0 import LoRAConfig
+from m0.attention import Attend
+from m0.errors import InputError
+from m0.interp import all_taps, document, everything, forward, image, query, score_token, zero
+from m0.interp.positions import tokens
+from tests.conftest import noise
+
+PAIRS = [
+    ("red heart", "A heart that is red, and a dog."),
+    ({"image": noise(70, 90, 5)}, ["A mixed one", noise(120, 60, 6), "with two pictures", noise(64, 64, 7)]),
+    ("Tokyo 東京", "東京は日本の首都です。"),
+    ("x", {"image": noise(90, 90, 8)}),
+]
+NAMES = [tap.name for tap in all_taps(__import__("tests.conftest", fromlist=["tiny_config"]).tiny_config())]
+EXPLICIT = [name for name in NAMES if name.endswith((".scores", ".pattern"))]
+
+
+def same(x):
+    return x
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+def test_recording_all_but_patterns_changes_no_bit(tiny, every_token):
+    plain = tiny.logits(PAIRS)
+    with tiny.record(*[name for name in NAMES if name not in EXPLICIT], every_token=every_token) as cache:
+        watched = tiny.logits(PAIRS)
+    if every_token:  # the last layer is computed for all tokens: another product of matrices
+        assert watched == pytest.approx(plain, abs=1e-6)
+    else:
+        assert watched == plain
+    assert set(cache.names) == set(NAMES) - set(EXPLICIT)
+    assert tiny.logits(PAIRS) == plain
+    assert not tiny.sessions
+    assert not any(module.watchers for module in tiny.model.modules() if isinstance(module, Attend))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_editing_with_identity_changes_nothing(tiny, name):
+    plain = tiny.logits(PAIRS)
+    with tiny.edit({name: same}):
+        assert tiny.logits(PAIRS) == (pytest.approx(plain, abs=1e-5) if name in EXPLICIT else plain)
+    with tiny.edit({name: torch.clone}):
+        assert tiny.logits(PAIRS) == (pytest.approx(plain, abs=1e-5) if name in EXPLICIT else plain)
+
+
+def test_explicit_attention_is_fused_attention(tiny):
+    plain = tiny.logits(PAIRS)
+    with tiny.record("*.pattern", "*.scores") as cache:
+        assert tiny.logits(PAIRS) == pytest.approx(plain, abs=1e-5)
+    for name in cache.names:
+        if name.endswith("pattern") and name.startswith("decoder"):
+            for pair in range(len(PAIRS)):
+                torch.testing.assert_close(cache[name][pair].sum(-1), torch.ones(cache[name][pair].shape[:-1]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tap_bears_on_the_score(tiny, name):
+    """An edit at any tap reaches the logit of a pair with pictures and text, so every tap stands in the way of the score."""
+    pair = [PAIRS[1]]
+    plain = tiny.logits(pair)
+
+    def changed(x):
+        generator = torch.Generator().manual_seed(0)
+        return x + torch.randn(x.shape, generator=generator)
+
+    with tiny.edit({name: changed}):
+        assert tiny.logits(pair)[0] != plain[0]
+
+
+def test_shapes_are_as_listed(tiny):
+    pair = ["a question", ["text", noise(84, 56, 1)]]
+    with tiny.record("*", every_token=True) as cache:
+        tiny.logits([pair])
+    encoding = cache.encodings[0]
+    sizes = {"tokens": len(encoding), "patches": 24, "visual tokens": 6}
+    for tap in tiny.taps():
+        wanted = [sizes.get(part.strip(), part) for part in tap.shape.strip("()").split(",") if part.strip()]
+        if tap.name == "decoder.norm.out":
+            wanted[0] = len(encoding)
+        assert list(cache[tap.name].tensor.shape) == [int(size) for size in wanted], tap
+
+
+def test_the_last_layer_has_the_score_tokens_row_alone(tiny):
+    with tiny.record("decoder.layers.2.*", "decoder.layers.1.residual.after") as cache:
+        tiny.logits(PAIRS[:1])
+    length = len(cache.encodings[0])
+    assert cache["decoder.layers.2.residual.after"].tensor.shape[0] == 1
+    assert cache["decoder.layers.2.attention.pattern"].tensor.shape == (4, 1, length)
+    assert cache["decoder.layers.2.attention.key"].tensor.shape[0] == length
+    assert cache["decoder.layers.1.residual.after"].tensor.shape[0] == length
+    row = cache["decoder.layers.2.residual.after"].at(score_token)
+    torch.testing.assert_close(row, cache["decoder.layers.2.residual.after"].tensor)
+    with pytest.raises(InputError, match="every_token"):
+        cache["decoder.layers.2.residual.after"].at(query.words("heart"))
+
+
+def test_a_batch_is_its_pairs(tiny):
+    with tiny.record("*") as together:
+        tiny.logits(PAIRS)
+    for number, pair in enumerate(PAIRS):
+        with tiny.record("*") as alone:
+            tiny.logits([pair])
+        for name in alone.names:
+            if name.startswith("vision") and number in (0, 2):
+                with pytest.raises(InputError, match="shows no picture"):
+                    together[name][number]
+                continue
+            torch.testing.assert_close(together[name][number], alone[name].tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_pairs_are_counted_over_calls_and_batches(tiny):
+    with tiny.record("head.logit", "decoder.embeddings") as cache:
+        first = tiny.logits(PAIRS, batch_tokens=20)
+        second = tiny.logits(PAIRS[2:3])
+    assert [float(x) for x in cache["head.logit"]] == [*first, *second]
+    assert [len(x) for x in cache["decoder.embeddings"]] == [len(e) for e in cache.encodings]
+    with pytest.raises(InputError, match="say which one"):
+        _ = cache["head.logit"].tensor
+
+
+def test_queries_of_one_document_have_rows_of_their_own(tiny):
+    pairs = [(text, "One document that is met by several questions.") for text in ("one", "two", "three and four", "one")]
+    plain = tiny.logits(pairs)
+    with tiny.record("decoder.embeddings") as cache:
+        assert tiny.logits(pairs) == pytest.approx(plain, abs=1e-6)
+    assert len(cache["decoder.embeddings"]) == 4
+
+
+def test_words_and_boxes(tiny):
+    encoding = tiny.encode(*PAIRS[1])
+    assert len(image.all(encoding)) == sum(picture.num_tokens for picture in encoding.pictures)
+    shown = encoding.pictures[0]
+    width, height = shown.original_size
+    assert image.box(0, 0, width, height)(encoding) == image.box(-5, -5, 10**6, 10**6)(encoding)
+    rows, columns = shown.token_grid
+    assert len(image.box(0, 0, width, height)(encoding)) == rows * columns
+    assert image.box(width - 1, height - 1, width, height)(encoding) == image.cell(rows - 1, columns - 1)(encoding)
+    with pytest.raises(InputError, match="outside"):
+        image.box(width, 0, width + 5, 5)(encoding)
+    with pytest.raises(InputError, match="picture 3"):
+        image.cell(0, 0, picture=3)(encoding)
+    text = tiny.encode("two hearts", "A heart, another heart, and hearty food. 東京タワー")
+    words = [text.parts["document"][0][text.origins[i].start : text.origins[i].end] for i in document.words("heart")(text)]
+    assert "".join(words).replace(" ", "").lower() == "heartheart"
+    assert document.words("heart", occurrence=1)(text) < document.words("food")(text)
+    assert document.words("京タ")(text)
+    for wrong in ("cat", "", "   "):
+        with pytest.raises(InputError, match="does not hold"):
+            document.words(wrong)(text)
+    assert set(everything(text)) - set(document.all(text)) - set(query.all(text)) == set(
+        (everything - document.all - query.all)(text)
+    )
+    assert tokens(-1)(text) == score_token(text)
+    assert (document.words("food") | score_token)(text)[-1] == len(text) - 1
+
+
+def test_patches_under_a_box(tiny):
+    pair = ["q", {"image": noise(112, 84, 3)}]
+    with tiny.record("vision.embeddings", "vision.merger.out", "vision.blocks.1.attention.pattern") as cache:
+        tiny.logits([pair])
+    assert cache["vision.embeddings"].at(image.cell(1, 2)).shape == (4, 64)
+    patches = cache["vision.embeddings"].tensor
+    torch.testing.assert_close(cache["vision.embeddings"].at(image.cell(1, 2)), patches[4 * 6 : 4 * 7])
+    torch.testing.assert_close(cache["vision.merger.out"].at(image.cell(1, 2))[0], cache["vision.merger.out"].tensor[6])
+    assert cache["vision.blocks.1.attention.pattern"].at(image.cell(0, 0), to=image.cell(1, 2)).shape == (2, 4, 4)
+    with pytest.raises(InputError, match="none of a picture"):
+        cache["vision.embeddings"].at(score_token)
+
+
+def test_at_keeps_no_more_than_was_asked_for(tiny):
+    text = "word " * 200
+    with tiny.record("decoder.layers.*.attention.pattern", at=score_token) as small:
+        tiny.logits([("q", text)])
+    with tiny.record("decoder.layers.*.attention.pattern") as large:
+        tiny.logits([("q", text)])
+    assert small.nbytes < large.nbytes / 50
+    name = "decoder.layers.0.attention.pattern"
+    torch.testing.assert_close(small[name].at(score_token), large[name].at(score_token))
+    with pytest.raises(InputError, match="was not recorded at"):
+        small[name].at(query.all)
+    with pytest.raises(InputError, match="was not recorded"):
+        small["decoder.embeddings"]
+
+
+def test_edits_stay_where_they_are_told(tiny):
+    with tiny.record("decoder.layers.1.attention.z", "decoder.layers.0.mlp.out") as before:
+        tiny.logits(PAIRS)
+    edits = {"decoder.layers.0.mlp.out": zero}
+    with tiny.edit(edits, at=query.all), tiny.record("decoder.layers.0.mlp.out") as after:
+        tiny.logits(PAIRS)
+    for number in range(len(PAIRS)):
+        chosen = query.all(before.encodings[number])
+        rest = sorted(set(range(len(before.encodings[number]))) - set(chosen))
+        old, new = (cache["decoder.layers.0.mlp.out"][number] for cache in (before, after))
+        assert not new[chosen].any()
+        torch.testing.assert_close(new[rest], old[rest], atol=0, rtol=0)
+    with tiny.edit({"decoder.layers.1.attention.z": zero}, heads=[2]), tiny.record("decoder.layers.1.attention.z") as after:
+        tiny.logits(PAIRS)
+    old, new = before["decoder.layers.1.attention.z"][0], after["decoder.layers.1.attention.z"][0]
+    assert not new[:, 2].any()
+    torch.testing.assert_close(new[:, [0, 1, 3]], old[:, [0, 1, 3]], atol=0, rtol=0)
+
+
+def test_attention_from_to(tiny):
+    """Scores of query words towards the document set to minus infinity: nothing flows there any more."""
+    with (
+        tiny.edit(
+            {"decoder.layers.*.attention.scores": lambda x: torch.full_like(x, -torch.inf)}, at=query.all, to=document.all
+        ),
+        tiny.record("decoder.layers.*.attention.pattern", every_token=True) as cache,
+    ):
+        tiny.logits(PAIRS)
+    for number in range(len(PAIRS)):
+        cut = cache["decoder.layers.0.attention.pattern"].at(query.all, to=document.all, pair=number)
+        assert not cut.any()
+        assert cache["decoder.layers.0.attention.pattern"].at(score_token, to=document.all, pair=number).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda r: r.taps("decoder.layer.*"), "no activation is named"),
+        (lambda r: r.record("nothing"), "no activation is named"),
+        (lambda r: r.edit({"decoder.embeddings": 3}), "must be a function"),
+        (lambda r: r.edit({"decoder.layers.0.attention.z": zero}, heads=[4]), "head 4"),
+        (lambda r: r.edit({"decoder.layers.0.mlp.out": zero}, heads=[0]), "has no heads"),
+        (lambda r: r.edit({"decoder.layers.0.mlp.out": zero}, to=query.all), "neither"),
+    ],
+)
+def test_wrong_requests(tiny, call, words):
+    with pytest.raises(InputError, match=words):
+        call(tiny)
+
+
+def test_an_edit_of_another_shape_is_refused_and_leaves_no_hook(tiny):
+    plain = tiny.logits(PAIRS[:1])
+    with pytest.raises(InputError, match="must return shape"), tiny.edit({"decoder.layers.0.mlp.out": lambda x: x[:1]}):
+        tiny.logits(PAIRS[:1])
+    assert tiny.logits(PAIRS[:1]) == plain
+
+
+def test_gradients_flow_through_recordings_and_edits(tiny):
+    encodings = [tiny.encode(*pair) for pair in PAIRS]
+    vector = torch.zeros(64, requires_grad=True)
+    with (
+        tiny.edit({"decoder.layers.1.residual.before": lambda x: x + vector}),
+        tiny.record("decoder.layers.*.mlp.out") as cache,
+    ):
+        logits = forward(tiny, encodings)
+    assert logits.tolist() == pytest.approx(tiny.logits(PAIRS), abs=1e-6)
+    logits.sum().backward()
+    assert vector.grad is not None
+    assert vector.grad.abs().sum() > 0
+    assert cache["decoder.layers.0.mlp.out"][0].grad_fn is not None
+
+
+def test_per_head_results_add_up_with_an_adapter(tiny_directory):
+    from m0 import Reranker
+
+    reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
+    for use_dora in (False, True):
+        name = f"dora{use_dora}"
+        reranker.adapters.add(name, LoRAConfig(r=4, target_modules=("o_proj", "proj"), use_dora=use_dora))
+        for parameter in reranker.adapters.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        with reranker.record("*.attention.result", "*.attention.out", every_token=True) as cache:
+            reranker.logits(PAIRS[1:2])
+        for layer in range(3):
+            for place in (f"decoder.layers.{layer}", f"vision.blocks.{layer}"):
+                out, results = cache[f"{place}.attention.out"].tensor, cache[f"{place}.attention.result"].tensor
+                bias = 0 if place.startswith("d") else reranker.model.vision.blocks[layer].attn.proj.bias
+                torch.testing.assert_close(results.sum(1) + bias, out, atol=1e-5, rtol=1e-4)
