@@ -340,19 +340,21 @@ def main() -> None:
             "words",
             {3e-3: [table], 2e-3: [concepts]},
             lambda _: words.loss(table, F.normalize(concepts, dim=1)),
-            0.07 * seconds,
+            0.06 * seconds,
             lambda: None,
         )
         vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
         log(f"words, {checks.by_bags(model, writer)}")
+        keep("words")
         seeing = Seeing(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
         with ThreadPoolExecutor(1) as beside:  # the next pictures are drawn while the tower computes
-            waiting = beside.submit(seeing.batch, 0.25)
+            waiting = beside.submit(seeing.batch, 0.9)
 
             def see(share: float) -> tuple[Tensor, dict[str, float]]:
                 nonlocal waiting
                 batch = waiting.result()
-                waiting = beside.submit(seeing.batch, 0.25)
+                # First as the files are, then more and more as a screen might show them.
+                waiting = beside.submit(seeing.batch, max(0.25, 0.9 - 1.8 * share))
                 return seeing.loss(batch)
 
             last = time.monotonic()
@@ -364,8 +366,8 @@ def main() -> None:
                     keep("warm")
                     last = time.monotonic()
 
-            tower = list(model.vision.parameters())
-            steps["seeing"] = run_stage("seeing", {1.5e-3: tower, 3e-4: [table]}, see, 0.52 * seconds, see_check)
+            tower = [*model.vision.parameters(), *seeing.letters.parameters()]
+            steps["seeing"] = run_stage("seeing", {1.5e-3: tower, 3e-4: [table]}, see, 0.56 * seconds, see_check)
         log(checks.by_bags(model, writer))
         keep("warm")
     vectors, drawings = settle(model, writer, material, words, vectors)
@@ -398,7 +400,7 @@ def main() -> None:
         "cross-encoder",
         cross_encoder_rates(model),
         lambda _: list_loss(model, writer, lists.step()),
-        0.36 * seconds,
+        0.33 * seconds,
         check,
     )
     log(checks.by_model(model, writer))

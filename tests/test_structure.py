@@ -25,7 +25,7 @@ ROWS = [
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 NEVER = {"transformers", "peft", "timm", "torchvision", "matplotlib", "scipy", "ir_measures", "bm25s"}
-MAY = {"matplotlib": ("train",), "scipy": ("evaluate",), "ir_measures": ("evaluate",), "bm25s": ("evaluate",)}
+MAY = {"matplotlib": ("train", "interp"), "scipy": ("evaluate",), "ir_measures": ("evaluate",), "bm25s": ("evaluate",)}
 
 
 def imports(path):

@@ -215,8 +215,10 @@ class Recording(Session):
         super().__exit__(kind, error, trace)
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
+        shares = []
         for rows in self.rows(tap, x, block):
             share = x[rows.index]
+            shares.append(share)
             if tap.rows in ("patches", "cells"):
                 # Several pairs may show the picture, so it is kept whole.
                 self.cache._add(tap, self.pictures[rows.number].digest, Kept(share, rows.tokens))
@@ -228,4 +230,7 @@ class Recording(Session):
                 share = share[..., places, :] if tap.is_pattern else share[places]
                 tokens = wanted
             self.cache._add(tap, rows.number, Kept(share, tokens))
-        return x
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return x
+        # What is kept must lie on the way to the score, or no gradient would reach it.
+        return torch.stack(shares) if block is not None else torch.cat(shares)

@@ -135,6 +135,9 @@ class Editing(Session):
                 if not isinstance(after, Tensor) or after.shape != before.shape:
                     shape = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
                     raise InputError(f"the edit of {tap.name} returned {shape}, but must return shape {tuple(before.shape)}.")
+                if before.shape == x.shape:  # all there is
+                    result = after.to(x.dtype)
+                    continue
                 if result is x:
                     result = x.clone()
                 result[index] = after.to(x.dtype)

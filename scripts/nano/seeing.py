@@ -2,7 +2,8 @@
 
 Emoji and drawings: the mean of a picture's visual tokens should lie where its names lie (softmax over all concepts, or over
 all names of drawings, and the cosine). Pages: every visual token that shows a part of a heading should lie where the word
-lies that stands there (softmax over words), so that the decoder can match a query's words with pages as it does with texts.
+lies that stands there (softmax over words), so that the decoder can match a query's words with pages as it does with texts;
+and say which letters these are, as a first step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nano.material import SECTION_CHARACTERS, Content, Material, Section
 from nano.pages import SCRIPTS, Word, draw_page
 from nano.tokens import Writer, look
 from nano.words import Ragged, Words
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -26,11 +27,13 @@ from m0.images import Picture
 from m0.model import RerankerModel
 
 SHARPNESS = 16.0
-EMOJI, DRAWINGS, PAGES = 128, 48, 32
+EMOJI, DRAWINGS, PAGES = 224, 64, 10
 """Pictures of a step."""
 PORTION = 64
 VOCABULARY, OTHERS = 12_000, 3_000
 """Words that headings are made of; how many of them stand beside those of a step."""
+LETTERS = 400
+"""Characters that are told apart."""
 SHOWN, BLANK = 1.0, -3.0
 """Importance of a visual token with a part of a heading, and of one without."""
 SPOKEN = 0.5
@@ -71,6 +74,8 @@ class Page:
     words: list[str]
     cover: Tensor
     """How much of each visual token each word covers, (tokens, words), at most about 1."""
+    letters: Tensor
+    """The same of each letter, (tokens, LETTERS)."""
 
 
 class Seeing:
@@ -92,11 +97,15 @@ class Seeing:
         self.targets = vectors[: len(material.emoji)]
         self.name_number = {name: number for number, name in enumerate(words.drawing_names)}
         counted: Counter[str] = Counter()
+        letters: Counter[str] = Counter()
         for section in material.sections:
             for text, weight in ((section.heading, 3), (section.text_[:SECTION_CHARACTERS], 1)):
                 for word in pieces(text, section.language):
                     counted[word.casefold()] += weight
+                    letters.update(word.casefold())
         self.vocabulary = [word for word, _ in counted.most_common(VOCABULARY) if word.strip()]
+        self.letter_number = {letter: number for number, (letter, _) in enumerate(letters.most_common(LETTERS))}
+        self.letters = nn.Linear(model.config.decoder.hidden_size, LETTERS)
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -137,11 +146,32 @@ class Seeing:
         picture = self.writer.picture(image)
         rows, columns = picture.token_grid
         down, right = image.height / rows, image.width / columns
-        boxes = torch.tensor([word.box for word in words]).view(-1, 4)
-        across = overlap(boxes[:, 0::2] / right, columns)
-        below = overlap(boxes[:, 1::2] / down, rows)
-        cover = (below[:, :, None] * across[:, None, :]).flatten(1).T
-        return picture, Page(self.languages.index(section.language), [word.text.casefold() for word in words], cover)
+
+        def cover(boxes: list[tuple[float, float, float, float]]) -> Tensor:
+            edges = torch.tensor(boxes).view(-1, 4)
+            across, below = overlap(edges[:, 0::2] / right, columns), overlap(edges[:, 1::2] / down, rows)
+            return (below[:, :, None] * across[:, None, :]).flatten(1).T
+
+        letters = torch.zeros(rows * columns, LETTERS)
+        known = [(number, box) for word in words for number, box in self._letters(word, section.language)]
+        if known:
+            letters.index_add_(1, torch.tensor([number for number, _ in known]), cover([box for _, box in known]))
+        shown = [word.text.casefold() for word in words]
+        return picture, Page(self.languages.index(section.language), shown, cover([word.box for word in words]), letters)
+
+    def _letters(self, word: Word, language: str) -> list[tuple[int, tuple[float, float, float, float]]]:
+        """Known letters of a word and about where they stand, as if all were as wide."""
+        text = word.text.casefold()
+        left, top, right, bottom = word.box
+        if SCRIPTS.get(language) in ("arabic", "hebrew"):
+            left, right = right, left
+        width = (right - left) / max(1, len(text))
+        edges = [sorted((left + i * width, left + (i + 1) * width)) for i in range(len(text))]
+        return [
+            (self.letter_number[letter], (start, top, end, bottom))
+            for letter, (start, end) in zip(text, edges, strict=True)
+            if letter in self.letter_number
+        ]
 
     # --- losses -------------------------------------------------------------------------------------------------------
 
@@ -191,13 +221,16 @@ class Seeing:
         weight = covered[shown].clamp_max(1)
         words = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
         hit = (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean().item()
+        spelled = torch.cat([page.letters for page in pages])
+        legible = spelled.sum(1) > 0.15
+        spelling = F.cross_entropy(self.letters(seen[legible]), F.normalize(spelled[legible], p=1, dim=1))
         importance = torch.where(shown, SHOWN, BLANK)
         frame = (seen[:, IMPORTANCE] - importance).square().mean()
         spoken = (seen[:, LANGUAGE] - language).square().sum(1).mean()
         length = (seen[shown][:, MEANING].square().sum(1) - 1).square().mean()
         guessed = (seen[shown][:, LANGUAGE].argmax(1) == language[shown].argmax(1)).float().mean().item()
-        notes = {"words": words.item(), "words right": hit, "languages right": guessed}
-        return words + 0.1 * frame + 4 * spoken + 0.1 * length, notes
+        notes = {"letters": spelling.item(), "words": words.item(), "words right": hit, "languages right": guessed}
+        return spelling + words + 0.1 * frame + 4 * spoken + 0.1 * length, notes
 
     @torch.no_grad()
     def _word_vectors(self, words: list[str]) -> Tensor:

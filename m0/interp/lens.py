@@ -1,0 +1,108 @@
+"""The score read early, and the score split exactly over what wrote it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m0.interp.cache import Recording
+from m0.interp.grid import Axis, Grid
+from m0.interp.patching import token_label
+from m0.interp.positions import Selector, score_token
+from m0.interp.session import Scorer, forward, prompts
+from m0.interp.taps import find_taps
+from m0.rotary import working_dtype
+
+
+def score_lens(reranker: Scorer, pair: Any, where: Selector = score_token) -> Grid:
+    """The ranking head read at every layer's residual stream, as if the layers behind it did nothing (nostalgebraist 2020, the
+    logit lens).
+
+    Args:
+        pair: (query, document), or a prompt.
+        where: tokens whose stream is read; the head was trained on the score token's.
+
+    Returns: logits by layer (what goes into each, then the last one's output) and token.
+    """
+    (encoding,) = prompts(reranker, [pair])
+    model = reranker.model
+    last = model.config.decoder.num_layers - 1
+    names = ["decoder.layers.*.residual.before", f"decoder.layers.{last}.residual.after"]
+    with torch.inference_mode():
+        with Recording(reranker, find_taps(model.config, names), every_token=True) as cache:
+            logit = forward(reranker, [encoding])[0]
+        read = [model.head(model.decoder.norm(cache[name].at(where))).double().cpu() for name in cache.names]
+    layers = [*(f"before {i}" for i in range(last + 1)), "end"]
+    labels = [token_label(encoding, number) for number in where(encoding)]
+    return Grid("score lens", (Axis("layer", layers), Axis("token", labels)), torch.stack(read), {"logit": float(logit)})
+
+
+@dataclass(frozen=True)
+class DirectAttribution:
+    """The logit as a sum: with the final norm's scale and the head's ReLU pattern held fixed, the logit is linear in what the
+    embedding, every head and every MLP wrote to the score token's stream (Elhage et al. 2021)."""
+
+    logit: float
+    embedding: float
+    heads: Tensor
+    """(layers, heads), float64"""
+    mlps: Tensor
+    """(layers,), float64"""
+    bias: float
+    """Of the head's two linear layers, and of the attention's output where an adapter gives it one."""
+
+    @property
+    def total(self) -> float:
+        return self.embedding + float(self.heads.sum()) + float(self.mlps.sum()) + self.bias
+
+    @property
+    def magnitude(self) -> float:
+        """Sum of the absolute terms: what rounding errors are measured by."""
+        return abs(self.embedding) + float(self.heads.abs().sum()) + float(self.mlps.abs().sum()) + abs(self.bias)
+
+    @property
+    def grid(self) -> Grid:
+        columns = [*(f"head {i}" for i in range(self.heads.shape[1])), "mlp"]
+        values = torch.cat([self.heads, self.mlps[:, None]], dim=1)
+        notes = {"logit": self.logit, "embedding": self.embedding, "bias": self.bias, "sum": self.total}
+        axes = (Axis("layer", [str(i) for i in range(len(self.mlps))]), Axis("part", columns))
+        return Grid("direct logit attribution", axes, values, notes)
+
+    def plot(self, path: Any = None) -> Any:
+        return self.grid.plot(path)
+
+    def __str__(self) -> str:
+        return str(self.grid)
+
+
+def direct_logit_attribution(reranker: Scorer, pair: Any) -> DirectAttribution:
+    """Split a pair's logit over everything that writes to the score token's residual stream. `pair`: (query, document), or a
+    prompt."""
+    (encoding,) = prompts(reranker, [pair])
+    model = reranker.model
+    first, last = model.head[0], model.head[2]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    end = f"decoder.layers.{model.config.decoder.num_layers - 1}.residual.after"
+    names = ["decoder.embeddings", "decoder.layers.*.attention.result", "decoder.layers.*.mlp.out", end, "head.pre"]
+    with torch.inference_mode():
+        with Recording(reranker, find_taps(model.config, names), at=score_token) as cache:
+            logit = forward(reranker, [encoding])[0]
+        stream = cache[end].tensor[0]
+        wide = stream.to(working_dtype(stream.dtype))
+        norm = model.decoder.norm
+        scale = torch.rsqrt(wide.pow(2).mean() + norm.eps).double() * norm.weight.double()  # (hidden,)
+        open_units = (cache["head.pre"].tensor[0] > 0).double() * last.weight[0].double()
+        direction = (open_units @ first.weight.double()) * scale  # what a number in the stream adds to the logit
+        bias = float(open_units @ first.bias.double() + last.bias.double()[0])
+        embedding = float(cache["decoder.embeddings"].tensor[0].double() @ direction)
+        heads, mlps = [], []
+        for name in cache.names:
+            if name.endswith("attention.result"):
+                heads.append(cache[name].tensor[0].double() @ direction)
+            elif name.endswith("mlp.out"):
+                mlps.append(cache[name].tensor[0].double() @ direction)
+    return DirectAttribution(float(logit), embedding, torch.stack(heads).cpu(), torch.stack(mlps).cpu(), bias)

@@ -1,0 +1,247 @@
+"""Which activations carry the difference between two prompts: patching from a clean run into a corrupted one.
+
+Activation patching (Vig et al. 2020; Meng et al. 2022), its linear approximation (Nanda 2023, attribution patching), and
+patching of single paths between heads (Wang et al. 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from m0.errors import InputError
+from m0.interp.cache import Cache, Recording, columns_of
+from m0.interp.edits import Edit, Editing, replace
+from m0.interp.grid import Axis, Grid
+from m0.interp.positions import Selector, everything, tokens
+from m0.interp.session import Scorer, forward, prompts
+from m0.interp.taps import Tap, check_heads, find_taps
+from m0.prompt import Encoding
+
+Head = tuple[int, int]
+"""Layer and head."""
+Receiver = tuple[int, int, Literal["query", "key", "value"]]
+"""Layer, head (of keys and values: key/value head), and which of its inputs."""
+
+
+def activation_patching(
+    reranker: Scorer,
+    clean: Any,
+    corrupted: Any,
+    taps: str | Iterable[str] = "decoder.layers.*.residual.before",
+    positions: Mapping[str, Selector] | None = None,
+    by_head: bool | None = None,
+    batch_tokens: int = 8192,
+) -> Grid:
+    """What share of the clean logit comes back when one activation of the corrupted run is replaced by the clean run's.
+
+    Args:
+        clean, corrupted: pairs (query, document), or prompts, of equally many tokens.
+        taps: shell patterns; one row each. Of the decoder.
+        positions: groups of tokens by name, one column each; None: every token by itself, or all together where heads are told
+            apart.
+        by_head: tell heads apart (rows are then layer and head); None: where the taps have heads.
+        batch_tokens: tokens that go through the model at a time.
+
+    Returns: (logit - corrupted) / (clean - corrupted), 0 where nothing comes back and 1 where all does. Raises InputError where
+    the two prompts have different lengths or equal logits.
+    """
+    experiment = _Experiment(reranker, clean, corrupted, taps, positions, by_head)
+    with torch.inference_mode():
+        variants = []
+        for tap, heads in experiment.rows:
+            value = experiment.cache[tap.name].tensor
+            for where in experiment.groups.values():
+                variants.append((tap, Edit(_take(value, tap, where, experiment.clean, heads), at=where, heads=heads)))
+        logits = run_variants(reranker, experiment.corrupted, [[variant] for variant in variants], batch_tokens)
+    return experiment.grid("activation patching", logits - experiment.corrupted_logit)
+
+
+def attribution_patching(
+    reranker: Scorer,
+    clean: Any,
+    corrupted: Any,
+    taps: str | Iterable[str] = "decoder.layers.*.residual.before",
+    positions: Mapping[str, Selector] | None = None,
+    by_head: bool | None = None,
+) -> Grid:
+    """The first-order approximation of `activation_patching` from one gradient: (clean - corrupted) times the corrupted run's
+    gradient, summed. Two forward passes and one backward pass in all; `m0.interp.agreement` says how good it is.
+
+    Arguments, result and errors as there.
+    """
+    experiment = _Experiment(reranker, clean, corrupted, taps, positions, by_head)
+    (start,) = find_taps(reranker.model.config, "decoder.embeddings")
+    leaf = {start: [Edit(lambda x: x.detach().requires_grad_())]}  # a gradient whatever the parameters are set to
+    taps_read = list(dict.fromkeys(tap for tap, _ in experiment.rows))
+    with torch.enable_grad(), _opened(reranker, leaf), Recording(reranker, taps_read, every_token=True) as cache:
+        logit = forward(reranker, [experiment.corrupted])[0]
+        values = {name: cache[name].tensor for name in cache.names}
+    gradients = dict(zip(values, torch.autograd.grad(logit, list(values.values()), materialize_grads=True), strict=True))
+    found = []
+    for tap, heads in experiment.rows:
+        products = (experiment.cache[tap.name].tensor - values[tap.name].detach()) * gradients[tap.name]
+        if heads is not None:
+            products = products[heads] if tap.is_pattern else products[:, heads]
+        for where in experiment.groups.values():
+            rows = columns_of(tap, where, experiment.clean)
+            # Scores that causality forbids are minus infinity in both runs.
+            found.append((products[..., rows, :] if tap.is_pattern else products[rows]).nan_to_num(0.0).sum().double())
+    return experiment.grid("attribution patching", torch.stack(found).cpu())
+
+
+def path_patching(
+    reranker: Scorer,
+    clean: Any,
+    corrupted: Any,
+    receivers: Sequence[Receiver] | None = None,
+    senders: Sequence[Head] | None = None,
+) -> Grid:
+    """What a head of the corrupted run would change by its clean output, along the direct paths to some receivers alone.
+
+    All other heads keep what they had in the corrupted run, so that the sender's change reaches the receivers through the
+    residual stream and MLPs only. What the receivers take in is then put into a corrupted run that is otherwise free.
+
+    Args:
+        clean, corrupted: pairs (query, document), or prompts, of equally many tokens.
+        receivers: inputs of later heads; None: the logit itself.
+        senders: heads to try; None: all.
+
+    Returns: the recovered share of the logit, as for `activation_patching`, by layer and head of the sender. A sender that stands
+    behind every receiver recovers 0.
+    """
+    decoder = reranker.model.config.decoder
+    experiment = _Experiment(reranker, clean, corrupted, "decoder.layers.*.attention.z", {"all": everything}, True)
+    layers = range(decoder.num_layers)
+    chosen = [(layer, head) for layer in layers for head in range(decoder.num_heads)] if senders is None else list(senders)
+    z_taps = find_taps(reranker.model.config, "decoder.layers.*.attention.z")
+    for layer, head in chosen:
+        if not (0 <= layer < decoder.num_layers and 0 <= head < decoder.num_heads):
+            raise InputError(f"the sender ({layer}, {head}) is not a head of the decoder.")
+    inputs: dict[Tap, list[int]] = {}
+    for layer, head, part in receivers or ():
+        if part not in ("query", "key", "value") or not 0 <= layer < decoder.num_layers:
+            raise InputError(f"the receiver ({layer}, {head}, {part!r}) is not an input of a head of the decoder.")
+        (tap,) = find_taps(reranker.model.config, f"decoder.layers.{layer}.attention.{part}")
+        check_heads(tap, [head])
+        inputs.setdefault(tap, []).append(head)
+    found = []
+    with torch.inference_mode():
+        with Recording(reranker, z_taps, every_token=True) as kept:
+            forward(reranker, [experiment.corrupted])
+        for layer, head in chosen:
+            edits = {tap: [Edit(replace(kept[tap.name].tensor))] for tap in z_taps}
+            clean_z = experiment.cache[z_taps[layer].name].tensor[:, [head]]
+            edits[z_taps[layer]].append(Edit(replace(clean_z), at=everything, heads=[head]))
+            with Recording(reranker, list(inputs), every_token=True) as received, _opened(reranker, edits):
+                logit = forward(reranker, [experiment.corrupted])[0]
+            if inputs:
+                taken = {
+                    tap: [Edit(replace(received[tap.name].tensor[:, heads]), at=everything, heads=heads)]
+                    for tap, heads in inputs.items()
+                }
+                with _opened(reranker, taken):
+                    logit = forward(reranker, [experiment.corrupted])[0]
+            found.append(logit.double().cpu() - experiment.corrupted_logit)
+    experiment.rows, experiment.groups = [], {}
+    labels = [f"{layer}.{head}" for layer, head in chosen]
+    values = torch.stack(found) / (experiment.clean_logit - experiment.corrupted_logit)
+    return Grid("path patching", (Axis("sender", labels),), values, experiment.notes)
+
+
+def run_variants(
+    reranker: Scorer, encoding: Encoding, variants: Sequence[Sequence[tuple[Tap, Edit]]], batch_tokens: int = 8192
+) -> Tensor:
+    """Logits of one prompt under different edits, (variants,), float64: many at a time, each a sequence of its own."""
+    at_once = max(1, batch_tokens // len(encoding))
+    found = []
+    for start in range(0, len(variants), at_once):
+        some = variants[start : start + at_once]
+        edits: dict[Tap, list[Edit]] = {}
+        for pair, variant in enumerate(some):
+            for tap, edit in variant:
+                edits.setdefault(tap, []).append(Edit(edit.function, edit.at, edit.to, edit.heads, pair))
+        with torch.inference_mode(), _opened(reranker, edits):
+            found.append(forward(reranker, [encoding] * len(some)).double().cpu())
+    return torch.cat(found)
+
+
+def _opened(reranker: Scorer, edits: Mapping[Tap, list[Edit]]) -> Editing:
+    return Editing.of(reranker, edits, every_token=True)
+
+
+def _take(value: Tensor, tap: Tap, where: Selector, encoding: Encoding, heads: Sequence[int] | None) -> Any:
+    rows = columns_of(tap, where, encoding)
+    if tap.is_pattern:
+        value = value if heads is None else value[list(heads)]
+        return replace(value[..., rows, :])
+    return replace(value[rows] if heads is None else value[rows][:, list(heads)])
+
+
+class _Experiment:
+    """Two prompts that differ, the activations of the clean one, and the axes of the grid."""
+
+    def __init__(
+        self,
+        reranker: Scorer,
+        clean: Any,
+        corrupted: Any,
+        taps: str | Iterable[str],
+        positions: Mapping[str, Selector] | None,
+        by_head: bool | None,
+    ) -> None:
+        self.clean, self.corrupted = prompts(reranker, [clean, corrupted])
+        if len(self.clean) != len(self.corrupted):
+            raise InputError(
+                f"the clean prompt has {len(self.clean)} tokens and the corrupted one {len(self.corrupted)}, but activations are "
+                "exchanged token by token; choose words of as many tokens."
+            )
+        found = find_taps(reranker.model.config, taps)
+        if any(tap.rows in ("patches", "cells") for tap in found):
+            raise InputError("patching is of the decoder's activations; a picture's visual tokens are in decoder.embeddings.")
+        heads = all(tap.heads for tap in found) if by_head is None else by_head
+        if heads and not all(tap.heads for tap in found):
+            raise InputError("by_head is asked for, but some of the taps have no heads.")
+        self.rows: list[tuple[Tap, list[int] | None]] = [
+            (tap, numbers) for tap in found for numbers in ([[head] for head in range(tap.heads)] if heads else [None])
+        ]
+        self.groups = dict(positions) if positions is not None else self._each_token(heads)
+        with torch.inference_mode():
+            with Recording(reranker, found, every_token=True) as cache:
+                logits = forward(reranker, [self.clean])
+            self.cache: Cache = cache
+            self.clean_logit = float(logits[0])
+            # Computed as the variants are, all tokens of the last layer, so that no edit gives exactly 0.
+            with _opened(reranker, {}):
+                self.corrupted_logit = float(forward(reranker, [self.corrupted])[0])
+        if self.clean_logit == self.corrupted_logit:
+            raise InputError("the clean and the corrupted prompt have the same logit, so there is nothing to recover.")
+        self.notes = {"clean": self.clean_logit, "corrupted": self.corrupted_logit}
+
+    def _each_token(self, heads: bool) -> dict[str, Selector]:
+        if heads:
+            return {"all": everything}
+        return {token_label(self.clean, i): tokens(i) for i in range(len(self.clean))}
+
+    def grid(self, title: str, differences: Tensor) -> Grid:
+        names = [tap.name.removeprefix("decoder.") + ("" if heads is None else f" head {heads[0]}") for tap, heads in self.rows]
+        values = differences.double().view(len(self.rows), len(self.groups)) / (self.clean_logit - self.corrupted_logit)
+        return Grid(title, (Axis("activation", names), Axis("tokens", list(self.groups))), values, self.notes)
+
+
+def token_label(encoding: Encoding, number: int) -> str:
+    """A token's number and what it shows: its text, its cell, or "template"."""
+    origin = encoding.origins[number]
+    if number == len(encoding) - 1:
+        return f"{number} score"
+    if origin.kind == "image":
+        return f"{number} ({origin.row}, {origin.column})"
+    if origin.kind == "template":
+        return f"{number} template"
+    assert origin.part is not None
+    part = encoding.parts[origin.side][origin.part]  # type: ignore[index]
+    assert isinstance(part, str)
+    return f"{number} {part[origin.start : origin.end].strip() or '_'}"
