@@ -27,6 +27,7 @@ from torch import Tensor
 from m0.batch import Batch
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
+from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
 from m0.head import relevance
 from m0.hub import locate
 from m0.images import ImageSettings, Picture
@@ -364,6 +365,43 @@ class Reranker:
         Raises InputError where a name fits no tap or a tap has no such heads.
         """
         return Editing(self, edits, at, to, heads, every_token)
+
+    # --- explaining ---------------------------------------------------------------------------------------------------
+
+    def explain(
+        self, query: Any, document: Any, method: str = DEFAULT_METHOD, target: Literal["logit"] = "logit", **options: Any
+    ) -> Explanation:
+        """Why a document got its score: a signed relevance for every word and every cell of a picture.
+
+        Args:
+            query, document: as for `rank`.
+            method: one of `m0.explain.METHODS`; `options` are that function's. The default is the one that docs/explaining.md
+                recommends after measuring.
+            target: what is explained: the raw logit.
+
+        Raises InputError.
+        """
+        return explain(self, self.encode(query, document), method, target, **options)
+
+    def explain_difference(
+        self, query: Any, better: Any, worse: Any, method: str = DEFAULT_METHOD, **options: Any
+    ) -> Difference:
+        """Why one document stands above another: both explained, side by side."""
+        return Difference(self.explain(query, better, method, **options), self.explain(query, worse, method, **options))
+
+    def minimal_evidence(
+        self,
+        query: Any,
+        document: Any,
+        keep: float = 0.9,
+        threshold: float | None = None,
+        unit: Literal["word", "sentence"] = "word",
+        method: str = DEFAULT_METHOD,
+    ) -> Evidence:
+        """The least of a document that keeps the score, and the least whose loss drops it; see `m0.explain.minimal_evidence`."""
+        encoding = self.encode(query, document)
+        order = explain(self, encoding, method).tokens.tolist()
+        return minimal_evidence(self, encoding, order, keep, threshold, unit)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

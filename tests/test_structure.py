@@ -18,6 +18,7 @@ ROWS = [
     ["checkpoint"],
     ["hub", "lora"],
     ["interp"],
+    ["explain"],
     ["reranker"],
     ["train", "evaluate"],
     ["cli", "__init__"],

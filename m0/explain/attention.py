@@ -1,0 +1,90 @@
+"""Explanations read from attention patterns: raw, rolled out, and weighted by their gradient.
+
+The first two say where the model looked, not what of it counted; they are here to compare with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from m0.errors import InputError
+from m0.explain.explanation import Explanation, Interaction
+from m0.explain.flow import inputs_of, logits_of_embeddings, relevance_of, watching
+from m0.interp.positions import document, query
+from m0.interp.session import Scorer
+from m0.prompt import Encoding
+
+
+def raw_attention(reranker: Scorer, encoding: Encoding, layer: int | None = None, head: int | None = None) -> Explanation:
+    """What the score token looks at: its pattern in one layer and head, or the mean over all of them. Not signed; adds up to 1."""
+    with torch.no_grad():
+        logit, patterns, _ = _patterns(reranker, encoding)
+    layers, heads = len(patterns), patterns[0].shape[0]
+    for name, value, count in (("layer", layer, layers), ("head", head, heads)):
+        if value is not None and not 0 <= value < count:
+            raise InputError(f"{name} is {value}, but must be between 0 and {count - 1}.")
+    chosen = patterns if layer is None else [patterns[layer]]
+    rows = torch.stack([pattern[:, -1] if head is None else pattern[[head], -1] for pattern in chosen]).double()
+    between = [pattern if head is None else pattern[[head]] for pattern in chosen if pattern.shape[1] == len(encoding)]
+    interaction = _between(encoding, between) if between else None
+    return _explanation("attention", encoding, logit, reranker, rows.mean((0, 1)), False, interaction)
+
+
+def rollout(reranker: Scorer, encoding: Encoding) -> Explanation:
+    """Attention rollout (Abnar & Zuidema 2020): patterns of all layers multiplied, half of each token staying where it is."""
+    with torch.no_grad():
+        logit, patterns, _ = _patterns(reranker, encoding)
+        size = len(encoding)
+        total = torch.eye(size, dtype=torch.float64)
+        for pattern in patterns:
+            mean = pattern.double().mean(0).cpu()
+            if len(mean) == size:
+                total = (0.5 * mean + 0.5 * torch.eye(size, dtype=torch.float64)) @ total
+        last = patterns[-1].double().mean(0).cpu()[-1]
+        row = 0.5 * last @ total + 0.5 * total[-1] if len(patterns[-1][0]) != size else total[-1]
+    return _explanation("rollout", encoding, logit, reranker, row, False, _between(encoding, patterns[:-1]))
+
+
+def attention_gradient(reranker: Scorer, encoding: Encoding) -> Explanation:
+    """Attention times its gradient, carried through the layers (Chefer et al. 2021): R <- R + mean over heads of
+    (gradient x attention, positive part) R, from the identity; the score token's row. Not signed."""
+    logit, patterns, gradients = _patterns(reranker, encoding, gradient=True)
+    size = len(encoding)
+    total = torch.eye(size, dtype=torch.float64)
+    products = [(pattern * gradient).double().cpu() for pattern, gradient in zip(patterns, gradients, strict=True)]
+    for product in products[:-1]:
+        total = total + product.clamp_min(0).mean(0) @ total
+    row = total[-1] + products[-1][:, -1].clamp_min(0).mean(0) @ total
+    row[-1] -= 1  # the score token's own start
+    return _explanation(
+        "attention_gradient", encoding, logit, reranker, row, False, _between(encoding, products[:-1], sum=True)
+    )
+
+
+def _patterns(reranker: Scorer, encoding: Encoding, gradient: bool = False) -> tuple[float, list[Tensor], list[Tensor]]:
+    """Logit, patterns (heads, queries, keys) of every layer, and where asked the logit's gradients by them."""
+    model = reranker.model
+    embeddings = inputs_of(model, encoding).embeddings
+    with torch.set_grad_enabled(gradient), watching(model) as kept:
+        logit = logits_of_embeddings(model, encoding, embeddings[None].requires_grad_(gradient))[0]
+    gradients = torch.autograd.grad(logit, kept.patterns) if gradient else ()
+    return float(logit.detach()), [pattern.detach()[0] for pattern in kept.patterns], [some[0] for some in gradients]
+
+
+def _between(encoding: Encoding, patterns: list[Tensor], sum: bool = False) -> Interaction:
+    """From each of the query's tokens to each of the document's: mean over layers and heads, or their sum."""
+    asked, shown = query.all(encoding), document.all(encoding)
+    total = torch.zeros(len(asked), len(shown), dtype=torch.float64)
+    for pattern in patterns:
+        total += pattern.double().sum(0).cpu()[asked][:, shown]
+    count = 1 if sum or not patterns else len(patterns) * len(patterns[0])
+    return Interaction(total / count, asked, shown)
+
+
+def _explanation(
+    method: str, encoding: Encoding, logit: float, reranker: Scorer, row: Tensor, signed: bool, interaction: Interaction | None
+) -> Explanation:
+    return Explanation(
+        method, encoding, logit, relevance_of(reranker, logit), row.double().cpu(), signed, interaction=interaction
+    )

@@ -1,0 +1,133 @@
+"""Why one document stands above another, and how little of a document would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from m0.errors import InputError
+from m0.explain.explanation import Explanation, Word
+from m0.explain.flow import relevance_of
+from m0.explain.perturb import Game, Player, Unit, players_of
+from m0.interp.session import Scorer
+from m0.prompt import Encoding
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two documents explained side by side for one query."""
+
+    better: Explanation
+    worse: Explanation
+
+    @property
+    def logit(self) -> float:
+        """By how much the first is ahead."""
+        return self.better.logit - self.worse.logit
+
+    @property
+    def query_words(self) -> list[tuple[str, float, float]]:
+        """Each word of the query, and what it does for the one and for the other; the largest difference first."""
+        sides = [[word for word in e.words if word.side == "query"] for e in (self.better, self.worse)]
+        found = [(a.text, a.relevance, b.relevance) for a, b in zip(*sides, strict=True)]
+        return sorted(found, key=lambda row: -abs(row[1] - row[2]))
+
+    def __str__(self) -> str:
+        lines = [f"{self.logit:+.3f}: {self.better.logit:.3f} against {self.worse.logit:.3f} (logits, by {self.better.method})"]
+        lines += [f"  query {text!r}: {a:+.3f} against {b:+.3f}" for text, a, b in self.query_words[:8]]
+        for name, explanation in (("better", self.better), ("worse", self.worse)):
+            words = ", ".join(f"{word.text} {word.relevance:+.3f}" for word in explanation.top(6))
+            pictures = ", ".join(f"picture {picture.relevance:+.3f}" for picture in explanation.pictures)
+            lines.append(f"  {name}: {', '.join(part for part in (words, pictures) if part)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The least that is needed of a document, and the least that must go."""
+
+    score: float
+    """Of the whole document."""
+    sufficient: list[Player]
+    """With these alone the score keeps; none of them can be spared."""
+    sufficient_score: float
+    necessary: list[Player]
+    """Without these the score falls below the threshold; none of them can come back."""
+    necessary_score: float
+    reached: bool
+    """Whether the score falls below the threshold at all, when everything is left out."""
+
+    def __str__(self) -> str:
+        kept = ", ".join(player.name for player in self.sufficient) or "nothing"
+        gone = ", ".join(player.name for player in self.necessary) or "nothing"
+        lines = [f"score {self.score:.4f}", f"  kept at {self.sufficient_score:.4f} by: {kept}"]
+        lines.append(
+            f"  falls to {self.necessary_score:.4f} without: {gone}" + ("" if self.reached else " (threshold not reached)")
+        )
+        return "\n".join(lines)
+
+
+def minimal_evidence(
+    reranker: Scorer,
+    encoding: Encoding,
+    order: Sequence[float],
+    keep: float = 0.9,
+    threshold: float | None = None,
+    unit: Unit = "word",
+) -> Evidence:
+    """The smallest sets of the document's words and regions found by going through them in order of relevance and then giving
+    back each that is not needed. No member can be left out; a smaller set of quite other members may exist.
+
+    Args:
+        order: relevance of each token, which says what is tried first.
+        keep: the share of the score that must remain with the sufficient set alone.
+        threshold: the score below which the document counts as not relevant; None: half of its score.
+    """
+    if not 0 < keep <= 1:
+        raise InputError(f"keep is {keep}, but must be above 0 and at most 1.")
+    players = players_of(encoding, unit, ("document",))
+    game = Game(reranker, encoding, players)
+    weights = torch.tensor([sum(order[token] for token in player.tokens) for player in players])
+    ranked = weights.argsort(descending=True, stable=True).tolist()
+    everyone = set(range(len(players)))
+
+    def score(left_out: set[int]) -> float:
+        return relevance_of(reranker, float(game.logits([left_out])[0]))
+
+    whole = score(set())
+    limit = whole / 2 if threshold is None else threshold
+    # Enough: in they come, one after the other, until the score is back.
+    kept: list[int] = []
+    for number in ranked:
+        if score(everyone - set(kept)) >= keep * whole:
+            break
+        kept.append(number)
+    for number in list(reversed(kept)):
+        if score(everyone - (set(kept) - {number})) >= keep * whole:
+            kept.remove(number)
+    # Needed: out they go, until the score is down.
+    gone: list[int] = []
+    for number in ranked:
+        if score(set(gone)) < limit:
+            break
+        gone.append(number)
+    reached = score(set(gone)) < limit
+    if reached:
+        for number in list(reversed(gone)):
+            if score(set(gone) - {number}) < limit:
+                gone.remove(number)
+    return Evidence(
+        whole,
+        [players[n] for n in sorted(kept)],
+        score(everyone - set(kept)),
+        [players[n] for n in sorted(gone)],
+        score(set(gone)),
+        reached,
+    )
+
+
+def words_against(explanation: Explanation, count: int = 5) -> list[Word]:
+    """The document's words that speak most against it."""
+    return sorted((w for w in explanation.words if w.side == "document" and w.relevance < 0), key=lambda w: w.relevance)[:count]

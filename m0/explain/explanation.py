@@ -1,0 +1,205 @@
+"""What an explanation is: a signed relevance for every token of a prompt, summed to words and laid over pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from m0.explain.words import Span, token_shares, words_of
+from m0.images import Picture
+from m0.interp.positions import picture_tokens
+from m0.prompt import Encoding, Side
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and its relevance."""
+
+    span: Span
+    relevance: float
+
+    @property
+    def text(self) -> str:
+        return self.span.text
+
+    @property
+    def side(self) -> Side:
+        return self.span.side
+
+
+@dataclass(frozen=True)
+class PictureRelevance:
+    """One picture of the prompt and the relevance of its cells."""
+
+    side: Side
+    part: int
+    picture: Picture
+    cells: Tensor
+    """Of each visual token, (rows, columns), float64."""
+    fine: Tensor | None = None
+    """Of each pixel of the resized picture, (height, width), where the method went down to pixels."""
+
+    @property
+    def relevance(self) -> float:
+        return float(self.cells.sum())
+
+    @property
+    def pixels(self) -> NDArray[np.float64]:
+        """The relevance laid over the original picture, (height, width): what falls on each pixel, so that all pixels add up to
+        what all cells do. A cell covers the pixels that were resized into it, those on its border in part."""
+        grid = self.cells if self.fine is None else self.fine
+        width, height = self.picture.original_size
+        down, across = _spread(grid.shape[0], height), _spread(grid.shape[1], width)
+        return down.T @ grid.numpy() @ across
+
+
+def _spread(cells: int, pixels: int) -> NDArray[np.float64]:
+    """What part of each cell falls on each pixel of a side, (cells, pixels); rows add up to 1."""
+    edges = np.arange(cells + 1) * pixels / cells
+    starts, ends = edges[:-1, None], edges[1:, None]
+    places = np.arange(pixels)[None, :]
+    shared = np.minimum(ends, places + 1) - np.maximum(starts, places)
+    return np.clip(shared, 0, None) / (pixels / cells)
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Which parts of the document answer which part of the query: query tokens x document tokens."""
+
+    values: Tensor
+    query_tokens: list[int]
+    document_tokens: list[int]
+
+    def by_word(self, encoding: Encoding) -> tuple[list[Span], list[Span], Tensor]:
+        """Words of the query, words of the document, and their matrix."""
+        spans = words_of(encoding)
+        asked = [n for n, span in enumerate(spans) if span.side == "query"]
+        shown = [n for n, span in enumerate(spans) if span.side == "document"]
+        shares = token_shares(encoding, spans)
+        left = _share_matrix(shares, self.query_tokens, asked)
+        right = _share_matrix(shares, self.document_tokens, shown)
+        return [spans[n] for n in asked], [spans[n] for n in shown], left @ self.values.double() @ right.T
+
+    def on_picture(self, encoding: Encoding, picture: int) -> tuple[list[Span], Tensor]:
+        """Words of the query, and what of each falls on each cell of a document's picture, (words, rows, columns)."""
+        shown, tokens = picture_tokens(encoding, picture)
+        spans = words_of(encoding)
+        asked = [n for n, span in enumerate(spans) if span.side == "query"]
+        left = _share_matrix(token_shares(encoding, spans), self.query_tokens, asked)
+        columns = [self.document_tokens.index(token) for token in tokens]
+        return [spans[n] for n in asked], (left @ self.values.double()[:, columns]).unflatten(-1, shown.token_grid)
+
+
+def _share_matrix(shares: list[dict[int, float]], tokens: Sequence[int], spans: Sequence[int]) -> Tensor:
+    places = {number: row for row, number in enumerate(spans)}
+    matrix = torch.zeros(len(spans), len(tokens), dtype=torch.float64)
+    for column, token in enumerate(tokens):
+        for number, share in shares[token].items():
+            if number in places:
+                matrix[places[number], column] = share
+    return matrix
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a document got its score."""
+
+    method: str
+    encoding: Encoding = field(repr=False)
+    logit: float
+    score: float
+    tokens: Tensor = field(repr=False)
+    """Relevance of each token, float64, in units of `target` (attention: shares of 1)."""
+    signed: bool
+    """Whether negative relevance has a meaning here: what speaks against."""
+    target: str = "logit"
+    ledger: dict[str, float] = field(default_factory=dict)
+    """What adds up to what, where the method promises a sum; "gap" is what is missing."""
+    notes: tuple[str, ...] = ()
+    """What the reader should know of this one: a sum that was not met, a model in 16 bits."""
+    interaction: Interaction | None = field(default=None, repr=False)
+    fine: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    """Relevance of each picture's pixels after resizing, where the method went that far."""
+    errors: Tensor | None = field(default=None, repr=False)
+    """Standard error of each token's relevance, where it was sampled."""
+
+    @cached_property
+    def words(self) -> list[Word]:
+        """The words of both sides, the document's first, and their relevance. Every text token counts in full."""
+        spans = words_of(self.encoding)
+        totals = [0.0] * len(spans)
+        for value, shares in zip(self.tokens.tolist(), token_shares(self.encoding, spans), strict=True):
+            for number, share in shares.items():
+                totals[number] += value * share
+        return [Word(span, total) for span, total in zip(spans, totals, strict=True)]
+
+    @cached_property
+    def pictures(self) -> list[PictureRelevance]:
+        """The prompt's pictures, the document's first."""
+        found = []
+        for number, picture in enumerate(self.encoding.pictures):
+            _, tokens = picture_tokens(self.encoding, number)
+            origin = self.encoding.origins[tokens[0]]
+            assert origin.side != "template"
+            assert origin.part is not None
+            cells = self.tokens[tokens].view(picture.token_grid)
+            found.append(
+                PictureRelevance(origin.side, origin.part, picture, cells, None if self.fine is None else self.fine[number])
+            )
+        return found
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What share of all absolute relevance went to "document", "query" and "template" (score token included)."""
+        total = float(self.tokens.abs().sum()) or 1.0
+        shares = {"document": 0.0, "query": 0.0, "template": 0.0}
+        for value, origin in zip(self.tokens.abs().tolist(), self.encoding.origins, strict=True):
+            shares[origin.side] += value / total
+        return shares
+
+    def top(self, count: int = 10, side: Side = "document") -> list[Word]:
+        """The words of a side that weigh most, in order."""
+        return sorted((word for word in self.words if word.side == side), key=lambda word: -abs(word.relevance))[:count]
+
+    # --- showing ------------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        from m0.explain.show import to_terminal
+
+        return to_terminal(self)
+
+    def to_terminal(self, color: bool = True) -> str:
+        """Text with words shaded, and pictures as small maps. `color` False: signs and numbers instead of colours."""
+        from m0.explain.show import to_terminal
+
+        return to_terminal(self, color)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain numbers and strings."""
+        from m0.explain.show import to_json
+
+        return to_json(self)
+
+    def to_html(self, path: Any = None) -> str:
+        """A self-contained page; written to `path` where one is given."""
+        from m0.explain.html import page
+
+        return page([self], path)
+
+    def to_png(self, folder: Any) -> list[Any]:
+        """Each picture of the prompt with its heat map over it, as files in a folder; returns their paths."""
+        from m0.explain.show import to_png
+
+        return to_png(self, folder)
+
+    def _repr_html_(self) -> str:
+        from m0.explain.html import fragment
+
+        return fragment(self)

@@ -1,0 +1,172 @@
+"""Explanations as a page: one file, no network.
+
+Words are shaded, pictures lie under a heat map that can be faded in and out and tells its values under the pointer; a click on a
+word of the query shows what of the document answers it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from m0.errors import InputError
+from m0.explain.explanation import Explanation, Word
+from m0.explain.show import AGAINST, FOR, colours, scale_of, stretches
+from m0.explain.words import words_of
+
+STYLE = """
+.m0 { font: 15px/1.7 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62em; margin: 1.5em auto; padding: 0 1em }
+.m0 h2 { font-size: 1.05em; margin: 1.4em 0 .3em } .m0 .side { color: #555; font-size: .8em; text-transform: uppercase }
+.m0 .text { white-space: pre-wrap; margin: .2em 0 .8em } .m0 .w { border-radius: 3px; padding: 1px 0 }
+.m0 .query .w { cursor: pointer } .m0 .w.on { outline: 2px solid #1a1a1a } .m0 .pic { position: relative; display: inline-block; margin: .3em 0 }
+.m0 .pic img { display: block; width: 100%; image-rendering: auto } .m0 .pic canvas { position: absolute; inset: 0; width: 100%; height: 100%;
+image-rendering: pixelated; cursor: crosshair } .m0 table { border-collapse: collapse; font-size: .85em } .m0 td { padding: 0 1em 0 0; color: #333 }
+.m0 .value { font-size: .85em; color: #333; min-height: 1.5em } .m0 input[type=range] { width: 12em; vertical-align: middle }
+.m0 .key span { padding: 0 .5em; border-radius: 3px; font-size: .8em }
+"""
+
+SCRIPT = """
+(function (root, data) {
+  const FOR = data.colours[0], AGAINST = data.colours[1];
+  const words = {}; root.querySelectorAll('.w').forEach(w => words[w.dataset.n] = w);
+  const say = root.querySelector('.value');
+  const tint = (v, scale) => { const s = Math.max(-1, Math.min(1, v / scale)); const c = s > 0 ? FOR : AGAINST;
+    return 'rgba(' + c.join(',') + ',' + (Math.abs(s) * 0.85).toFixed(3) + ')'; };
+  function paint(canvas, cells, scale) { const g = canvas.getContext('2d'); canvas.width = cells[0].length; canvas.height = cells.length;
+    cells.forEach((row, r) => row.forEach((v, c) => { g.fillStyle = tint(v, scale); g.fillRect(c, r, 1, 1); })); }
+  let chosen = null, shownCells = data.pictures;
+  function show(row) {
+    const m = data.matrix; let scale = data.scale, values = data.words; shownCells = data.pictures;
+    if (row !== null) { values = Object.assign({}, data.words); m.document.forEach((n, i) => values[n] = m.values[row][i]);
+      shownCells = data.pictures.map((cells, p) => m.pictures[p] ? m.pictures[p][row] : cells);
+      scale = Math.max(1e-12, ...m.values[row].map(Math.abs), ...m.pictures.flatMap(p => p ? p[row].flat().map(Math.abs) : [])); }
+    for (const n in words) if (row === null || m.document.includes(+n)) words[n].style.background = tint(values[n], scale);
+    root.querySelectorAll('canvas').forEach((canvas, p) => paint(canvas, shownCells[p], scale));
+    if (say) say.textContent = row === null ? '' : 'what answers "' + m.names[row] + '" (click again to go back)';
+  }
+  root.querySelectorAll('.query .w').forEach(w => w.addEventListener('click', () => { if (!data.matrix) return;
+    const row = data.matrix.query.indexOf(+w.dataset.n); if (row < 0) return;
+    root.querySelectorAll('.w.on').forEach(o => o.classList.remove('on'));
+    if (chosen === row) { chosen = null; } else { chosen = row; w.classList.add('on'); } show(chosen); }));
+  root.querySelectorAll('canvas').forEach((canvas, p) => canvas.addEventListener('mousemove', e => {
+    const box = canvas.getBoundingClientRect(), cells = shownCells[p];
+    const r = Math.min(cells.length - 1, Math.floor((e.clientY - box.top) / box.height * cells.length));
+    const c = Math.min(cells[0].length - 1, Math.floor((e.clientX - box.left) / box.width * cells[0].length));
+    say.textContent = 'cell (' + r + ', ' + c + '): ' + cells[r][c].toPrecision(3); }));
+  root.querySelectorAll('input[type=range]').forEach(bar => bar.addEventListener('input', () => {
+    root.querySelectorAll('.pic canvas').forEach(c => c.style.opacity = bar.value / 100);
+    root.querySelectorAll('.pic img').forEach(i => i.style.filter = 'grayscale(' + bar.value + '%) contrast(' + (100 - bar.value * 0.55) + '%)'); }));
+  show(null);
+})
+"""
+
+
+def page(explanations: Sequence[Explanation], path: Any = None, title: str = "Why these scores") -> str:
+    """A page with one explanation after the other. Raises InputError where the path refuses."""
+    body = "\n".join(fragment(explanation, number) for number, explanation in enumerate(explanations, 1))
+    text = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width"></head>'
+        f"<body>{body}</body></html>"
+    )
+    if path is not None:
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
+    return text
+
+
+def fragment(explanation: Explanation, number: int | None = None) -> str:
+    """One explanation as a part of a page (a notebook's cell), with its own style and script."""
+    scale = scale_of(explanation)
+    numbers = {id(word): place for place, word in enumerate(explanation.words)}
+    sides = []
+    for side in ("query", "document"):
+        parts = []
+        for stretch in stretches(explanation, side):
+            if isinstance(stretch, int):
+                parts.append(_picture(explanation, stretch, scale))
+            else:
+                inner = "".join(
+                    escape(piece) if isinstance(piece, str) else _word(piece, numbers[id(piece)], scale) for piece in stretch
+                )
+                parts.append(f'<div class="text" dir="auto">{inner}</div>')
+        sides.append(f'<div class="{side}"><span class="side">{side}</span>{"".join(parts)}</div>')
+    rows = {**explanation.shares, **{f"ledger: {name}": value for name, value in explanation.ledger.items()}}
+    table = "".join(f"<tr><td>{escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in rows.items())
+    notes = "".join(f"<p>{escape(note)}</p>" for note in explanation.notes)
+    place = "" if number is None else f"{number}. "
+    slider = '<label>heat map <input type="range" min="0" max="100" value="85"></label>' if explanation.pictures else ""
+    key = "".join(
+        f'<span style="background:rgb{colour};color:#fff">{text}</span> '
+        for colour, text in ((FOR, "for"), (AGAINST, "against"))[: 2 if explanation.signed else 1]
+    )
+    return (
+        f'<div class="m0"><style>{STYLE}</style><h2>{place}score {explanation.score:.4f}, logit {explanation.logit:.3f}, '
+        f'by {escape(explanation.method)}</h2><div class="key">{key}{slider}</div>{"".join(sides)}'
+        f'<div class="value"></div><details><summary>shares and ledger</summary><table>{table}</table></details>{notes}'
+        f"<script>{SCRIPT}(document.currentScript.parentElement, {_data(explanation, scale)})</script></div>"
+    )
+
+
+def _word(word: Word, number: int, scale: float) -> str:
+    share = max(-1.0, min(1.0, word.relevance / scale))
+    red, green, blue = FOR if share > 0 else AGAINST
+    style = f"background:rgba({red},{green},{blue},{abs(share) * 0.85:.3f})"
+    return f'<span class="w" data-n="{number}" title="{word.relevance:+.3g}" style="{style}">{escape(word.text)}</span>'
+
+
+def _picture(explanation: Explanation, number: int, scale: float) -> str:
+    shown = explanation.pictures[number]
+    width, height = shown.picture.original_size
+    # As it was resized: that is what the model saw, and no page needs a scan of 50 megapixels.
+    image = Image.fromarray(shown.picture.pixels)
+    still = Image.fromarray(colours(shown.cells.numpy().astype(np.float64), scale))
+    return (
+        f'<div><div class="pic" style="width:min(100%, {max(160, min(width, 640))}px); aspect-ratio:{width}/{height}">'
+        f'<img alt="picture {number}" style="height:100%;filter:grayscale(85%) contrast(53%)" src="{_url(image)}">'
+        f'<canvas style="opacity:.85"></canvas>'
+        f'<noscript><img alt="relevance" style="position:absolute;inset:0;height:100%;image-rendering:pixelated" src="{_url(still)}">'
+        f"</noscript></div></div>"
+    )
+
+
+def _url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _data(explanation: Explanation, scale: float) -> str:
+    data: dict[str, Any] = {
+        "colours": [FOR, AGAINST],
+        "scale": scale,
+        "words": {number: word.relevance for number, word in enumerate(explanation.words)},
+        "pictures": [picture.cells.tolist() for picture in explanation.pictures],
+        "matrix": None,
+    }
+    if explanation.interaction is not None:
+        numbers = {span: place for place, span in enumerate(words_of(explanation.encoding))}
+        asked, shown, values = explanation.interaction.by_word(explanation.encoding)
+        pictures = [
+            explanation.interaction.on_picture(explanation.encoding, place)[1].tolist() if picture.side == "document" else None
+            for place, picture in enumerate(explanation.pictures)
+        ]
+        data["matrix"] = {
+            "query": [numbers[span] for span in asked],
+            "names": [span.text for span in asked],
+            "document": [numbers[span] for span in shown],
+            "values": values.tolist(),
+            "pictures": pictures,
+        }
+    # Nothing in the data may end the script.
+    return json.dumps(data).replace("<", "\\u003c")

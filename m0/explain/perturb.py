@@ -1,0 +1,230 @@
+"""Explanations by leaving things out: occlusion and Shapley values over words, sentences and picture regions.
+
+What is left out is replaced by what says nothing: a line break's embedding for a token, grey for a stretch of a picture, which
+then goes through the vision tower anew. All else stays where it stood. Works with models whose inside is unknown, too: only
+scores are asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m0.errors import InputError
+from m0.explain.explanation import Explanation, Interaction
+from m0.explain.flow import inputs_of, logits_of_embeddings, relevance_of
+from m0.explain.gradient import GREY, baseline_of
+from m0.explain.words import Span, sentences_of, token_shares, tokens_of, words_of
+from m0.images import Picture
+from m0.interp.positions import document, picture_tokens, query
+from m0.interp.session import Scorer
+from m0.prompt import Encoding
+
+Unit = Literal["word", "sentence"]
+REGIONS = 8
+"""A picture is cut into at most this many regions a side."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """Something that can be left out."""
+
+    name: str
+    side: str
+    tokens: tuple[int, ...]
+    picture: int | None = None
+    """Number of the picture whose cells these are."""
+    box: tuple[int, int, int, int] | None = None
+    """Rows and columns of its cells: first row, first column, and the ones behind the last."""
+    span: Span | None = None
+
+
+def players_of(encoding: Encoding, unit: Unit = "word", sides: Collection[str] = ("document", "query")) -> list[Player]:
+    """Words or sentences, and regions of pictures, in the order of the prompt."""
+    if unit not in ("word", "sentence"):
+        raise InputError(f"unit is {unit!r}, but must be 'word' or 'sentence'.")
+    spans = words_of(encoding) if unit == "word" else sentences_of(encoding)
+    players = [
+        Player(span.text, span.side, tuple(tokens_of(encoding, span)), span=span) for span in spans if span.side in sides
+    ]
+    for number in range(len(encoding.pictures)):
+        shown, tokens = picture_tokens(encoding, number)
+        side = encoding.origins[tokens[0]].side
+        if side not in sides:
+            continue
+        rows, columns = shown.token_grid
+        for top, bottom in _bands(rows):
+            for left, right in _bands(columns):
+                inside = tuple(tokens[r * columns + c] for r in range(top, bottom) for c in range(left, right))
+                name = f"picture {number} ({top}, {left})"
+                players.append(Player(name, side, inside, number, (top, left, bottom, right)))
+    return sorted(players, key=lambda player: player.tokens[:1])
+
+
+def _bands(cells: int) -> list[tuple[int, int]]:
+    count = min(cells, REGIONS)
+    edges = [round(i * cells / count) for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+class Game:
+    """Logits of a prompt with any of its players left out."""
+
+    def __init__(self, reranker: Scorer, encoding: Encoding, players: Sequence[Player], batch_tokens: int = 8192) -> None:
+        self.model, self.encoding, self.players, self.batch_tokens = reranker.model, encoding, list(players), batch_tokens
+        self.start, self.baseline = inputs_of(self.model, encoding), baseline_of(self.model, encoding)
+        # A token of several players goes when the last of them goes.
+        owners: dict[int, set[int]] = {}
+        for number, player in enumerate(self.players):
+            for token in player.tokens if player.picture is None else ():
+                owners.setdefault(token, set()).add(number)
+        self.owners = owners
+        self.shown = [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"]
+        self.known: dict[frozenset[int], float] = {}
+
+    def logits(self, left_out: Sequence[Collection[int]]) -> Tensor:
+        """For each set of players' numbers, the logit without them, float64."""
+        sets = [frozenset(some) for some in left_out]
+        wanted = [some for some in dict.fromkeys(sets) if some not in self.known]
+        at_once = max(1, self.batch_tokens // len(self.encoding))
+        with torch.inference_mode():
+            for start in range(0, len(wanted), at_once):
+                some = wanted[start : start + at_once]
+                logits = logits_of_embeddings(self.model, self.encoding, torch.stack(self._versions(some)))
+                self.known |= dict(zip(some, logits.double().tolist(), strict=True))
+        return torch.tensor([self.known[some] for some in sets], dtype=torch.float64)
+
+    def _versions(self, sets: Sequence[frozenset[int]]) -> list[Tensor]:
+        versions = []
+        painted: dict[frozenset[int], list[int]] = {}
+        for place, some in enumerate(sets):
+            version = self.start.embeddings.clone()
+            gone = [token for token, owners in self.owners.items() if owners <= some]
+            version[gone] = self.baseline.embeddings[gone]
+            versions.append(version)
+            if regions := frozenset(n for n in some if self.players[n].picture is not None):
+                painted.setdefault(regions, []).append(place)
+        if painted:
+            grids = [picture.grid for picture in self.encoding.pictures] * len(painted)
+            patches = torch.cat([picture.patches for regions in painted for picture in self._paint(regions)])
+            seen = self.model.vision(patches.to(self.model.device, self.model.dtype), grids)
+            for features, places in zip(seen.chunk(len(painted)), painted.values(), strict=True):
+                for place in places:
+                    versions[place][self.shown] = features.to(versions[place].dtype)
+        return versions
+
+    def _paint(self, regions: Collection[int]) -> list[Picture]:
+        """The prompt's pictures with these regions grey."""
+        pictures = []
+        for number, picture in enumerate(self.encoding.pictures):
+            pixels, side = np.array(picture.pixels), picture.settings.factor
+            for region in regions:
+                player = self.players[region]
+                if player.picture == number and player.box is not None:
+                    top, left, bottom, right = (edge * side for edge in player.box)
+                    pixels[top:bottom, left:right] = GREY
+            pictures.append(Picture(pixels, picture.original_size, picture.settings))
+        return pictures
+
+
+def occlusion(
+    reranker: Scorer, encoding: Encoding, unit: Unit = "word", matrix: bool = False, batch_tokens: int = 8192
+) -> Explanation:
+    """Occlusion (Zeiler & Fergus 2014): how much the logit falls when one word, sentence or region is left out. Signed; no sum is
+    promised.
+
+    Args:
+        unit: what is left out of texts at a time.
+        matrix: also leave out a player of the query and one of the document together, for the interaction of each pair:
+            f(all) - f(without q) - f(without d) + f(without both). Needs as many scores as there are pairs.
+    """
+    players = players_of(encoding, unit)
+    game = Game(reranker, encoding, players, batch_tokens)
+    logits = game.logits([[], *([number] for number in range(len(players)))])
+    falls = logits[0] - logits[1:]
+    interaction = None
+    if matrix:
+        asked = [n for n, player in enumerate(players) if player.side == "query"]
+        shown = [n for n, player in enumerate(players) if player.side == "document"]
+        both = game.logits([(q, d) for q in asked for d in shown]).view(len(asked), len(shown))
+        values = logits[0] - logits[1:][asked][:, None] - logits[1:][shown][None, :] + both
+        left, right = query.all(encoding), document.all(encoding)
+        spread = _spread(encoding, players)
+        interaction = Interaction(spread[asked][:, left].T @ values @ spread[shown][:, right], left, right)
+    return _explanation(reranker, "occlusion", encoding, players, falls, float(logits[0]), {}, interaction=interaction)
+
+
+def shapley(
+    reranker: Scorer, encoding: Encoding, permutations: int = 16, unit: Unit = "word", seed: int = 0, batch_tokens: int = 8192
+) -> Explanation:
+    """Shapley values by sampled orders (Castro et al. 2009), each order also backwards, which evens the sample out. Signed.
+
+    What players bring in any order adds up to the logit minus that of the prompt without all of them, so the ledger closes
+    whatever the number of samples; `errors` says how sure each value is.
+
+    Args:
+        permutations: orders, an even number; each needs as many scores as there are players.
+        unit: what counts as one player in texts.
+    """
+    if isinstance(permutations, bool) or permutations < 2 or permutations % 2:
+        raise InputError(f"permutations is {permutations}, but must be an even number of at least 2.")
+    players = players_of(encoding, unit)
+    game = Game(reranker, encoding, players, batch_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    everyone = range(len(players))
+    rounds = []
+    for _ in range(permutations // 2):
+        order = torch.randperm(len(players), generator=generator).tolist()
+        both = torch.zeros(len(players), dtype=torch.float64)
+        for some in (order, order[::-1]):
+            # In comes one after the other; left out are those still to come.
+            values = game.logits([some[place:] for place in range(len(some) + 1)])
+            both[some] += values.diff() / 2
+        rounds.append(both)
+    sampled = torch.stack(rounds)
+    ends = game.logits([everyone, []])
+    spread = sampled.std(0) / math.sqrt(len(rounds)) if len(rounds) > 1 else torch.full((len(players),), torch.nan)
+    total = float(sampled.mean(0).sum())
+    ledger = {"players": total, "without all": float(ends[0]), "logit": float(ends[1])}
+    ledger["gap"] = ledger["logit"] - ledger["without all"] - total
+    return _explanation(reranker, "shapley", encoding, players, sampled.mean(0), float(ends[1]), ledger, errors=spread)
+
+
+def _explanation(
+    reranker: Scorer,
+    method: str,
+    encoding: Encoding,
+    players: Sequence[Player],
+    values: Tensor,
+    logit: float,
+    ledger: dict[str, float],
+    interaction: Interaction | None = None,
+    errors: Tensor | None = None,
+) -> Explanation:
+    spread = _spread(encoding, players)
+    return Explanation(
+        method, encoding, logit, relevance_of(reranker, logit), values @ spread, True, "logit", ledger,
+        interaction=interaction, errors=None if errors is None else (errors.double()[None] @ spread)[0],
+    )  # fmt: skip
+
+
+def _spread(encoding: Encoding, players: Sequence[Player]) -> Tensor:
+    """What share of each player falls on each of its tokens, (players, tokens); rows add up to 1. A token of several words
+    belongs to each by its characters."""
+    spread = torch.zeros(len(players), len(encoding), dtype=torch.float64)
+    numbered = [n for n, player in enumerate(players) if player.span is not None]
+    shares = token_shares(encoding, [player.span for player in players if player.span is not None])
+    places = {number: place for place, number in enumerate(numbered)}
+    for number, player in enumerate(players):
+        for token in player.tokens:
+            spread[number, token] = shares[token].get(places[number], 0.0) if number in places else 1.0
+        if not spread[number].any():
+            spread[number, list(player.tokens)] = 1.0
+    return spread / spread.sum(1, keepdim=True).clamp_min(1e-12)

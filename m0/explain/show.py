@@ -1,0 +1,177 @@
+"""Explanations for the terminal, as numbers, and as pictures under a heat map.
+
+Orange speaks for the document, blue against it: the pair that people with any kind of colour blindness can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from m0.errors import InputError
+from m0.explain.explanation import Explanation, PictureRelevance, Word
+from m0.explain.words import Span
+from m0.prompt import Side
+
+FOR, AGAINST = (230, 97, 1), (50, 100, 200)
+RESET = "\x1b[0m"
+
+
+def scale_of(explanation: Explanation) -> float:
+    """The largest absolute relevance of any word or cell of the document: full colour."""
+    words = [abs(word.relevance) for word in explanation.words if word.side == "document"]
+    cells = [float(picture.cells.abs().max()) for picture in explanation.pictures if picture.side == "document"]
+    return max([*words, *cells, 1e-12])
+
+
+def stretches(explanation: Explanation, side: Side) -> Iterator[list[str | Word] | int]:
+    """A side in order: for each text part its text cut into words and what stands between them; for a picture its number."""
+    number = sum(picture.side == "document" for picture in explanation.pictures) if side == "query" else 0
+    for place, part in enumerate(explanation.encoding.parts.get(side, ())):
+        if not isinstance(part, str):
+            yield number
+            number += 1
+            continue
+        pieces: list[str | Word] = []
+        end = 0
+        for word in explanation.words:
+            if word.side == side and word.span.part == place:
+                pieces += [part[end : word.span.start], word]
+                end = word.span.end
+        yield [piece for piece in [*pieces, part[end:]] if piece]
+
+
+def to_terminal(explanation: Explanation, color: bool = True) -> str:
+    scale = scale_of(explanation)
+    lines = [f"score {explanation.score:.4f} (logit {explanation.logit:.3f}), explained by {explanation.method}"]
+    for side in ("query", "document"):
+        text = ""
+        for stretch in stretches(explanation, side):
+            if isinstance(stretch, int):
+                text += f"\n{_map(explanation.pictures[stretch], stretch, scale, color)}\n"
+                continue
+            for piece in stretch:
+                text += piece if isinstance(piece, str) else _shaded(piece, scale, color)
+            text += " "
+        lines.append(f"{side}: {text.strip()}")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in explanation.shares.items())
+    lines.append(f"relevance: {shares}")
+    if explanation.ledger:
+        lines.append("ledger: " + ", ".join(f"{name} {value:.4g}" for name, value in explanation.ledger.items()))
+    lines += [f"note: {note}" for note in explanation.notes]
+    return "\n".join(lines)
+
+
+def _shaded(word: Word, scale: float, color: bool) -> str:
+    share = max(-1.0, min(1.0, word.relevance / scale))
+    if not color:
+        return f"{word.text}({word.relevance:+.2g})" if abs(share) >= 0.1 else word.text
+    if abs(share) < 0.05:
+        return word.text
+    red, green, blue = (round(255 + abs(share) * (part - 255)) for part in (FOR if share > 0 else AGAINST))
+    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{word.text}{RESET}"
+
+
+def _map(picture: PictureRelevance, number: int, scale: float, color: bool) -> str:
+    """A picture's cells as a little map."""
+    rows, columns = picture.cells.shape
+    width, height = picture.picture.original_size
+    lines = [f"[picture {number}, {width} x {height} pixels, {rows} x {columns} cells, relevance {picture.relevance:+.3g}]"]
+    for row in picture.cells.tolist():
+        cells = []
+        for value in row:
+            share = max(-1.0, min(1.0, value / scale))
+            if color:
+                red, green, blue = (round(255 + abs(share) * (part - 255)) for part in (FOR if share > 0 else AGAINST))
+                cells.append(f"\x1b[48;2;{red};{green};{blue}m  {RESET}")
+            else:
+                cells.append(f"{round(9 * share):+d}" if abs(share) >= 0.05 else " .")
+        lines.append("".join(cells) if color else " ".join(cells))
+    return "\n".join(lines)
+
+
+def to_json(explanation: Explanation) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "method": explanation.method,
+        "target": explanation.target,
+        "logit": explanation.logit,
+        "score": explanation.score,
+        "signed": explanation.signed,
+        "shares": explanation.shares,
+        "ledger": explanation.ledger,
+        "notes": list(explanation.notes),
+        "tokens": explanation.tokens.tolist(),
+        "words": [{**_span(word.span), "relevance": word.relevance} for word in explanation.words],
+        "pictures": [
+            {
+                "side": picture.side,
+                "part": picture.part,
+                "size": list(picture.picture.original_size),
+                "cells": picture.cells.tolist(),
+            }
+            for picture in explanation.pictures
+        ],
+    }
+    if explanation.errors is not None:
+        found["errors"] = explanation.errors.tolist()
+    if explanation.interaction is not None:
+        asked, shown, values = explanation.interaction.by_word(explanation.encoding)
+        found["interaction"] = {
+            "query": [_span(span) for span in asked],
+            "document": [_span(span) for span in shown],
+            "values": values.tolist(),
+        }
+    return found
+
+
+def _span(span: Span) -> dict[str, Any]:
+    return {"side": span.side, "part": span.part, "start": span.start, "end": span.end, "text": span.text}
+
+
+def heat_map(picture: PictureRelevance, scale: float | None = None, strength: float = 0.75) -> Image.Image:
+    """The original picture in muted grey under orange and blue, so that both show on white and on black pictures.
+
+    `scale`: the relevance of a whole cell that gets full colour; None: the picture's own largest.
+    """
+    width, height = picture.picture.original_size
+    grey = Image.fromarray(picture.picture.pixels).convert("L").resize((width, height), Image.Resampling.BICUBIC)
+    muted = 70 + np.asarray(grey, dtype=np.float64)[:, :, None] * (115 / 255)
+    pixels = picture.pixels
+    full = scale or float(picture.cells.abs().max()) or 1e-12
+    # What a cell with full relevance has on each pixel, if it is spread evenly.
+    rows, columns = picture.cells.shape
+    share = np.clip(pixels * (width * height) / (rows * columns) / full, -1, 1)[:, :, None]
+    tint = np.where(share > 0, np.array(FOR), np.array(AGAINST))
+    mixed = muted + np.abs(share) * strength * (tint - muted)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def colours(values: NDArray[np.float64], scale: float) -> NDArray[np.uint8]:
+    """RGBA of relevances: hue by sign, opacity by size."""
+    share = np.clip(values / scale, -1, 1)
+    rgba = np.zeros((*values.shape, 4), dtype=np.uint8)
+    rgba[..., :3] = np.where(share[..., None] > 0, np.array(FOR), np.array(AGAINST))
+    rgba[..., 3] = (np.abs(share) * 230).round()
+    return rgba
+
+
+def to_png(explanation: Explanation, folder: Any) -> list[Path]:
+    """Writes picture-0.png, picture-1.png, ... Raises InputError where the prompt shows no picture or the folder refuses."""
+    if not explanation.pictures:
+        raise InputError("the prompt shows no picture to lay a heat map over.")
+    folder = Path(folder)
+    scale = scale_of(explanation)
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(explanation.pictures):
+            paths.append(folder / f"picture-{number}.png")
+            heat_map(picture, scale).save(paths[-1])
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from None
+    return paths
