@@ -16,6 +16,7 @@ $(VENV)/.core: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.core
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity,train,eval]'
+	$(BIN)/python -m pip install --quiet --no-deps captum  # its requirements are there already, but for an old NumPy
 	touch $@
 
 demo: $(VENV)/.core  ## rank real mixed documents with m0-nano

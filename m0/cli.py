@@ -1,4 +1,4 @@
-"""The command line: `m0 rank`, `m0 train`, `m0 evaluate`, `m0 info`, `m0 fetch`.
+"""The command line: `m0 rank`, `m0 explain`, `m0 train`, `m0 evaluate`, `m0 info`, `m0 fetch`.
 
 Exit status: 0 done; 1 ranked, but some documents could not be used (each is named on stderr); 2 nothing done.
 """
@@ -16,9 +16,12 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m0.errors import InputError, M0Error
+
+if TYPE_CHECKING:
+    from m0.reranker import RankedDocument, Reranker
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".xml", ".csv", ".tsv", ".json", ".py", ".tex", ".org", ".log")
 BAR_FROM_DOCUMENTS = 8
@@ -62,32 +65,33 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="m0", description="jina-reranker-m0 in pure PyTorch: rank texts and pictures.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    documents_help = (
+        'A .jsonl file (or -, standard input) holds a document a line: a JSON string, {"text": ...}, '
+        '{"image": path or URL} (paths relative to the file), or a list of these. On standard input, lines that are '
+        "not JSON are documents of plain text."
+    )
     rank = commands.add_parser(
         "rank",
         help="rank documents by relevance to a query",
         description="Rank text files, pictures and JSON lines by relevance to a query.",
-        epilog='A .jsonl file (or -, standard input) holds a document a line: a JSON string, {"text": ...}, '
-        '{"image": path or URL} (paths relative to the file), or a list of these. On standard input, lines that are '
-        "not JSON are documents of plain text.",
+        epilog=documents_help,
     )
-    rank.add_argument("query", help="the query; with --image-query the path or URL of a picture")
-    rank.add_argument("documents", nargs="+", metavar="FILE|DIR|DOCUMENTS.jsonl|-", help="what to rank")
-    rank.add_argument("--image-query", action="store_true", help="the query is a picture")
-    rank.add_argument("--model", default="m0-nano", help="m0-nano (default), a directory, or a hub id")
-    rank.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")
-    rank.add_argument("--revision", help="branch, tag or commit of a hub id")
-    rank.add_argument("--top-n", type=int, help="show only the best N")
+    _add_ranking_arguments(rank)
     rank.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    rank.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
-    rank.add_argument("--max-query-length", type=int, default=512, help="tokens of the query's text (512)")
-    rank.add_argument(
-        "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
-    )
-    rank.add_argument("--max-image-pixels", type=int, help="refuse larger pictures (178956970)")
-    rank.add_argument("--batch-tokens", type=int, default=8192, help="tokens that go through the model at a time (8192)")
-    rank.add_argument("--device", help="cpu, cuda, cuda:1, ...")
-    rank.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
     rank.set_defaults(run=_rank)
+
+    explain = commands.add_parser(
+        "explain",
+        help="show which words and picture regions made the scores",
+        description="Rank documents and explain each score: words and picture cells that speak for a document or against it.",
+        epilog=documents_help,
+    )
+    _add_ranking_arguments(explain)
+    explain.add_argument("--method", help="how to explain (attnlrp; docs/explaining.md compares all)")
+    explain.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
+    explain.add_argument("--png", type=Path, metavar="DIR", help="write each picture under its heat map")
+    explain.add_argument("--json", action="store_true", help="print JSON instead of text")
+    explain.set_defaults(run=_explain)
 
     train = commands.add_parser(
         "train",
@@ -142,10 +146,45 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- m0 rank ----------------------------------------------------------------------------------------------------------
+def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("query", help="the query; with --image-query the path or URL of a picture")
+    parser.add_argument("documents", nargs="+", metavar="FILE|DIR|DOCUMENTS.jsonl|-", help="what to rank")
+    parser.add_argument("--image-query", action="store_true", help="the query is a picture")
+    parser.add_argument("--model", default="m0-nano", help="m0-nano (default), a directory, or a hub id")
+    parser.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--top-n", type=int, help="show only the best N")
+    parser.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
+    parser.add_argument("--max-query-length", type=int, default=512, help="tokens of the query's text (512)")
+    parser.add_argument(
+        "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
+    )
+    parser.add_argument("--max-image-pixels", type=int, help="refuse larger pictures (178956970)")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens that go through the model at a time (8192)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
 
 
-def _rank(options: argparse.Namespace) -> int:
+# --- m0 rank and m0 explain -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Documents of the command line in their order, and what could not be ranked."""
+
+    reranker: Reranker
+    query: dict[str, str]
+    rows: list[tuple[int, Source, RankedDocument]]
+    """Number on the command line, source, result; best first."""
+    failures: list[tuple[int, str, str]]
+
+    def status(self) -> int:
+        for _, name, error in self.failures:
+            print(f"m0: {name}: {error}" if name not in error else f"m0: {error}", file=sys.stderr)
+        return 2 if not self.rows else 1 if self.failures else 0
+
+
+def _ranked(options: argparse.Namespace) -> Ranked:
     sources = [source for argument in options.documents for source in read_sources(argument)]
     usable = [(number, source) for number, source in enumerate(sources) if source.error is None]
     failures = [(number, source.name, source.error) for number, source in enumerate(sources) if source.error is not None]
@@ -166,8 +205,9 @@ def _rank(options: argparse.Namespace) -> int:
         max_pixels=options.max_pixels,
         max_image_pixels=options.max_image_pixels,
     )
+    query = {"image": options.query} if options.image_query else {"text": options.query}
     ranking = reranker.rank(
-        {"image": options.query} if options.image_query else {"text": options.query},
+        query,
         [source.document for _, source in usable],
         top_n=options.top_n,
         batch_tokens=options.batch_tokens,
@@ -177,7 +217,11 @@ def _rank(options: argparse.Namespace) -> int:
         max_query_length=options.max_query_length,
     )
     failures += [(usable[failed.index][0], usable[failed.index][1].name, failed.error) for failed in ranking.failed]
-    rows = [(usable[result.index], result) for result in ranking]
+    return Ranked(reranker, query, [(*usable[result.index], result) for result in ranking], failures)
+
+
+def _rank(options: argparse.Namespace) -> int:
+    found = _ranked(options)
     if options.json:
         results = [
             {
@@ -188,22 +232,50 @@ def _rank(options: argparse.Namespace) -> int:
                 "tokens": result.tokens,
                 "cut": [vars(cut) for cut in result.cut],
             }
-            for (number, source), result in rows
+            for number, source, result in found.rows
         ]
-        failed = [{"index": number, "name": name, "error": error} for number, name, error in failures]
-        report = {"query": options.query, "model": options.model, "results": results, "failed": failed}
-        print(_json(report))
+        failed = [{"index": number, "name": name, "error": error} for number, name, error in found.failures]
+        print(_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
     else:
-        table = [(result.score, source.name, snippet(source.document)) for (_, source), result in rows]
-        print(format_table(table))
-        for (_, source), result in rows:
+        print(format_table([(result.score, source.name, snippet(source.document)) for _, source, result in found.rows]))
+        for _, source, result in found.rows:
             for cut in result.cut:
                 print(f"m0: {source.name}: cut to fit: {cut}.", file=sys.stderr)
-    for _, name, error in failures:
-        print(f"m0: {name}: {error}" if name not in (error or "") else f"m0: {error}", file=sys.stderr)
-    if not rows:
-        return 2
-    return 1 if failures else 0
+    return found.status()
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from m0.explain import DEFAULT_METHOD, METHODS
+
+    method = options.method or DEFAULT_METHOD
+    if method not in METHODS:
+        raise InputError(f"--method is {method!r}, but must be one of {', '.join(METHODS)}.")
+    found = _ranked(options)
+    from m0.explain.html import page
+
+    explanations = []
+    for _, source, _ in found.rows:
+        encoding = found.reranker.encode(
+            found.query, source.document, max_length=options.max_length, max_query_length=options.max_query_length
+        )
+        explanations.append(found.reranker.explain_prompt(encoding, method))
+    names = [source.name for _, source, _ in found.rows]
+    if options.json:
+        failed = [{"index": number, "name": name, "error": error} for number, name, error in found.failures]
+        results = [{"name": name, **e.to_json()} for name, e in zip(names, explanations, strict=True)]
+        print(_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
+    else:
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        for place, (name, explanation) in enumerate(zip(names, explanations, strict=True), 1):
+            print(f"{place}. {name}\n{textwrap.indent(explanation.to_terminal(color), '   ')}\n")
+    if options.html:
+        page(explanations, options.html, names=names)
+    if options.png:
+        for place, (name, explanation) in enumerate(zip(names, explanations, strict=True), 1):
+            if explanation.pictures:
+                stem = "".join(c if c.isalnum() else "-" for c in Path(name).name)[:40]
+                explanation.to_png(options.png / f"{place:03d}-{stem}")
+    return found.status()
 
 
 def read_sources(argument: str) -> Iterator[Source]:

@@ -28,6 +28,7 @@ from m0.batch import Batch
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
+from m0.explain.html import page
 from m0.head import relevance
 from m0.hub import locate
 from m0.images import ImageSettings, Picture
@@ -381,7 +382,39 @@ class Reranker:
 
         Raises InputError.
         """
-        return explain(self, self.encode(query, document), method, target, **options)
+        return self.explain_prompt(self.encode(query, document), method, target, **options)
+
+    def explain_prompt(
+        self, encoding: Encoding, method: str = DEFAULT_METHOD, target: Literal["logit"] = "logit", **options: Any
+    ) -> Explanation:
+        """The same of a prompt that `encode` has written."""
+        return explain(self, encoding, method, target, **options)
+
+    def explain_ranking(
+        self,
+        query: Any,
+        documents: Sequence[Any],
+        path: str | os.PathLike[str],
+        top_n: int | None = 10,
+        method: str = DEFAULT_METHOD,
+        names: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Ranking:
+        """Rank documents and write a page with the best `top_n` explained, best first.
+
+        Args:
+            path: the HTML file; it needs no network.
+            names: what the documents are called on the page; None: their numbers.
+
+        Raises InputError.
+        """
+        if names is not None and len(names) != len(documents):
+            raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
+        ranking = self.rank(query, documents, top_n=top_n)
+        found = [self.explain(query, result.document, method, **options) for result in ranking]
+        titles = [str(result.index) if names is None else names[result.index] for result in ranking]
+        page(found, path, names=titles)
+        return ranking
 
     def explain_difference(
         self, query: Any, better: Any, worse: Any, method: str = DEFAULT_METHOD, **options: Any

@@ -69,9 +69,13 @@ SCRIPT = """
 """
 
 
-def page(explanations: Sequence[Explanation], path: Any = None, title: str = "Why these scores") -> str:
-    """A page with one explanation after the other. Raises InputError where the path refuses."""
-    body = "\n".join(fragment(explanation, number) for number, explanation in enumerate(explanations, 1))
+def page(
+    explanations: Sequence[Explanation], path: Any = None, title: str = "Why these scores", names: Sequence[str] | None = None
+) -> str:
+    """A page with one explanation after the other, such as a whole ranking's. `names`: what the documents are called. Raises
+    InputError where the path refuses."""
+    titles = [f"{place}. {name}" for place, name in enumerate(names, 1)] if names else [""] * len(explanations)
+    body = "\n".join(fragment(explanation, name) for explanation, name in zip(explanations, titles, strict=True))
     text = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width"></head>'
@@ -85,7 +89,7 @@ def page(explanations: Sequence[Explanation], path: Any = None, title: str = "Wh
     return text
 
 
-def fragment(explanation: Explanation, number: int | None = None) -> str:
+def fragment(explanation: Explanation, name: str = "") -> str:
     """One explanation as a part of a page (a notebook's cell), with its own style and script."""
     scale = scale_of(explanation)
     numbers = {id(word): place for place, word in enumerate(explanation.words)}
@@ -104,7 +108,7 @@ def fragment(explanation: Explanation, number: int | None = None) -> str:
     rows = {**explanation.shares, **{f"ledger: {name}": value for name, value in explanation.ledger.items()}}
     table = "".join(f"<tr><td>{escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in rows.items())
     notes = "".join(f"<p>{escape(note)}</p>" for note in explanation.notes)
-    place = "" if number is None else f"{number}. "
+    place = f"{escape(name)}: " if name else ""
     slider = '<label>heat map <input type="range" min="0" max="100" value="85"></label>' if explanation.pictures else ""
     key = "".join(
         f'<span style="background:rgb{colour};color:#fff">{text}</span> '

@@ -1,0 +1,283 @@
+"""Words, pictures and pages: everything lands where it belongs, and nothing breaks what shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from m0.cli import main
+from m0.errors import InputError
+from m0.explain.explanation import PictureRelevance
+from m0.explain.html import SCRIPT, page
+from m0.explain.show import heat_map, to_terminal
+from m0.explain.words import sentences_of, token_shares, words_of
+from m0.images import ImageSettings, prepare_picture
+from tests.conftest import noise
+
+NASTY = '<script>alert("x")</script> & </script><!-- \u2028 "quotes" it\'s'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("It's a well-known fact, isn't it?", ["It's", "a", "well-known", "fact", ",", "isn't", "it", "?"]),
+        ("東京タワーはすごい。", ["東", "京", "タワー", "はすごい", "。"]),
+        ("हिन्दी में लिखा", ["हिन्दी", "में", "लिखा"]),
+        ("مرحبا بالعالم", ["مرحبا", "بالعالم"]),
+        ("Größe: 12 µm", ["Größe", ":", "12", "µm"]),
+    ],
+)
+def test_words(tiny, text, words):
+    encoding = tiny.encode("query", text)
+    assert [span.text for span in words_of(encoding) if span.side == "document"] == words
+
+
+def test_thai_is_cut_where_the_tokenizer_cuts(tiny):
+    text = "สวัสดีครับผมชื่อ"
+    spans = [span for span in words_of(tiny.encode("q", text)) if span.side == "document"]
+    assert "".join(span.text for span in spans) == text
+    assert len(spans) > 1
+
+
+def test_sentences(tiny):
+    encoding = tiny.encode("q", "One. Two! 3.5 is a number\nA line。次の文。")
+    assert [span.text for span in sentences_of(encoding)][:-1] == ["One.", "Two!", "3.5 is a number", "A line。", "次の文。"]
+
+
+@pytest.mark.parametrize(
+    "text", ["plain words", "😀 emoji 👩‍👩‍👧 and ğ", "東京 is Tokyo", "  leading blanks", "a\n\n\nb", "ที่นี่"]
+)
+def test_every_token_of_a_text_is_shared_out_in_full(tiny, text):
+    encoding = tiny.encode("q", text)
+    for origin, shares in zip(encoding.origins, token_shares(encoding, words_of(encoding)), strict=True):
+        assert sum(shares.values()) == pytest.approx(1.0 if origin.kind == "text" else 0.0)
+
+
+SIZES = [(60, 90), (56, 56), (1000, 700), (113, 59), (900, 300)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_add_up_to_cells(size):
+    picture = prepare_picture(noise(*size), ImageSettings(max_pixels=28 * 28 * 30))
+    cells = torch.rand(picture.token_grid, dtype=torch.float64) - 0.5
+    pixels = PictureRelevance("document", 0, picture, cells).pixels
+    assert pixels.shape == (size[1], size[0])
+    assert pixels.sum() == pytest.approx(float(cells.sum()))
+    one = torch.zeros(picture.token_grid, dtype=torch.float64)
+    one[1, 0] = 1.0
+    found = PictureRelevance("document", 0, picture, one).pixels
+    left, top, right, bottom = picture.cell_box(1, 0)
+    rows, columns = found.nonzero()
+    assert rows.min() == int(top)
+    assert rows.max() == int(np.ceil(bottom)) - 1
+    assert columns.min() == int(left)
+    assert columns.max() == int(np.ceil(right)) - 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_informative_is_where_it_was_drawn(tiny, size):
+    """Grey all over but for one cell: the relevance of the pixels lies in its box, however the picture was resized."""
+    settings = ImageSettings(max_pixels=28 * 28 * 30)
+    blank = Image.new("RGB", size, (127, 127, 127))
+    rows, columns = prepare_picture(blank, settings).token_grid
+    row, column = rows // 2, columns - 1
+    left, top, right, bottom = (round(edge) for edge in prepare_picture(blank, settings).cell_box(row, column))
+    blank.paste(noise(right - left, bottom - top, 5), (left, top))
+    picture = prepare_picture(blank, settings)
+    found = tiny.explain("question", [picture], method="integrated_gradients", nodes=8, pixels=True)
+    shown = found.pictures[0]
+    assert int(shown.cells.abs().argmax()) == row * columns + column
+    pixels = np.abs(shown.pixels)
+    assert pixels[top:bottom, left:right].sum() > 0.85 * pixels.sum()
+
+
+def test_heat_maps_show_on_white_and_on_black(tmp_path):
+    for shade in (0, 255):
+        picture = prepare_picture(Image.new("RGB", (112, 84), (shade,) * 3), ImageSettings())
+        cells = torch.zeros(picture.token_grid, dtype=torch.float64)
+        cells[0, 0], cells[2, 3] = 1.0, -1.0
+        image = np.asarray(heat_map(PictureRelevance("document", 0, picture, cells)), dtype=int)
+        plain, warm, cold = image[40, 50], image[5, 5], image[80, 105]
+        assert warm[0] - warm[2] > 100  # orange
+        assert cold[2] - cold[0] > 60  # blue
+        assert max(abs(plain - plain.mean())) == 0  # grey
+        assert min(np.abs(warm - plain).max(), np.abs(cold - plain).max()) > 50
+
+
+def test_terminal(tiny):
+    found = tiny.explain("red heart", ["A heart", noise(84, 56, 2), "red"], method="occlusion")
+    plain = to_terminal(found, color=False)
+    assert "\x1b" not in plain
+    assert "score" in plain
+    assert "[picture 0, 84 x 56 pixels, 3 x 4 cells" in plain or "[picture 0, 84 x 56 pixels, 2 x 3 cells" in plain
+    assert "\x1b[48;2;" in to_terminal(found)
+    assert str(found) == to_terminal(found)
+
+
+def test_json_is_json_and_complete(tiny):
+    found = tiny.explain("red heart", ["A heart", noise(84, 56, 2)], method="attnlrp")
+    data = json.loads(json.dumps(found.to_json()))
+    assert sum(data["tokens"]) == pytest.approx(float(found.tokens.sum()))
+    assert [word["text"] for word in data["words"] if word["side"] == "query"] == ["red", "heart"]
+    assert len(data["interaction"]["values"]) == 2
+    assert data["ledger"]["logit"] == pytest.approx(found.logit)
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.found, self.shown = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.shown += data
+
+
+def test_a_page_stands_alone_whatever_the_text(tiny, tmp_path):
+    found = [tiny.explain(NASTY, [NASTY, noise(84, 56, 2)], method=method) for method in ("attnlrp", "attention")]
+    text = page(found, tmp_path / "page.html", names=[NASTY, "b"])
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == text
+    tags = Tags(text)
+    assert not tags.open
+    assert [tag for tag, _ in tags.found].count("script") == 2
+    assert NASTY in tags.shown
+    for _, attributes in tags.found:
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert not re.search(r"(?:src|href)=\"?https?:|url\(|@import|fetch\(", text)
+    assert found[0]._repr_html_().count("<div") == found[0]._repr_html_().count("</div>")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_script_runs(tiny, tmp_path):
+    """In a stand-in for a browser's page: words get colours, a click on a query word selects its row of the matrix."""
+    from m0.explain.html import _data
+
+    found = tiny.explain("red heart", ["A red heart", noise(84, 56, 2)], method="attnlrp")
+    program = f"""
+    const words = {json.dumps(list(range(len(found.words))))}.map(n => ({{dataset: {{n: String(n)}}, style: {{}}, on: {{}},
+      classList: {{add() {{}}, remove() {{}}}}, addEventListener(k, f) {{ this.on[k] = f; }} }}));
+    const pixels = []; const canvas = {{ style: {{}}, on: {{}}, addEventListener(k, f) {{ this.on[k] = f; }},
+      getContext: () => ({{ fillRect(...a) {{ pixels.push([this.fillStyle, ...a]); }} }}),
+      getBoundingClientRect: () => ({{left: 0, top: 0, width: 100, height: 100}}) }};
+    const say = {{}};
+    const root = {{ querySelector: () => say, querySelectorAll: q => q === '.w' ? words : q === 'canvas' ? [canvas] :
+      q.includes('.query .w') ? words.filter(w => {json.dumps([w.side for w in found.words])}[+w.dataset.n] === 'query') : [] }};
+    {SCRIPT}(root, {_data(found, 1.0)});
+    if (!words.every(w => w.style.background)) throw 'a word without colour';
+    const before = pixels.length; if (!before) throw 'no cells';
+    const asked = words.findIndex(w => w.on.click); words[asked].on.click();
+    if (!say.textContent.includes('red') || pixels.length === before) throw 'no row: ' + say.textContent;
+    canvas.on.mousemove({{clientX: 99, clientY: 1}}); if (!say.textContent.startsWith('cell (0, ')) throw say.textContent;
+    words[asked].on.click(); if (say.textContent !== '') throw 'still selected';
+    """
+    (tmp_path / "page.js").write_text(program, encoding="utf-8")
+    done = subprocess.run(["node", str(tmp_path / "page.js")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_interaction_is_laid_over_words_and_cells(tiny):
+    found = tiny.explain("red heart", ["A heart", noise(84, 56, 2)], method="attnlrp")
+    asked, shown, values = found.interaction.by_word(found.encoding)
+    assert [span.text for span in asked] == ["red", "heart"]
+    assert [span.text for span in shown] == ["A", "heart"]
+    _, cells = found.interaction.on_picture(found.encoding, 0)
+    assert cells.shape == (2, *found.pictures[0].cells.shape)
+    texts = float(values.sum() + cells.sum())
+    frames = [i for i in found.interaction.document_tokens if found.encoding.origins[i].kind == "template"]
+    assert not frames
+    assert texts == pytest.approx(float(found.interaction.values.sum()))
+
+
+def test_png_needs_a_picture_and_a_place(tiny, tmp_path):
+    with_picture = tiny.explain("q", [noise(84, 56, 2)], method="attention")
+    (path,) = with_picture.to_png(tmp_path / "new" / "folder")
+    assert Image.open(path).size == (84, 56)
+    with pytest.raises(InputError, match="no picture"):
+        tiny.explain("q", "d", method="attention").to_png(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        with_picture.to_png(tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be written"):
+        with_picture.to_html(tmp_path / "file" / "page.html")
+
+
+def test_a_difference_says_who_is_ahead(tiny):
+    found = tiny.explain_difference("red heart", "A heart that is red.", "Nothing here")
+    ours = tiny.logits([("red heart", "A heart that is red."), ("red heart", "Nothing here")])
+    assert found.logit == pytest.approx(ours[0] - ours[1], abs=1e-5)
+    assert {text for text, _, _ in found.query_words} == {"red", "heart"}
+    assert "better" in str(found)
+
+
+def test_evidence_cannot_be_made_smaller(nano):
+    found = nano.minimal_evidence("red heart", "a table, a red heart and a dog", keep=0.9)
+    from m0.explain.perturb import Game, players_of
+    from m0.head import relevance
+
+    encoding = nano.encode("red heart", "a table, a red heart and a dog")
+    players = players_of(encoding, "word", ("document",))
+    game = Game(nano, encoding, players)
+    numbers = {player: number for number, player in enumerate(players)}
+
+    def score(left_out):
+        return float(relevance(game.logits([left_out])[0]))
+
+    everyone, kept = set(range(len(players))), {numbers[player] for player in found.sufficient}
+    assert score(everyone - kept) == pytest.approx(found.sufficient_score)
+    assert found.sufficient_score >= 0.9 * found.score
+    for number in kept:
+        assert score(everyone - (kept - {number})) < 0.9 * found.score
+    gone = {numbers[player] for player in found.necessary}
+    if found.reached:
+        assert found.necessary_score < found.score / 2
+        for number in gone:
+            assert score(gone - {number}) >= found.score / 2
+    with pytest.raises(InputError, match="keep is"):
+        nano.minimal_evidence("a", "b", keep=0)
+
+
+def test_a_report_of_a_ranking(tiny, tmp_path):
+    documents = ["A heart", {"image": noise(60, 60, 1)}, "something else"]
+    ranking = tiny.explain_ranking("heart", documents, tmp_path / "report.html", names=["one", "two", "three"])
+    text = (tmp_path / "report.html").read_text()
+    names = ["one", "two", "three"]
+    assert [text.index(f"{place}. {names[result.index]}") for place, result in enumerate(ranking, 1)] == sorted(
+        text.index(f"{place}. {names[result.index]}") for place, result in enumerate(ranking, 1)
+    )
+    with pytest.raises(InputError, match="names for"):
+        tiny.explain_ranking("heart", documents, tmp_path / "report.html", names=["one"])
+
+
+def test_command_line(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a red heart")
+    noise(64, 64, 3).save(tmp_path / "b.png")
+    arguments = ["explain", "red heart", str(tmp_path / "a.txt"), str(tmp_path / "b.png")]
+    assert main([*arguments, "--html", str(tmp_path / "report.html"), "--png", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "a.txt" in shown
+    assert "explained by" in shown
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 1
+    assert main([*arguments, "--json", "--method", "attention", "--top-n", "1"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 1
+    assert main([*arguments, "--method", "tea leaves"]) == 2
+    assert "must be one of" in capsys.readouterr().err
+    assert main(["explain", "q", str(tmp_path / "missing.txt")]) == 2
+    assert main([*arguments, "--html", str(tmp_path / "no" / "such" / "page.html")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
