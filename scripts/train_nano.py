@@ -301,6 +301,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
     parser.add_argument("--minutes", type=float, default=78.0, help="of all stages together")
+    parser.add_argument("--seen", type=Path, help="go on with stage 4 from what an earlier run saved under DATA/warm")
     parser.add_argument("--warm", type=Path, help="go on from what an earlier run saved under DATA/warm, after stage 4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -335,26 +336,30 @@ def main() -> None:
         model.load_state_dict(load_checkpoint(options.warm, torch.float32).state_dict())
         vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
     else:
-        concepts = nn.Parameter(vectors)
-        steps["words"] = run_stage(
-            "words",
-            {3e-3: [table], 2e-3: [concepts]},
-            lambda _: words.loss(table, F.normalize(concepts, dim=1)),
-            0.06 * seconds,
-            lambda: None,
-        )
+        if options.seen:
+            model.load_state_dict(load_checkpoint(options.seen, torch.float32).state_dict())
+        else:
+            concepts = nn.Parameter(vectors)
+            steps["words"] = run_stage(
+                "words",
+                {3e-3: [table], 2e-3: [concepts]},
+                lambda _: words.loss(table, F.normalize(concepts, dim=1)),
+                0.06 * seconds,
+                lambda: None,
+            )
+        first_plain = 0.5 if options.seen else 0.9
         vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
         log(f"words, {checks.by_bags(model, writer)}")
         keep("words")
         seeing = Seeing(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
         with ThreadPoolExecutor(1) as beside:  # the next pictures are drawn while the tower computes
-            waiting = beside.submit(seeing.batch, 0.9)
+            waiting = beside.submit(seeing.batch, first_plain)
 
             def see(share: float) -> tuple[Tensor, dict[str, float]]:
                 nonlocal waiting
                 batch = waiting.result()
                 # First as the files are, then more and more as a screen might show them.
-                waiting = beside.submit(seeing.batch, max(0.25, 0.9 - 1.8 * share))
+                waiting = beside.submit(seeing.batch, max(0.25, first_plain - 1.8 * share))
                 return seeing.loss(batch)
 
             last = time.monotonic()

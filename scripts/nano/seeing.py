@@ -27,7 +27,7 @@ from m0.images import Picture
 from m0.model import RerankerModel
 
 SHARPNESS = 16.0
-EMOJI, DRAWINGS, PAGES = 224, 64, 10
+EMOJI, DRAWINGS, PAGES = 224, 80, 0
 """Pictures of a step."""
 PORTION = 64
 VOCABULARY, OTHERS = 12_000, 3_000
@@ -182,7 +182,7 @@ class Seeing:
             for start in range(0, len(batch.pictures), PORTION):  # what fits the processor's cache
                 seen += [part.float() for part in look(self.model, batch.pictures[start : start + PORTION])]
         count = len(batch.emoji) + len(batch.names)
-        drawn, pages = torch.cat(seen[:count]), torch.cat(seen[count:])
+        drawn, pages = torch.cat(seen[:count]), torch.cat(seen[count:]) if batch.pages else seen[0][:0]
         owners = torch.repeat_interleave(torch.arange(count), torch.tensor([len(part) for part in seen[:count]]))
         means = bag_means(drawn, owners, count)
         directions = F.normalize(means, dim=1)
@@ -194,7 +194,7 @@ class Seeing:
         length = (means.norm(dim=1) - 1).square().mean()
         strain = (drawn[:, MEANING].square().sum(1) - 1).square().mean().clamp_max(100)
         strain = strain + drawn[:, IMPORTANCE].square().mean() + 10 * drawn[:, LANGUAGE].square().sum(1).mean()
-        page_loss, page_notes = self._page_loss(pages, batch.pages)
+        page_loss, page_notes = self._page_loss(pages, batch.pages) if batch.pages else (torch.zeros(()), {})
         notes = {f"emoji {k}": v for k, v in notes.items()} | {f"drawings {k}": v for k, v in drawing_notes.items()}
         notes |= page_notes | {"strain": strain.item()}
         return 2 * emoji_loss + drawing_loss + page_loss + 0.1 * length + 0.1 * strain, notes

@@ -1,0 +1,244 @@
+"""How faithful each explanation of m0-nano is: deletion and insertion, the pointing game, randomised weights. On held-out data.
+
+    python scripts/evaluate_explanations.py [--model weights/m0-nano] [--data build/nano-data] [--pairs 300] [--write docs/explaining.md]
+
+Needs what `build_nano_data.py` makes. Texts: a heading and its section. Pictures: an emoji's name and a picture with six emoji, one
+of them named.
+
+| measure | what is done | better |
+| --- | --- | --- |
+| deletion | words or cells are left out, the most relevant first; mean fall of the logit on the way to nothing | higher |
+| insertion | they are put back, the most relevant first; mean rise of the logit on the way to everything | higher |
+| pointing | the cell with the highest relevance lies on the named emoji | higher |
+
+Deletion and insertion are given as shares of the logit's whole range from nothing to everything of the document, so that pairs
+count alike; random order is near 0.5 where parts add up. Intervals are 95 % bootstrap intervals over pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from nano.material import SECTION_CHARACTERS, read
+from PIL import Image
+from torch import Tensor
+
+from m0 import Reranker
+from m0.evaluate.metrics import estimate
+from m0.explain import METHODS, explain
+from m0.explain.perturb import Game, players_of
+from m0.interp.grid import correlation, ranks
+from m0.prompt import Encoding
+
+SEED = 5
+STEPS = 10
+SPACE = 84
+"""Pixels of a picture that one emoji has for itself."""
+MARKS = ("<!-- figures: written by scripts/evaluate_explanations.py -->", "<!-- end of figures -->")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "shapley": {"permutations": 8},
+    "integrated_gradients": {"nodes": 32},
+    "smooth_grad": {"samples": 8},
+}
+
+
+def text_pairs(data: Path, count: int, reranker: Reranker) -> list[Encoding]:
+    """Headings and sections, as many languages as there are, documents of 20 words at least."""
+    rng = random.Random(SEED)
+    rows = [row for row in read(data / "sections.jsonl") if row["held_out"] and len(row["text"]) > 120]
+    rng.shuffle(rows)
+    return [reranker.encode(row["heading"], row["text"][:SECTION_CHARACTERS]) for row in rows[:count]]
+
+
+def picture_pairs(data: Path, count: int, reranker: Reranker) -> tuple[list[Encoding], list[tuple[int, int]]]:
+    """Names that were held out, each with a picture of 2 x 3 emoji, and the row and column of the one named."""
+    rng = random.Random(SEED)
+    emoji = read(data / "emoji.jsonl")
+    named = [(row, language) for row in emoji for language in row["held_out"]]
+    encodings, places = [], []
+    for row, language in rng.sample(named, count):
+        others = rng.sample([other for other in emoji if other is not row], 5)
+        six = [row, *others]
+        rng.shuffle(six)
+        paper = Image.new("RGB", (3 * SPACE, 2 * SPACE), (255, 255, 255))
+        for number, shown in enumerate(six):
+            picture = Image.open(data / shown["image"]).convert("RGBA")
+            corner = (number % 3 * SPACE + (SPACE - picture.width) // 2, number // 3 * SPACE + (SPACE - picture.height) // 2)
+            paper.paste(picture, corner, picture)
+        place = six.index(row)
+        encodings.append(reranker.encode(row["names"][language], {"image": paper}))
+        places.append((place // 3, place % 3))
+    return encodings, places
+
+
+def curves(game: Game, order: list[int]) -> tuple[float, float]:
+    """Mean fall of the logit while players go in this order, and mean rise while they come: shares of the whole range."""
+    count = len(order)
+    cuts = sorted({round(count * step / STEPS) for step in range(1, STEPS)})
+    everyone = set(range(count))
+    gone = game.logits([order[:cut] for cut in cuts])
+    come = game.logits([everyone - set(order[:cut]) for cut in cuts])
+    full, empty = game.logits([[], everyone]).tolist()
+    span = full - empty
+    return float((full - gone).mean()) / span, float((come - empty).mean()) / span
+
+
+def orders_of(reranker: Reranker, encoding: Encoding, game: Game, method: str, seed: int) -> list[int]:
+    if method == "random order":
+        order = list(range(len(game.players)))
+        random.Random(seed).shuffle(order)
+        return order
+    relevance = explain(reranker, encoding, method, **OPTIONS.get(method, {})).tokens
+    totals = torch.tensor([float(relevance[list(player.tokens)].sum()) for player in game.players])
+    return totals.argsort(descending=True, stable=True).tolist()
+
+
+def faithfulness(
+    reranker: Reranker, encodings: list[Encoding], methods: list[str], name: str
+) -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {method: defaultdict(list) for method in methods}
+    begin, left_out = time.monotonic(), 0
+    for number, encoding in enumerate(encodings):
+        game = Game(reranker, encoding, players_of(encoding, "word", ("document",)))
+        full, empty = game.logits([[], range(len(game.players))]).tolist()
+        if full - empty < 0.5 or len(game.players) < 6:
+            left_out += 1  # the document does not raise the score, so there is nothing to be faithful to
+            continue
+        for method in methods:
+            order = orders_of(reranker, encoding, game, method, number)
+            deletion, insertion = curves(game, order)
+            found[method]["deletion"].append(deletion)
+            found[method]["insertion"].append(insertion)
+    print(f"{name}: {len(encodings) - left_out} of {len(encodings)} pairs ({time.monotonic() - begin:.0f} s)", flush=True)
+    return found
+
+
+def pointing(reranker: Reranker, encodings: list[Encoding], places: list[tuple[int, int]], method: str) -> list[float]:
+    hits = []
+    for encoding, (row, column) in zip(encodings, places, strict=True):
+        cells = explain(reranker, encoding, method, **OPTIONS.get(method, {})).pictures[0].cells
+        hottest = int(cells.argmax())
+        y, x = (hottest // cells.shape[1] + 0.5) / cells.shape[0], (hottest % cells.shape[1] + 0.5) / cells.shape[1]
+        hits.append(float(int(2 * y) == row and int(3 * x) == column))
+    return hits
+
+
+def randomised(model: Path, encodings: list[Encoding], method: str) -> list[tuple[str, float]]:
+    """Mean rank correlation with the explanation before, after the weights are drawn anew from the last layer to the first
+    (Adebayo et al. 2018), over the document's tokens."""
+    reranker = Reranker.from_pretrained(model, dtype="float32")
+    generator = torch.Generator().manual_seed(0)
+
+    def documents() -> list[Tensor]:
+        return [
+            explain(reranker, e, method).tokens[
+                [i for i, o in enumerate(e.origins) if o.side == "document" and o.kind != "template"]
+            ]
+            for e in encodings
+        ]
+
+    before = documents()
+    found = [("none", 1.0)]
+    parts = [("head", reranker.model.head)]
+    parts += [(f"layer {i}", layer) for i, layer in reversed(list(enumerate(reranker.model.decoder.layers)))]
+    parts += [("embeddings", reranker.model.decoder.embed_tokens)]
+    for name, part in parts:
+        with torch.no_grad():
+            for parameter in part.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, float(parameter.std()), generator=generator)
+        values = [correlation(ranks(a), ranks(b)) for a, b in zip(before, documents(), strict=True)]
+        found.append((name, sum(values) / len(values)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("weights/m0-nano"))
+    parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
+    parser.add_argument("--pairs", type=int, default=330)
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], metavar="METHOD")
+    parser.add_argument("--recommended", default="attnlrp", help="method of the randomisation test")
+    parser.add_argument("--write", type=Path, help="put the tables between the marks of this file, and a plot beside it")
+    parser.add_argument("--figures", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    reranker = Reranker.from_pretrained(options.model, dtype="float32")
+    texts = text_pairs(options.data, options.pairs, reranker)
+    pictures, places = picture_pairs(options.data, options.pairs, reranker)
+    methods = [*options.methods, "random order"]
+    by_kind = {
+        "text": faithfulness(reranker, texts, methods, "texts"),
+        "picture": faithfulness(reranker, pictures, methods, "pictures"),
+    }
+    points = {method: pointing(reranker, pictures, places, method) for method in options.methods}
+    weights = randomised(options.model, texts[:40], options.recommended)
+    lines = [
+        "| method | text: deletion | text: insertion | picture: deletion | picture: insertion | pointing |",
+        "| --- |" + " --- |" * 5,
+    ]
+    figures: dict[str, Any] = {"pairs": {kind: len(found["random order"]["deletion"]) for kind, found in by_kind.items()}}
+    for method in methods:
+        cells = [shown(by_kind[kind][method][measure]) for kind in by_kind for measure in ("deletion", "insertion")]
+        cells.append(shown(points[method]) if method in points else "0.167 (chance)")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+        figures[method] = {
+            kind: {measure: vars(estimate(values)) for measure, values in by_kind[kind][method].items()} for kind in by_kind
+        }
+        if method in points:
+            figures[method]["pointing"] = vars(estimate(points[method]))
+    lines += [
+        "",
+        f"{figures['pairs']['text']} text pairs, {figures['pairs']['picture']} picture pairs, {len(places)} pointing games.",
+    ]
+    lines += [
+        "",
+        f"Rank correlation of `{options.recommended}` with itself after weights are drawn anew, from the last part to the first:",
+        "",
+    ]
+    lines.append(", ".join(f"{name} {value:.2f}" for name, value in weights) + ".")
+    figures["randomised"] = dict(weights)
+    text = "\n".join(lines)
+    print(text)
+    if options.figures:
+        options.figures.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if options.write:
+        page = options.write.read_text(encoding="utf-8")
+        before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
+        options.write.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
+        plot(by_kind, methods, options.write.parent / "pictures" / "faithfulness.png")
+
+
+def shown(values: list[float]) -> str:
+    value = estimate(values)
+    return f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def plot(by_kind: dict[str, dict[str, dict[str, list[float]]]], methods: list[str], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, (kind, found) in zip(figure.subplots(1, 2, sharey=True), by_kind.items(), strict=True):
+        for shift, measure in ((-0.15, "deletion"), (0.15, "insertion")):
+            values = [estimate(found[method][measure]) for method in methods]
+            ends = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]
+            rows = [place + shift for place in range(len(methods))]
+            axes.errorbar([v.mean for v in values], rows, xerr=ends, fmt="o", label=measure, capsize=2, markersize=4)
+        axes.set_yticks(range(len(methods)), methods)
+        axes.set_title(kind)
+        axes.set_xlabel("share of the logit's range")
+        axes.invert_yaxis()
+        axes.legend(fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
