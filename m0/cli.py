@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_ranking_arguments(explain)
     explain.add_argument("--method", help="how to explain (attnlrp; docs/explaining.md compares all)")
+    explain.add_argument("--pixels", action="store_true", help="through the vision tower down to pixels (methods by gradient)")
+    explain.add_argument("--unit", choices=("word", "sentence"), help="what is left out at a time (occlusion, shapley)")
     explain.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
     explain.add_argument("--png", type=Path, metavar="DIR", help="write each picture under its heat map")
     explain.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -250,6 +252,10 @@ def _explain(options: argparse.Namespace) -> int:
     method = options.method or DEFAULT_METHOD
     if method not in METHODS:
         raise InputError(f"--method is {method!r}, but must be one of {', '.join(METHODS)}.")
+    if options.html and not options.html.absolute().parent.is_dir():
+        raise InputError(f"{options.html} cannot be written: its folder does not exist.")
+    extra: dict[str, Any] = {"pixels": True} if options.pixels else {}
+    extra |= {"unit": options.unit} if options.unit else {}
     found = _ranked(options)
     from m0.explain.html import page
 
@@ -258,7 +264,7 @@ def _explain(options: argparse.Namespace) -> int:
         encoding = found.reranker.encode(
             found.query, source.document, max_length=options.max_length, max_query_length=options.max_query_length
         )
-        explanations.append(found.reranker.explain_prompt(encoding, method))
+        explanations.append(found.reranker.explain_prompt(encoding, method, **extra))
     names = [source.name for _, source, _ in found.rows]
     if options.json:
         failed = [{"index": number, "name": name, "error": error} for number, name, error in found.failures]
@@ -414,18 +420,15 @@ def format_table(rows: Sequence[tuple[float, str, str]]) -> str:
     columns = shutil.get_terminal_size((100, 24)).columns
     name_width = min(max((_width(name) for _, name, _ in rows), default=4), max(12, columns // 3))
     rest = max(10, columns - name_width - 19)
+    from m0.explain.show import printable
+
     lines = [f"{'rank':>4}  {'score':>6}  {_fit('name', name_width)}  document"]
     for place, (score, name, snippet) in enumerate(rows, 1):
-        shown = _printable(name)
+        shown = printable(name)
         if _width(shown) > name_width:
             shown = "…" + shown[-(name_width - 1) :]
-        lines.append(f"{place:>4}  {score:6.4f}  {_fit(shown, name_width)}  {_fit(_printable(snippet), rest).rstrip()}")
+        lines.append(f"{place:>4}  {score:6.4f}  {_fit(shown, name_width)}  {_fit(printable(snippet), rest).rstrip()}")
     return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """Without control characters: what a document holds must not steer the terminal."""
-    return "".join(" " if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character for character in text)
 
 
 def _width(text: str) -> int:

@@ -72,11 +72,12 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
+        self.between = nn.Identity()  # the stream between the two lines, for those who watch it
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool = False) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden), or with `last_only` (sequences, hidden): the last token of each alone."""
         attended = self.self_attn(self.input_layernorm(x), rotation, packing, last_only)
-        x = (x[packing.last] if last_only else x) + attended
+        x = self.between((x[packing.last] if last_only else x) + attended)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
 

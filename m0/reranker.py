@@ -35,7 +35,7 @@ from m0.images import ImageSettings, Picture
 from m0.interp.cache import Recording
 from m0.interp.edits import EditFunction, Editing
 from m0.interp.positions import Selector
-from m0.interp.session import Session
+from m0.interp.session import Session, call
 from m0.interp.taps import Tap, find_taps
 from m0.lora import Adapters
 from m0.model import RerankerModel
@@ -334,13 +334,18 @@ class Reranker:
             with reranker.record("decoder.layers.*.attention.pattern") as cache:
                 reranker.score([(query, document)])
 
+        Inside an `edit` it keeps what the edit made of it; an `edit` inside it comes after. Whatever else uses the model meanwhile,
+        such as another thread, is kept or changed as well.
+
         Args:
-            names: shell patterns of taps; only these are kept.
+            names: shell patterns of taps; only these are kept. The tower's patterns must be asked for by names with "vision".
             at: keep only the rows of these tokens (of attention, the rows of these queries); see `m0.interp.positions`.
             every_token: let the last layer compute all tokens, not only the score token, which alone the score needs.
 
         Raises InputError where a name fits no tap.
         """
+        if not names:
+            raise InputError("record() is told no activation to keep; reranker.taps() lists them.")
         return Recording(self, find_taps(self.model.config, names), at, every_token)
 
     def edit(
@@ -348,7 +353,7 @@ class Reranker:
         edits: Mapping[str, EditFunction],
         at: Selector | None = None,
         to: Selector | None = None,
-        heads: Sequence[int] | None = None,
+        heads: int | Sequence[int] | None = None,
         every_token: bool = False,
     ) -> Editing:
         """Change activations of everything that is scored inside the `with` block.
@@ -365,12 +370,20 @@ class Reranker:
 
         Raises InputError where a name fits no tap or a tap has no such heads.
         """
-        return Editing(self, edits, at, to, heads, every_token)
+        return Editing.of(self, edits, at, to, heads, every_token)
 
     # --- explaining ---------------------------------------------------------------------------------------------------
 
     def explain(
-        self, query: Any, document: Any, method: str = DEFAULT_METHOD, target: Literal["logit"] = "logit", **options: Any
+        self,
+        query: Any,
+        document: Any,
+        method: str = DEFAULT_METHOD,
+        target: Literal["logit"] = "logit",
+        max_length: int = 10240,
+        max_query_length: int = 512,
+        max_doc_length: int | None = None,
+        **options: Any,
     ) -> Explanation:
         """Why a document got its score: a signed relevance for every word and every cell of a picture.
 
@@ -379,10 +392,12 @@ class Reranker:
             method: one of `m0.explain.METHODS`; `options` are that function's. The default is the one that docs/explaining.md
                 recommends after measuring.
             target: what is explained: the raw logit.
+            max_length, max_query_length, max_doc_length: as for `rank`; what is cut is not explained, and a note says so.
 
         Raises InputError.
         """
-        return self.explain_prompt(self.encode(query, document), method, target, **options)
+        encoding = self.encode(query, document, max_length, max_query_length, max_doc_length)
+        return self.explain_prompt(encoding, method, target, **options)
 
     def explain_prompt(
         self, encoding: Encoding, method: str = DEFAULT_METHOD, target: Literal["logit"] = "logit", **options: Any
@@ -410,11 +425,12 @@ class Reranker:
         """
         if names is not None and len(names) != len(documents):
             raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
-        ranking = self.rank(query, documents, top_n=top_n)
-        found = [self.explain(query, result.document, method, **options) for result in ranking]
+        asked, shown = self.read(query, "query"), [self.read(document) for document in documents]
+        ranking = self.rank(asked, shown, top_n=top_n)
+        found = [self.explain(asked, shown[result.index], method, **options) for result in ranking]
         titles = [str(result.index) if names is None else names[result.index] for result in ranking]
         page(found, path, names=titles)
-        return ranking
+        return replace(ranking, results=[replace(result, document=documents[result.index]) for result in ranking])
 
     def explain_difference(
         self, query: Any, better: Any, worse: Any, method: str = DEFAULT_METHOD, **options: Any
@@ -453,8 +469,12 @@ class Reranker:
             encodings.append(encoding)
         return encodings
 
-    @torch.inference_mode()
     def _logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool) -> Tensor:
+        # What is recorded may be used where gradients flow, so then it must not be inference's.
+        with torch.no_grad() if self.sessions else torch.inference_mode():
+            return self._scored(encodings, batch_tokens, progress)
+
+    def _scored(self, encodings: list[Encoding], batch_tokens: int, progress: bool) -> Tensor:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
         batch_tokens = whole_number(batch_tokens, "batch_tokens")
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
@@ -463,18 +483,18 @@ class Reranker:
         places = [numbers.setdefault(key, len(numbers)) for key in keys]
         different = list(dict(zip(places, encodings, strict=True)).values())
         pictures = _PictureFeatures(self.model, self.sessions)
-        for session in self.sessions:
-            session.begin(different)
         working = torch.promote_types(self.model.dtype, torch.float32)
         logits = torch.empty(len(different), dtype=working)
         bar = Progress(sum(len(encoding) for encoding in different), "scoring", progress)
-        for members in _batches(different, batch_tokens):
-            # Who watches wants every pair to have tokens of its own.
-            batch = Batch.of([different[i] for i in members], share=not self.sessions, device=self.model.device)
-            for session in self.sessions:
-                session.meet(members, batch.packing)
-            logits[members] = batch.score(self.model, pictures.take(batch.pictures)).to("cpu", working)
-            bar.advance(sum(len(different[i]) for i in members))
+        with call(self, different):
+            for members in _batches(different, batch_tokens):
+                # Who watches wants every pair to have tokens of its own.
+                batch = Batch.of([different[i] for i in members], share=not self.sessions, device=self.model.device)
+                features = pictures.take(batch.pictures)
+                for session in self.sessions:
+                    session.meet(members, batch.packing)
+                logits[members] = batch.score(self.model, features).to("cpu", working)
+                bar.advance(sum(len(different[i]) for i in members))
         bar.close()
         if not torch.isfinite(logits).all():
             raise M0Error(

@@ -70,9 +70,10 @@ class VisionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
+        self.between = nn.Identity()  # the stream between the two lines, for those who watch it
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
-        x = x + self.attn(self.norm1(x), rotation, packing)
+        x = self.between(x + self.attn(self.norm1(x), rotation, packing))
         x = x + self.mlp(self.norm2(x))
         return x
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from m0.errors import InputError
 from m0.explain.attention import attention_gradient, raw_attention, rollout
@@ -27,7 +32,9 @@ METHODS: dict[str, Callable[..., Explanation]] = {
     "shapley": shapley,
 }
 DEFAULT_METHOD = "attnlrp"
-"""Recommended by the table of docs/explaining.md."""
+"""Recommended by the table of docs/explaining.md, which says what is known of patents, too."""
+COPIED_PARAMETERS = 10**9
+"""A model in 16 bits with at most as many is explained in float32, on a copy."""
 
 
 def explain(
@@ -45,12 +52,31 @@ def explain(
         raise InputError(f"method is {method!r}, but must be one of {', '.join(METHODS)}.")
     if target != "logit":
         raise InputError(f"target is {target!r}, but must be 'logit'.")
-    try:
-        return METHODS[method](reranker, encoding, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            raise InputError(f"{method}: {str(error).partition(') ')[2] or str(error)}.") from None
-        raise
+    function = METHODS[method]
+    known = [name for name in inspect.signature(function).parameters if name not in ("reranker", "encoding")]
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"{method} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
+    notes = [f"what was cut is not explained: {cut}." for cut in encoding.cut]
+    if reranker.model.dtype in (torch.bfloat16, torch.float16):
+        name = str(reranker.model.dtype).removeprefix("torch.")
+        if sum(p.numel() for p in reranker.model.parameters()) <= COPIED_PARAMETERS and not reranker.sessions:
+            reranker = _InFloat32(reranker)
+            notes.append(f"computed in float32; in {name}, as it ranks, the logit may differ by about 1 %.")
+        else:
+            notes.append(f"computed in {name}: sums are met to about 1 %, not to the last digit.")
+    with torch.inference_mode(False):
+        found = function(reranker, encoding, **options)
+    return replace(found, notes=(*notes, *found.notes))
+
+
+class _InFloat32:
+    """The same model in float32, for as long as an explanation takes."""
+
+    def __init__(self, reranker: Scorer) -> None:
+        self.model = copy.deepcopy(reranker.model).float()
+        self.prompt, self.image_settings = reranker.prompt, reranker.image_settings
+        self.sessions: list[Any] = []
+        self.encode, self.logits_of = reranker.encode, reranker.logits_of
 
 
 __all__ = [

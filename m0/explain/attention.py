@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import inputs_of, logits_of_embeddings, relevance_of, watching
+from m0.explain.flow import inputs_of, logits_of, relevance_of, watching
 from m0.interp.positions import document, query
 from m0.interp.session import Scorer
 from m0.prompt import Encoding
@@ -22,13 +22,13 @@ def raw_attention(reranker: Scorer, encoding: Encoding, layer: int | None = None
         logit, patterns, _ = _patterns(reranker, encoding)
     layers, heads = len(patterns), patterns[0].shape[0]
     for name, value, count in (("layer", layer, layers), ("head", head, heads)):
-        if value is not None and not 0 <= value < count:
-            raise InputError(f"{name} is {value}, but must be between 0 and {count - 1}.")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count):
+            raise InputError(f"{name} is {value!r}, but must be a number between 0 and {count - 1}.")
     chosen = patterns if layer is None else [patterns[layer]]
     rows = torch.stack([pattern[:, -1] if head is None else pattern[[head], -1] for pattern in chosen]).double()
     between = [pattern if head is None else pattern[[head]] for pattern in chosen if pattern.shape[1] == len(encoding)]
-    interaction = _between(encoding, between) if between else None
-    return _explanation("attention", encoding, logit, reranker, rows.mean((0, 1)), False, interaction)
+    interaction = _between(encoding, torch.cat(between).double().mean(0).cpu()) if between else None
+    return _explanation("attention", encoding, logit, reranker, rows.mean((0, 1)), interaction)
 
 
 def rollout(reranker: Scorer, encoding: Encoding) -> Explanation:
@@ -43,7 +43,7 @@ def rollout(reranker: Scorer, encoding: Encoding) -> Explanation:
                 total = (0.5 * mean + 0.5 * torch.eye(size, dtype=torch.float64)) @ total
         last = patterns[-1].double().mean(0).cpu()[-1]
         row = 0.5 * last @ total + 0.5 * total[-1] if len(patterns[-1][0]) != size else total[-1]
-    return _explanation("rollout", encoding, logit, reranker, row, False, _between(encoding, patterns[:-1]))
+    return _explanation("rollout", encoding, logit, reranker, row, _between(encoding, total))
 
 
 def attention_gradient(reranker: Scorer, encoding: Encoding) -> Explanation:
@@ -57,34 +57,26 @@ def attention_gradient(reranker: Scorer, encoding: Encoding) -> Explanation:
         total = total + product.clamp_min(0).mean(0) @ total
     row = total[-1] + products[-1][:, -1].clamp_min(0).mean(0) @ total
     row[-1] -= 1  # the score token's own start
-    return _explanation(
-        "attention_gradient", encoding, logit, reranker, row, False, _between(encoding, products[:-1], sum=True)
-    )
+    return _explanation("attention_gradient", encoding, logit, reranker, row, _between(encoding, total))
 
 
 def _patterns(reranker: Scorer, encoding: Encoding, gradient: bool = False) -> tuple[float, list[Tensor], list[Tensor]]:
     """Logit, patterns (heads, queries, keys) of every layer, and where asked the logit's gradients by them."""
-    model = reranker.model
-    embeddings = inputs_of(model, encoding).embeddings
-    with torch.set_grad_enabled(gradient), watching(model) as kept:
-        logit = logits_of_embeddings(model, encoding, embeddings[None].requires_grad_(gradient))[0]
+    embeddings = inputs_of(reranker, encoding).embeddings[None]
+    with torch.set_grad_enabled(gradient), watching(reranker.model, encoding) as kept:
+        logit = logits_of(reranker, encoding, embeddings.requires_grad_(gradient))[0]
     gradients = torch.autograd.grad(logit, kept.patterns) if gradient else ()
     return float(logit.detach()), [pattern.detach()[0] for pattern in kept.patterns], [some[0] for some in gradients]
 
 
-def _between(encoding: Encoding, patterns: list[Tensor], sum: bool = False) -> Interaction:
-    """From each of the query's tokens to each of the document's: mean over layers and heads, or their sum."""
+def _between(encoding: Encoding, matrix: Tensor) -> Interaction:
+    """What a method's matrix over tokens says from each of the query's to each of the document's."""
     asked, shown = query.all(encoding), document.all(encoding)
-    total = torch.zeros(len(asked), len(shown), dtype=torch.float64)
-    for pattern in patterns:
-        total += pattern.double().sum(0).cpu()[asked][:, shown]
-    count = 1 if sum or not patterns else len(patterns) * len(patterns[0])
-    return Interaction(total / count, asked, shown)
+    return Interaction(matrix[asked][:, shown], asked, shown)
 
 
 def _explanation(
-    method: str, encoding: Encoding, logit: float, reranker: Scorer, row: Tensor, signed: bool, interaction: Interaction | None
+    method: str, encoding: Encoding, logit: float, reranker: Scorer, row: Tensor, interaction: Interaction | None
 ) -> Explanation:
-    return Explanation(
-        method, encoding, logit, relevance_of(reranker, logit), row.double().cpu(), signed, interaction=interaction
-    )
+    score = relevance_of(reranker, logit)
+    return Explanation(method, encoding, logit, score, row.double().cpu(), signed=False, interaction=interaction)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from m0.errors import InputError
-from m0.explain.explanation import Explanation, Word
+from m0.explain.explanation import Explanation
 from m0.explain.flow import relevance_of
 from m0.explain.perturb import Game, Player, Unit, players_of
 from m0.interp.session import Scorer
@@ -30,8 +30,8 @@ class Difference:
     @property
     def query_words(self) -> list[tuple[str, float, float]]:
         """Each word of the query, and what it does for the one and for the other; the largest difference first."""
-        sides = [[word for word in e.words if word.side == "query"] for e in (self.better, self.worse)]
-        found = [(a.text, a.relevance, b.relevance) for a, b in zip(*sides, strict=True)]
+        worse = {word.span: word.relevance for word in self.worse.words}
+        found = [(word.text, word.relevance, worse.get(word.span, 0.0)) for word in self.better.words if word.side == "query"]
         return sorted(found, key=lambda row: -abs(row[1] - row[2]))
 
     def __str__(self) -> str:
@@ -58,6 +58,8 @@ class Evidence:
     necessary_score: float
     reached: bool
     """Whether the score falls below the threshold at all, when everything is left out."""
+    empty_score: float
+    """Of the document with nothing left in it."""
 
     def __str__(self) -> str:
         kept = ", ".join(player.name for player in self.sufficient) or "nothing"
@@ -66,6 +68,8 @@ class Evidence:
         lines.append(
             f"  falls to {self.necessary_score:.4f} without: {gone}" + ("" if self.reached else " (threshold not reached)")
         )
+        if not self.sufficient:
+            lines.append(f"  a document with nothing in it scores {self.empty_score:.4f} already")
         return "\n".join(lines)
 
 
@@ -85,8 +89,9 @@ def minimal_evidence(
         keep: the share of the score that must remain with the sufficient set alone.
         threshold: the score below which the document counts as not relevant; None: half of its score.
     """
-    if not 0 < keep <= 1:
-        raise InputError(f"keep is {keep}, but must be above 0 and at most 1.")
+    for name, value in (("keep", keep), ("threshold", 0.5 if threshold is None else threshold)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise InputError(f"{name} is {value!r}, but must be above 0 and at most 1.")
     players = players_of(encoding, unit, ("document",))
     game = Game(reranker, encoding, players)
     weights = torch.tensor([sum(order[token] for token in player.tokens) for player in players])
@@ -125,9 +130,5 @@ def minimal_evidence(
         [players[n] for n in sorted(gone)],
         score(set(gone)),
         reached,
+        score(everyone),
     )
-
-
-def words_against(explanation: Explanation, count: int = 5) -> list[Word]:
-    """The document's words that speak most against it."""
-    return sorted((w for w in explanation.words if w.side == "document" and w.relevance < 0), key=lambda w: w.relevance)[:count]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m0.explain.words import Span, token_shares, words_of
+from m0.errors import InputError
 from m0.images import Picture
 from m0.interp.positions import picture_tokens
+from m0.interp.words import Span, owners_of, words_of
 from m0.prompt import Encoding, Side
 
 
@@ -80,30 +83,32 @@ class Interaction:
     def by_word(self, encoding: Encoding) -> tuple[list[Span], list[Span], Tensor]:
         """Words of the query, words of the document, and their matrix."""
         spans = words_of(encoding)
+        owners = owners_of(encoding, spans)
         asked = [n for n, span in enumerate(spans) if span.side == "query"]
         shown = [n for n, span in enumerate(spans) if span.side == "document"]
-        shares = token_shares(encoding, spans)
-        left = _share_matrix(shares, self.query_tokens, asked)
-        right = _share_matrix(shares, self.document_tokens, shown)
+        left, right = _membership(owners, self.query_tokens, asked), _membership(owners, self.document_tokens, shown)
         return [spans[n] for n in asked], [spans[n] for n in shown], left @ self.values.double() @ right.T
 
     def on_picture(self, encoding: Encoding, picture: int) -> tuple[list[Span], Tensor]:
-        """Words of the query, and what of each falls on each cell of a document's picture, (words, rows, columns)."""
+        """Words of the query, and what of each falls on each cell of a document's picture, (words, rows, columns). Raises
+        InputError for a picture of the query."""
         shown, tokens = picture_tokens(encoding, picture)
+        if tokens[0] not in self.document_tokens:
+            raise InputError(f"picture {picture} is the query's; what answers it lies in the document.")
         spans = words_of(encoding)
         asked = [n for n, span in enumerate(spans) if span.side == "query"]
-        left = _share_matrix(token_shares(encoding, spans), self.query_tokens, asked)
+        left = _membership(owners_of(encoding, spans), self.query_tokens, asked)
         columns = [self.document_tokens.index(token) for token in tokens]
         return [spans[n] for n in asked], (left @ self.values.double()[:, columns]).unflatten(-1, shown.token_grid)
 
 
-def _share_matrix(shares: list[dict[int, float]], tokens: Sequence[int], spans: Sequence[int]) -> Tensor:
+def _membership(owners: Sequence[int | None], tokens: Sequence[int], spans: Sequence[int]) -> Tensor:
+    """1 where a token belongs to a span, (spans, tokens)."""
     places = {number: row for row, number in enumerate(spans)}
     matrix = torch.zeros(len(spans), len(tokens), dtype=torch.float64)
     for column, token in enumerate(tokens):
-        for number, share in shares[token].items():
-            if number in places:
-                matrix[places[number], column] = share
+        if (row := places.get(owners[token])) is not None:  # type: ignore[arg-type]
+            matrix[row, column] = 1.0
     return matrix
 
 
@@ -135,9 +140,9 @@ class Explanation:
         """The words of both sides, the document's first, and their relevance. Every text token counts in full."""
         spans = words_of(self.encoding)
         totals = [0.0] * len(spans)
-        for value, shares in zip(self.tokens.tolist(), token_shares(self.encoding, spans), strict=True):
-            for number, share in shares.items():
-                totals[number] += value * share
+        for value, owner in zip(self.tokens.tolist(), owners_of(self.encoding, spans), strict=True):
+            if owner is not None:
+                totals[owner] += value
         return [Word(span, total) for span, total in zip(spans, totals, strict=True)]
 
     @cached_property
@@ -171,9 +176,8 @@ class Explanation:
     # --- showing ------------------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        from m0.explain.show import to_terminal
-
-        return to_terminal(self)
+        """In colour on a terminal, unless NO_COLOR is set."""
+        return self.to_terminal(sys.stdout.isatty() and "NO_COLOR" not in os.environ)
 
     def to_terminal(self, color: bool = True) -> str:
         """Text with words shaded, and pictures as small maps. `color` False: signs and numbers instead of colours."""

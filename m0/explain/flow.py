@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from m0.attention import Block, Packing
-from m0.interp.session import Scorer
+from m0.errors import InputError
+from m0.head import relevance
+from m0.interp.session import Scorer, call, look_at
 from m0.interp.taps import Handles, Tap, attach, find_taps
 from m0.model import RerankerModel
 from m0.prompt import Encoding
@@ -26,31 +28,42 @@ class Inputs:
     """Of all pictures, (patches, 1176)."""
 
 
-def inputs_of(model: RerankerModel, encoding: Encoding) -> Inputs:
-    with torch.no_grad():
-        ids, features, patches = encoding.token_ids.to(model.device), None, None
+def inputs_of(reranker: Scorer, encoding: Encoding) -> Inputs:
+    model = reranker.model
+    with torch.no_grad(), call(reranker, [encoding], record=False):
+        features, patches = None, None
         if encoding.pictures:
+            seen: dict[bytes, Tensor] = {}
+            look_at(reranker, encoding.pictures, seen)
+            features = torch.cat([seen[picture.digest] for picture in encoding.pictures])
             patches = torch.cat([picture.patches for picture in encoding.pictures]).to(model.device, model.dtype)
-            features = model.vision(patches, [picture.grid for picture in encoding.pictures])
-        return Inputs(model.embed(ids, features), patches)
+        return Inputs(model.embed(encoding.token_ids.to(model.device), features), patches)
 
 
-def logits_of_embeddings(model: RerankerModel, encoding: Encoding, embeddings: Tensor) -> Tensor:
-    """Logits of several versions of a prompt's embeddings, (versions, tokens, hidden) -> (versions,)."""
-    versions = len(embeddings)
-    packing = Packing([len(encoding)] * versions, causal=True, device=embeddings.device)
-    positions = encoding.positions.to(embeddings.device).repeat(1, versions)
-    return model.head(model.decoder(embeddings.flatten(0, 1), positions, packing))
+def logits_of(reranker: Scorer, encoding: Encoding, text: Tensor, patches: Tensor | None = None) -> Tensor:
+    """Logits of several versions of a prompt, (versions,), through which gradients flow.
 
+    Args:
+        text: embeddings of all tokens, (versions, tokens, hidden).
+        patches: of all pictures, (versions, patches, 1176); the tower computes the visual tokens from them. None: visual tokens are
+            those in `text`.
 
-def embeddings_of_patches(model: RerankerModel, encoding: Encoding, text: Tensor, patches: Tensor) -> Tensor:
-    """Embeddings of several versions of a prompt: of the text (versions, tokens, hidden) with the pictures' visual tokens
-    computed from (versions, patches, 1176) in place."""
-    versions = len(patches)
-    grids = [picture.grid for picture in encoding.pictures] * versions
-    seen = model.vision(patches.flatten(0, 1), grids).unflatten(0, (versions, -1))  # (versions, visual tokens, hidden)
-    shown = (encoding.token_ids == model.config.image_token_id).to(text.device)
-    return text.masked_scatter(shown[None, :, None], seen.to(text.dtype))
+    Open edits change every version; open recordings do not keep them.
+    """
+    model, versions = reranker.model, len(text)
+    packing = Packing([len(encoding)] * versions, causal=True, device=text.device)
+    with call(reranker, [encoding] * versions, record=False):
+        if patches is not None:
+            shown = encoding.pictures * versions
+            for session in reranker.sessions:
+                session.look(shown)
+            seen = model.vision(patches.flatten(0, 1), [picture.grid for picture in shown]).unflatten(0, (versions, -1))
+            places = (encoding.token_ids == model.config.image_token_id).to(text.device)
+            text = text.masked_scatter(places[None, :, None], seen.to(text.dtype))
+        for session in reranker.sessions:
+            session.meet(range(versions), packing)
+        positions = encoding.positions.to(text.device).repeat(1, versions)
+        return model.head(model.decoder(text.flatten(0, 1), positions, packing))
 
 
 @dataclass
@@ -62,25 +75,39 @@ class Patterns:
     """Each (1, heads, queries, keys); in the decoder's last layer the score token's query alone."""
 
 
+MOST_BYTES = 8 * 2**30
+"""What patterns, scores and their gradients may take."""
+
+
 @contextmanager
 def watching(
-    model: RerankerModel, change: Callable[[Tap, Tensor], Tensor] | None = None, part: str = "decoder"
+    model: RerankerModel, encoding: Encoding, change: Callable[[Tap, Tensor], Tensor] | None = None, part: str = "decoder"
 ) -> Iterator[Patterns]:
     """Keep the scores and patterns of the decoder (or the "vision" tower) while one prompt runs. `change`: what takes the place
-    of a pattern after it is kept."""
+    of a pattern after it is kept. Raises InputError where they are too many."""
+    config = model.config
+    squares = len(encoding) ** 2 if part == "decoder" else sum((p.grid[0] * p.grid[1]) ** 2 for p in encoding.pictures)
+    size = config.decoder if part == "decoder" else config.vision
+    layers = config.decoder.num_layers if part == "decoder" else config.vision.depth
+    needed = 4 * layers * size.num_heads * squares * model.dtype.itemsize
+    if needed > MOST_BYTES:
+        raise InputError(
+            f"attention patterns of {len(encoding)} tokens would take about {needed / 2**30:.0f} GiB; "
+            "frozen_gradient, integrated_gradients and occlusion do without them."
+        )
     handles, kept = Handles(), Patterns()
-    for tap in find_taps(model.config, [f"{part}.*.attention.scores", f"{part}.*.attention.pattern"]):
-
-        def see(x: Tensor, _: Block | None, tap: Tap = tap) -> Tensor:
-            (kept.scores if tap.how == "scores" else kept.patterns).append(x)
-            return x if change is None or tap.how == "scores" else change(tap, x)
-
-        attach(model, tap, see, handles)
     try:
+        for tap in find_taps(config, [f"{part}.*.attention.scores", f"{part}.*.attention.pattern"]):
+
+            def see(x: Tensor, _: Block | None, tap: Tap = tap) -> Tensor:
+                (kept.scores if tap.how == "scores" else kept.patterns).append(x)
+                return x if change is None or tap.how == "scores" else change(tap, x)
+
+            attach(model, tap, see, handles)
         yield kept
     finally:
         handles.remove()
 
 
 def relevance_of(reranker: Scorer, logit: float) -> float:
-    return float(torch.sigmoid(torch.tensor(logit - reranker.model.config.logit_bias, dtype=torch.float64)))
+    return float(relevance(torch.tensor(logit, dtype=torch.float64), reranker.model.config.logit_bias))

@@ -6,7 +6,6 @@ Each can be asked for at the tokens, visual tokens included, or through the visi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,13 @@ from torch import Tensor, nn
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import (
-    Inputs,
-    Patterns,
-    embeddings_of_patches,
-    inputs_of,
-    logits_of_embeddings,
-    relevance_of,
-    watching,
-)
+from m0.explain.flow import Inputs, Patterns, inputs_of, logits_of, relevance_of, watching
 from m0.explain.rules import attn_lrp, frozen, half
 from m0.images import Picture
 from m0.interp.positions import document, query
 from m0.interp.session import Scorer
 from m0.model import RerankerModel
-from m0.prompt import Encoding
+from m0.prompt import Encoding, whole_number
 
 GREY = 127
 """Brightness of the picture that stands for no picture."""
@@ -40,11 +31,10 @@ NODES = (32, 64, 128, 256)
 def gradient_input(reranker: Scorer, encoding: Encoding, pixels: bool = False) -> Explanation:
     """Gradient x input (Shrikumar et al. 2017): the logit's derivative by each embedding (each pixel), times it. Signed; its sum is
     not the logit, since the model is not linear, and the ledger shows by how much."""
-    model = reranker.model
-    start = inputs_of(model, encoding)
+    start = inputs_of(reranker, encoding)
     text, patches = _leaves(start, pixels)
     with torch.enable_grad():
-        logit = _logits(model, encoding, text, patches)[0]
+        logit = logits_of(reranker, encoding, text, patches)[0]
         gradients = torch.autograd.grad(logit, [text, *_some(patches)])
     tokens, fine = _relevance(encoding, text, patches, gradients)
     total = float(tokens.sum())
@@ -62,10 +52,10 @@ def smooth_grad(
         noise: its standard deviation, as a share of that of the input's own numbers.
         seed: of the noise.
     """
-    if samples < 1 or noise < 0:
-        raise InputError(f"samples is {samples} and noise {noise}, but must be at least 1 and 0.")
-    model = reranker.model
-    start = inputs_of(model, encoding)
+    whole_number(samples, "samples")
+    if not isinstance(noise, int | float) or noise < 0:
+        raise InputError(f"noise is {noise!r}, but must be a number of at least 0.")
+    start = inputs_of(reranker, encoding)
     generator = torch.Generator().manual_seed(seed)
 
     def noisy(x: Tensor) -> Tensor:
@@ -77,12 +67,12 @@ def smooth_grad(
         version = Inputs(noisy(start.embeddings), None if start.patches is None or not pixels else noisy(start.patches))
         text, patches = _leaves(version, pixels)
         with torch.enable_grad():
-            logit = _logits(model, encoding, text, patches)[0]
+            logit = logits_of(reranker, encoding, text, patches)[0]
             gradients = torch.autograd.grad(logit, [text, *_some(patches)])
         sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
     with torch.no_grad():
         text, patches = _leaves(start, pixels)
-        logit = _logits(model, encoding, text, patches)[0]
+        logit = logits_of(reranker, encoding, text, patches)[0]
     tokens, fine = _relevance(encoding, text, patches, [total / samples for total in sums])
     return _explanation(reranker, "smooth_grad", encoding, logit, tokens, fine, {})
 
@@ -106,19 +96,18 @@ def integrated_gradients(
         gap: how much of the logits' difference may be missing. If it is still more, a note says so.
         batch_tokens: tokens that go through the model at a time.
     """
-    model = reranker.model
-    start, baseline = inputs_of(model, encoding), baseline_of(model, encoding)
+    start, baseline = inputs_of(reranker, encoding), baseline_of(reranker, encoding)
     if pixels and start.patches is None:
         pixels = False
     with torch.no_grad():
         ends = [
-            _logits(model, encoding, inputs.embeddings[None], _batched(inputs.patches, pixels))[0]
+            logits_of(reranker, encoding, inputs.embeddings[None], _batched(inputs.patches, pixels))[0]
             for inputs in (baseline, start)
         ]
     difference = float(ends[1] - ends[0])
-    tries = NODES if nodes is None else (nodes,)
+    tries = NODES if nodes is None else (whole_number(nodes, "nodes"),)
     for count in tries:
-        means = _line(model, encoding, baseline, start, count, pixels, batch_tokens)
+        means = _line(reranker, encoding, baseline, start, count, pixels, batch_tokens)
         text = (start.embeddings - baseline.embeddings)[None]
         patches = None
         if pixels:
@@ -137,13 +126,21 @@ def integrated_gradients(
         "nodes": float(count),
     }
     notes: tuple[str, ...] = ()
+    if difference <= 0:
+        notes = (
+            *notes,
+            f"the prompt that says nothing has the logit {float(ends[0]):.3g}, no less than this one's {float(ends[1]):.3g}.",
+        )
     if abs(missing) > gap * abs(difference):
-        notes = (f"{abs(missing):.3g} of the logits' difference {difference:.3g} is not accounted for at {count} nodes.",)
+        notes = (
+            *notes,
+            f"{abs(missing):.3g} of the logits' difference {difference:.3g} is not accounted for at {count} nodes.",
+        )
     return _explanation(reranker, "integrated_gradients", encoding, ends[1], tokens, fine, ledger, notes)
 
 
 def _line(
-    model: RerankerModel, encoding: Encoding, baseline: Inputs, start: Inputs, count: int, pixels: bool, batch_tokens: int
+    reranker: Scorer, encoding: Encoding, baseline: Inputs, start: Inputs, count: int, pixels: bool, batch_tokens: int
 ) -> list[Tensor]:
     """Mean gradients over the line, weighted as Gauss-Legendre does: of the embeddings, and of the patches where asked."""
     points, weights = np.polynomial.legendre.leggauss(count)
@@ -165,38 +162,22 @@ def _line(
             assert baseline.patches is not None
             patches = between(baseline.patches, start.patches)
         with torch.enable_grad():
-            logits = _logits(model, encoding, text, patches)
+            logits = logits_of(reranker, encoding, text, patches)
             gradients = torch.autograd.grad(logits.sum(), [text, *_some(patches)])
         parts = [(weight[:, None, None] * gradient.double()).sum(0, keepdim=True) for gradient in gradients]
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     return totals
 
 
-def baseline_of(model: RerankerModel, encoding: Encoding) -> Inputs:
-    """A prompt of the same shape that says nothing: line breaks for words, grey for pictures."""
+def baseline_of(reranker: Scorer, encoding: Encoding) -> Inputs:
+    """A prompt of the same shape that says nothing: a line break for every token of a text, grey for pictures."""
     blank = [
         Picture(np.full_like(picture.pixels, GREY), picture.original_size, picture.settings) for picture in encoding.pictures
     ]
     ids = encoding.token_ids.clone()
-    neutral = neutral_token(encoding)
-    for number, origin in enumerate(encoding.origins):
-        if origin.kind == "text":
-            ids[number] = neutral
-    return inputs_of(model, Encoding(ids, encoding.origins, blank, encoding.runs))
-
-
-def neutral_token(encoding: Encoding) -> int:
-    """The token of the line break that stands before every query: the model has seen it in every prompt, and it says nothing."""
-    first = next(i for i, origin in enumerate(encoding.origins) if origin.side == "query")
-    while encoding.origins[first - 1].side != "template" or int(encoding.token_ids[first - 1]) in _frames(encoding):
-        first -= 1
-    return int(encoding.token_ids[first - 1])
-
-
-def _frames(encoding: Encoding) -> set[int]:
-    """Ids of the tokens that frame pictures."""
-    shown = [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"]
-    return {int(encoding.token_ids[i - 1]) for i in shown} | {int(encoding.token_ids[i + 1]) for i in shown}
+    neutral = reranker.prompt.tokenizer.encode("\n", add_special_tokens=False).ids[0]
+    ids[[origin.kind == "text" for origin in encoding.origins]] = neutral
+    return inputs_of(reranker, Encoding(ids, encoding.origins, blank, encoding.runs))
 
 
 def attnlrp(reranker: Scorer, encoding: Encoding, pixels: bool = False) -> Explanation:
@@ -209,7 +190,8 @@ def attnlrp(reranker: Scorer, encoding: Encoding, pixels: bool = False) -> Expla
 
 
 def frozen_gradient(reranker: Scorer, encoding: Encoding, pixels: bool = False) -> Explanation:
-    """AttnLRP's simpler form: gradient x input with norm scales, patterns and gates held as they are. Signed.
+    """Gradient x input with norm scales, attention patterns and gates held as they are: the rules for LayerNorm and attention heads
+    of Ali et al. 2022, and the same for the gate. Signed.
 
     The model is then linear in its input, so the ledger closes: inputs and biases add up to the logit.
     """
@@ -218,9 +200,8 @@ def frozen_gradient(reranker: Scorer, encoding: Encoding, pixels: bool = False) 
 
 
 def _ledgered(reranker: Scorer, encoding: Encoding, method: str, pixels: bool, keep_patterns: bool) -> Explanation:
-    model = reranker.model
-    start = inputs_of(model, encoding)
-    pixels = pixels and start.patches is not None
+    start = inputs_of(reranker, encoding)
+    model, pixels = reranker.model, pixels and start.patches is not None
     text, patches = _leaves(start, pixels)
     biases = _biases(model, pixels)
     with contextlib.ExitStack() as opened:
@@ -228,9 +209,9 @@ def _ledgered(reranker: Scorer, encoding: Encoding, method: str, pixels: bool, k
         opened.enter_context(_gradients_of(biases))
         kept, seen = Patterns(), Patterns()
         if keep_patterns:
-            kept = opened.enter_context(watching(model, lambda _, x: half(x)))
-            seen = opened.enter_context(watching(model, lambda _, x: half(x), "vision")) if pixels else seen
-        logit = _logits(model, encoding, text, patches)[0]
+            kept = opened.enter_context(watching(model, encoding, lambda _, x: half(x)))
+            seen = opened.enter_context(watching(model, encoding, lambda _, x: half(x), "vision")) if pixels else seen
+        logit = logits_of(reranker, encoding, text, patches)[0]
         scores, patterns = [*kept.scores, *seen.scores], [*kept.patterns, *seen.patterns]
         wanted = [text, *_some(patches), *biases, *scores, *patterns]
         gradients = torch.autograd.grad(logit, wanted, materialize_grads=True)
@@ -247,7 +228,8 @@ def _ledgered(reranker: Scorer, encoding: Encoding, method: str, pixels: bool, k
     remainder = 0.0
     for score, pattern, of_score, of_pattern in zip(scores, patterns, by_scores, by_patterns, strict=True):
         remainder += float((pattern.detach().double() * of_pattern.double()).sum())
-        remainder -= float((score.detach().double() * of_score.double()).nan_to_num(0.0).sum())  # minus infinity times 0
+        allowed = score.detach().double().masked_fill(score.isneginf(), 0.0)  # where it is not, nothing flows
+        remainder -= float((allowed * of_score.double()).sum())
     total = float(tokens.sum())
     ledger = {"inputs": total, "biases": bias_sum}
     if keep_patterns:
@@ -306,12 +288,6 @@ def _some(patches: Tensor | None) -> list[Tensor]:
     return [] if patches is None else [patches]
 
 
-def _logits(model: RerankerModel, encoding: Encoding, text: Tensor, patches: Tensor | None) -> Tensor:
-    if patches is not None:
-        text = embeddings_of_patches(model, encoding, text, patches)
-    return logits_of_embeddings(model, encoding, text)
-
-
 def _relevance(
     encoding: Encoding, text: Tensor, patches: Tensor | None, gradients: Any
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
@@ -348,13 +324,5 @@ def _explanation(
     notes: tuple[str, ...] = (),
     interaction: Interaction | None = None,
 ) -> Explanation:
-    if reranker.model.dtype in (torch.bfloat16, torch.float16):
-        notes = (
-            *notes,
-            f"computed in {str(reranker.model.dtype).removeprefix('torch.')}: sums are met to about 1 %, not to the last digit.",
-        )
     score = relevance_of(reranker, float(logit.detach()))
     return Explanation(method, encoding, float(logit.detach()), score, tokens, True, "logit", ledger, notes, interaction, fine)
-
-
-Method = Callable[..., Explanation]

@@ -20,14 +20,14 @@ from PIL import Image
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Word
 from m0.explain.show import AGAINST, FOR, colours, scale_of, stretches
-from m0.explain.words import words_of
+from m0.interp.words import words_of
 
 STYLE = """
 .m0 { font: 15px/1.7 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62em; margin: 1.5em auto; padding: 0 1em }
 .m0 h2 { font-size: 1.05em; margin: 1.4em 0 .3em } .m0 .side { color: #555; font-size: .8em; text-transform: uppercase }
-.m0 .text { white-space: pre-wrap; margin: .2em 0 .8em } .m0 .w { border-radius: 3px; padding: 1px 0 }
+.m0 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2em 0 .8em } .m0 .w { border-radius: 3px; padding: 1px 0 }
 .m0 .query .w { cursor: pointer } .m0 .w.on { outline: 2px solid #1a1a1a } .m0 .pic { position: relative; display: inline-block; margin: .3em 0 }
-.m0 .pic img { display: block; width: 100%; image-rendering: auto } .m0 .pic canvas { position: absolute; inset: 0; width: 100%; height: 100%;
+.m0 .pic img { display: block; width: 100%; image-rendering: auto } .m0 .pic canvas, .m0 .pic .still { position: absolute; inset: 0; width: 100%; height: 100%;
 image-rendering: pixelated; cursor: crosshair } .m0 table { border-collapse: collapse; font-size: .85em } .m0 td { padding: 0 1em 0 0; color: #333 }
 .m0 .value { font-size: .85em; color: #333; min-height: 1.5em } .m0 input[type=range] { width: 12em; vertical-align: middle }
 .m0 .key span { padding: 0 .5em; border-radius: 3px; font-size: .8em }
@@ -37,7 +37,8 @@ SCRIPT = """
 (function (root, data) {
   const FOR = data.colours[0], AGAINST = data.colours[1];
   const words = {}; root.querySelectorAll('.w').forEach(w => words[w.dataset.n] = w);
-  const say = root.querySelector('.value');
+  const say = root.querySelector('.value:not(.row)'), row_name = root.querySelector('.row');
+  root.querySelectorAll('.still').forEach(image => image.remove());
   const tint = (v, scale) => { const s = Math.max(-1, Math.min(1, v / scale)); const c = s > 0 ? FOR : AGAINST;
     return 'rgba(' + c.join(',') + ',' + (Math.abs(s) * 0.85).toFixed(3) + ')'; };
   function paint(canvas, cells, scale) { const g = canvas.getContext('2d'); canvas.width = cells[0].length; canvas.height = cells.length;
@@ -48,14 +49,17 @@ SCRIPT = """
     if (row !== null) { values = Object.assign({}, data.words); m.document.forEach((n, i) => values[n] = m.values[row][i]);
       shownCells = data.pictures.map((cells, p) => m.pictures[p] ? m.pictures[p][row] : cells);
       scale = Math.max(1e-12, ...m.values[row].map(Math.abs), ...m.pictures.flatMap(p => p ? p[row].flat().map(Math.abs) : [])); }
-    for (const n in words) if (row === null || m.document.includes(+n)) words[n].style.background = tint(values[n], scale);
+    for (const n in words) if (row === null || m.document.includes(+n)) {
+      words[n].style.background = tint(values[n], scale); words[n].title = values[n].toPrecision(3); }
     root.querySelectorAll('canvas').forEach((canvas, p) => paint(canvas, shownCells[p], scale));
-    if (say) say.textContent = row === null ? '' : 'what answers "' + m.names[row] + '" (click again to go back)';
+    row_name.textContent = row === null ? '' : 'what answers "' + m.names[row] + '" (click again to go back)';
   }
-  root.querySelectorAll('.query .w').forEach(w => w.addEventListener('click', () => { if (!data.matrix) return;
+  const select = w => { if (!data.matrix) return;
     const row = data.matrix.query.indexOf(+w.dataset.n); if (row < 0) return;
     root.querySelectorAll('.w.on').forEach(o => o.classList.remove('on'));
-    if (chosen === row) { chosen = null; } else { chosen = row; w.classList.add('on'); } show(chosen); }));
+    if (chosen === row) { chosen = null; } else { chosen = row; w.classList.add('on'); } show(chosen); };
+  root.querySelectorAll('.query .w').forEach(w => { w.tabIndex = 0; w.addEventListener('click', () => select(w));
+    w.addEventListener('keydown', e => { if (e.key === 'Enter' || e.key === ' ') { e.preventDefault(); select(w); } }); });
   root.querySelectorAll('canvas').forEach((canvas, p) => canvas.addEventListener('mousemove', e => {
     const box = canvas.getBoundingClientRect(), cells = shownCells[p];
     const r = Math.min(cells.length - 1, Math.floor((e.clientY - box.top) / box.height * cells.length));
@@ -74,6 +78,8 @@ def page(
 ) -> str:
     """A page with one explanation after the other, such as a whole ranking's. `names`: what the documents are called. Raises
     InputError where the path refuses."""
+    if names is not None and len(names) != len(explanations):
+        raise InputError(f"there are {len(names)} names for {len(explanations)} explanations.")
     titles = [f"{place}. {name}" for place, name in enumerate(names, 1)] if names else [""] * len(explanations)
     body = "\n".join(fragment(explanation, name) for explanation, name in zip(explanations, titles, strict=True))
     text = (
@@ -111,13 +117,13 @@ def fragment(explanation: Explanation, name: str = "") -> str:
     place = f"{escape(name)}: " if name else ""
     slider = '<label>heat map <input type="range" min="0" max="100" value="85"></label>' if explanation.pictures else ""
     key = "".join(
-        f'<span style="background:rgb{colour};color:#fff">{text}</span> '
+        f'<span style="background:rgb{colour};color:#000">{text}</span> '
         for colour, text in ((FOR, "for"), (AGAINST, "against"))[: 2 if explanation.signed else 1]
     )
     return (
         f'<div class="m0"><style>{STYLE}</style><h2>{place}score {explanation.score:.4f}, logit {explanation.logit:.3f}, '
         f'by {escape(explanation.method)}</h2><div class="key">{key}{slider}</div>{"".join(sides)}'
-        f'<div class="value"></div><details><summary>shares and ledger</summary><table>{table}</table></details>{notes}'
+        f'<div class="value row"></div><div class="value"></div><details><summary>shares and ledger</summary><table>{table}</table></details>{notes}'
         f"<script>{SCRIPT}(document.currentScript.parentElement, {_data(explanation, scale)})</script></div>"
     )
 
@@ -138,9 +144,7 @@ def _picture(explanation: Explanation, number: int, scale: float) -> str:
     return (
         f'<div><div class="pic" style="width:min(100%, {max(160, min(width, 640))}px); aspect-ratio:{width}/{height}">'
         f'<img alt="picture {number}" style="height:100%;filter:grayscale(85%) contrast(53%)" src="{_url(image)}">'
-        f'<canvas style="opacity:.85"></canvas>'
-        f'<noscript><img alt="relevance" style="position:absolute;inset:0;height:100%;image-rendering:pixelated" src="{_url(still)}">'
-        f"</noscript></div></div>"
+        f'<img class="still" alt="relevance" style="height:100%" src="{_url(still)}"><canvas style="opacity:.85"></canvas></div></div>'
     )
 
 
@@ -173,4 +177,13 @@ def _data(explanation: Explanation, scale: float) -> str:
             "pictures": pictures,
         }
     # Nothing in the data may end the script.
-    return json.dumps(data).replace("<", "\\u003c")
+    return json.dumps(_rounded(data)).replace("<", "\\u003c")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits: nobody hovers for more."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import inputs_of, logits_of_embeddings, relevance_of
+from m0.explain.flow import inputs_of, logits_of, relevance_of
 from m0.explain.gradient import GREY, baseline_of
-from m0.explain.words import Span, sentences_of, token_shares, tokens_of, words_of
 from m0.images import Picture
 from m0.interp.positions import document, picture_tokens, query
 from m0.interp.session import Scorer
+from m0.interp.words import Span, owners_of, sentences_of, words_of
 from m0.prompt import Encoding
 
 Unit = Literal["word", "sentence"]
@@ -51,8 +51,14 @@ def players_of(encoding: Encoding, unit: Unit = "word", sides: Collection[str] =
     if unit not in ("word", "sentence"):
         raise InputError(f"unit is {unit!r}, but must be 'word' or 'sentence'.")
     spans = words_of(encoding) if unit == "word" else sentences_of(encoding)
+    held: dict[int, list[int]] = {}
+    for token, owner in enumerate(owners_of(encoding, spans)):
+        if owner is not None:
+            held.setdefault(owner, []).append(token)
     players = [
-        Player(span.text, span.side, tuple(tokens_of(encoding, span)), span=span) for span in spans if span.side in sides
+        Player(spans[number].text, spans[number].side, tuple(some), span=spans[number])
+        for number, some in held.items()
+        if spans[number].side in sides
     ]
     for number in range(len(encoding.pictures)):
         shown, tokens = picture_tokens(encoding, number)
@@ -78,14 +84,8 @@ class Game:
     """Logits of a prompt with any of its players left out."""
 
     def __init__(self, reranker: Scorer, encoding: Encoding, players: Sequence[Player], batch_tokens: int = 8192) -> None:
-        self.model, self.encoding, self.players, self.batch_tokens = reranker.model, encoding, list(players), batch_tokens
-        self.start, self.baseline = inputs_of(self.model, encoding), baseline_of(self.model, encoding)
-        # A token of several players goes when the last of them goes.
-        owners: dict[int, set[int]] = {}
-        for number, player in enumerate(self.players):
-            for token in player.tokens if player.picture is None else ():
-                owners.setdefault(token, set()).add(number)
-        self.owners = owners
+        self.reranker, self.encoding, self.players, self.batch_tokens = reranker, encoding, list(players), batch_tokens
+        self.start, self.baseline = inputs_of(reranker, encoding), baseline_of(reranker, encoding)
         self.shown = [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"]
         self.known: dict[frozenset[int], float] = {}
 
@@ -94,10 +94,10 @@ class Game:
         sets = [frozenset(some) for some in left_out]
         wanted = [some for some in dict.fromkeys(sets) if some not in self.known]
         at_once = max(1, self.batch_tokens // len(self.encoding))
-        with torch.inference_mode():
+        with torch.no_grad():
             for start in range(0, len(wanted), at_once):
                 some = wanted[start : start + at_once]
-                logits = logits_of_embeddings(self.model, self.encoding, torch.stack(self._versions(some)))
+                logits = logits_of(self.reranker, self.encoding, torch.stack(self._versions(some)))
                 self.known |= dict(zip(some, logits.double().tolist(), strict=True))
         return torch.tensor([self.known[some] for some in sets], dtype=torch.float64)
 
@@ -106,18 +106,18 @@ class Game:
         painted: dict[frozenset[int], list[int]] = {}
         for place, some in enumerate(sets):
             version = self.start.embeddings.clone()
-            gone = [token for token, owners in self.owners.items() if owners <= some]
+            gone = [token for number in some if self.players[number].picture is None for token in self.players[number].tokens]
             version[gone] = self.baseline.embeddings[gone]
             versions.append(version)
             if regions := frozenset(n for n in some if self.players[n].picture is not None):
                 painted.setdefault(regions, []).append(place)
-        if painted:
-            grids = [picture.grid for picture in self.encoding.pictures] * len(painted)
-            patches = torch.cat([picture.patches for regions in painted for picture in self._paint(regions)])
-            seen = self.model.vision(patches.to(self.model.device, self.model.dtype), grids)
-            for features, places in zip(seen.chunk(len(painted)), painted.values(), strict=True):
-                for place in places:
-                    versions[place][self.shown] = features.to(versions[place].dtype)
+        model = self.reranker.model
+        for regions, places in painted.items():
+            pictures = self._paint(regions)
+            shown = Encoding(self.encoding.token_ids, self.encoding.origins, pictures, self.encoding.runs)
+            features = inputs_of(self.reranker, shown).embeddings[self.shown]
+            for place in places:
+                versions[place][self.shown] = features.to(model.dtype)
         return versions
 
     def _paint(self, regions: Collection[int]) -> list[Picture]:
@@ -173,8 +173,8 @@ def shapley(
         permutations: orders, an even number; each needs as many scores as there are players.
         unit: what counts as one player in texts.
     """
-    if isinstance(permutations, bool) or permutations < 2 or permutations % 2:
-        raise InputError(f"permutations is {permutations}, but must be an even number of at least 2.")
+    if isinstance(permutations, bool) or not isinstance(permutations, int) or permutations < 2 or permutations % 2:
+        raise InputError(f"permutations is {permutations!r}, but must be an even number of at least 2.")
     players = players_of(encoding, unit)
     game = Game(reranker, encoding, players, batch_tokens)
     generator = torch.Generator().manual_seed(seed)
@@ -216,15 +216,8 @@ def _explanation(
 
 
 def _spread(encoding: Encoding, players: Sequence[Player]) -> Tensor:
-    """What share of each player falls on each of its tokens, (players, tokens); rows add up to 1. A token of several words
-    belongs to each by its characters."""
+    """What share of each player falls on each of its tokens, (players, tokens); rows add up to 1."""
     spread = torch.zeros(len(players), len(encoding), dtype=torch.float64)
-    numbered = [n for n, player in enumerate(players) if player.span is not None]
-    shares = token_shares(encoding, [player.span for player in players if player.span is not None])
-    places = {number: place for place, number in enumerate(numbered)}
     for number, player in enumerate(players):
-        for token in player.tokens:
-            spread[number, token] = shares[token].get(places[number], 0.0) if number in places else 1.0
-        if not spread[number].any():
-            spread[number, list(player.tokens)] = 1.0
-    return spread / spread.sum(1, keepdim=True).clamp_min(1e-12)
+        spread[number, list(player.tokens)] = 1 / len(player.tokens)
+    return spread

@@ -1,10 +1,13 @@
 """Explanations for the terminal, as numbers, and as pictures under a heat map.
 
-Orange speaks for the document, blue against it: the pair that people with any kind of colour blindness can tell apart.
+Orange speaks for the document, blue against it: the pair that people with any kind of colour blindness can tell apart, both light
+enough for black text.
 """
 
 from __future__ import annotations
 
+import math
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,23 @@ from PIL import Image
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, PictureRelevance, Word
-from m0.explain.words import Span
+from m0.interp.words import Span
 from m0.prompt import Side
 
-FOR, AGAINST = (230, 97, 1), (50, 100, 200)
+FOR, AGAINST = (240, 130, 30), (100, 165, 240)
 RESET = "\x1b[0m"
 
 
 def scale_of(explanation: Explanation) -> float:
-    """The largest absolute relevance of any word or cell of the document: full colour."""
-    words = [abs(word.relevance) for word in explanation.words if word.side == "document"]
-    cells = [float(picture.cells.abs().max()) for picture in explanation.pictures if picture.side == "document"]
+    """The largest absolute relevance of any word or cell: full colour."""
+    words = [abs(word.relevance) for word in explanation.words]
+    cells = [float(picture.cells.abs().max()) for picture in explanation.pictures]
     return max([*words, *cells, 1e-12])
+
+
+def printable(text: str) -> str:
+    """Without control characters: what a document holds must not steer the terminal."""
+    return "".join(" " if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character for character in text)
 
 
 def stretches(explanation: Explanation, side: Side) -> Iterator[list[str | Word] | int]:
@@ -56,7 +64,7 @@ def to_terminal(explanation: Explanation, color: bool = True) -> str:
                 text += f"\n{_map(explanation.pictures[stretch], stretch, scale, color)}\n"
                 continue
             for piece in stretch:
-                text += piece if isinstance(piece, str) else _shaded(piece, scale, color)
+                text += _lines(piece) if isinstance(piece, str) else _shaded(piece, scale, color)
             text += " "
         lines.append(f"{side}: {text.strip()}")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in explanation.shares.items())
@@ -67,14 +75,18 @@ def to_terminal(explanation: Explanation, color: bool = True) -> str:
     return "\n".join(lines)
 
 
+def _lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def _shaded(word: Word, scale: float, color: bool) -> str:
-    share = max(-1.0, min(1.0, word.relevance / scale))
+    share, text = max(-1.0, min(1.0, word.relevance / scale)), printable(word.text)
     if not color:
-        return f"{word.text}({word.relevance:+.2g})" if abs(share) >= 0.1 else word.text
+        return f"{text}({word.relevance:+.2g})" if abs(share) >= 0.1 else text
     if abs(share) < 0.05:
-        return word.text
+        return text
     red, green, blue = (round(255 + abs(share) * (part - 255)) for part in (FOR if share > 0 else AGAINST))
-    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{word.text}{RESET}"
+    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}{RESET}"
 
 
 def _map(picture: PictureRelevance, number: int, scale: float, color: bool) -> str:
@@ -105,7 +117,10 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "shares": explanation.shares,
         "ledger": explanation.ledger,
         "notes": list(explanation.notes),
-        "tokens": explanation.tokens.tolist(),
+        "tokens": [
+            {**{key: value for key, value in origin._asdict().items() if value is not None}, "relevance": value}
+            for origin, value in zip(explanation.encoding.origins, explanation.tokens.tolist(), strict=True)
+        ],
         "words": [{**_span(word.span), "relevance": word.relevance} for word in explanation.words],
         "pictures": [
             {
@@ -118,7 +133,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         ],
     }
     if explanation.errors is not None:
-        found["errors"] = explanation.errors.tolist()
+        found["errors"] = [None if math.isnan(error) else error for error in explanation.errors.tolist()]
     if explanation.interaction is not None:
         asked, shown, values = explanation.interaction.by_word(explanation.encoding)
         found["interaction"] = {
@@ -133,22 +148,26 @@ def _span(span: Span) -> dict[str, Any]:
     return {"side": span.side, "part": span.part, "start": span.start, "end": span.end, "text": span.text}
 
 
-def heat_map(picture: PictureRelevance, scale: float | None = None, strength: float = 0.75) -> Image.Image:
+def heat_map(picture: PictureRelevance, scale: float | None = None, strength: float = 0.8) -> Image.Image:
     """The original picture in muted grey under orange and blue, so that both show on white and on black pictures.
 
     `scale`: the relevance of a whole cell that gets full colour; None: the picture's own largest.
     """
-    width, height = picture.picture.original_size
-    grey = Image.fromarray(picture.picture.pixels).convert("L").resize((width, height), Image.Resampling.BICUBIC)
-    muted = 70 + np.asarray(grey, dtype=np.float64)[:, :, None] * (115 / 255)
-    pixels = picture.pixels
+    size = picture.picture.original_size
+    # Drawn at the size that the model saw, and enlarged only as a picture: scans may have a hundred megapixels.
+    grey = Image.fromarray(picture.picture.pixels).convert("L")
+    muted = 60 + np.asarray(grey, dtype=np.float64)[:, :, None] * (115 / 255)
+    height, width = muted.shape[:2]
     full = scale or float(picture.cells.abs().max()) or 1e-12
-    # What a cell with full relevance has on each pixel, if it is spread evenly.
-    rows, columns = picture.cells.shape
-    share = np.clip(pixels * (width * height) / (rows * columns) / full, -1, 1)[:, :, None]
+    if picture.fine is None:
+        rows, columns = picture.cells.shape
+        values = np.kron(picture.cells.numpy(), np.ones((height // rows, width // columns)))
+    else:  # as much as a whole cell with this relevance everywhere would have
+        values = picture.fine.numpy() * (height * width / picture.cells.numel())
+    share = np.clip(values / full, -1, 1)[:, :, None]
     tint = np.where(share > 0, np.array(FOR), np.array(AGAINST))
     mixed = muted + np.abs(share) * strength * (tint - muted)
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    return Image.fromarray(mixed.round().astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
 def colours(values: NDArray[np.float64], scale: float) -> NDArray[np.uint8]:

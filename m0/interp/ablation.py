@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from m0.errors import InputError
-from m0.interp.cache import Recording
 from m0.interp.edits import Edit, EditFunction, mean, resample, zero
 from m0.interp.grid import Axis, Grid
-from m0.interp.patching import run_variants
+from m0.interp.patching import recorded, run_variants
 from m0.interp.positions import Selector, document, everything, image, query, score_token
-from m0.interp.session import Scorer, forward, prompts
+from m0.interp.session import Scorer, prompts
 from m0.interp.taps import find_taps
 from m0.prompt import Encoding
 
@@ -31,8 +30,8 @@ def head_ablation(
 
     Args:
         pairs: (query, document), or prompts.
-        how: a head's output `z` at every token becomes zero, its mean over the reference's tokens, or those of random tokens of
-            the reference.
+        how: a head's output `z` at every token becomes zero, its mean over the reference's tokens, or what it is at tokens drawn
+            at random from the reference, whatever their position.
         reference: pairs for "mean" and "resample"; None: `pairs`.
 
     Returns: logit without the head minus logit, by layer and head. Raises InputError.
@@ -47,15 +46,14 @@ def head_ablation(
     values: dict[str, Tensor] = {}
     if how != "zero":
         others = encodings if reference is None else prompts(reranker, reference)
-        with torch.inference_mode(), Recording(reranker, taps, every_token=True) as cache:
-            forward(reranker, others)
-        values = {tap.name: torch.cat(list(cache[tap.name])) for tap in taps}
+        caches = [recorded(reranker, [other], taps)[0] for other in others]
+        values = {tap.name: torch.cat([cache[tap.name].tensor for cache in caches]) for tap in taps}
 
     def function(name: str, head: int) -> EditFunction:
         if how == "zero":
             return zero
         rows = values[name][:, [head]]
-        return mean(rows) if how == "mean" else resample(rows, seed)
+        return mean(rows) if how == "mean" else resample(rows, seed + head)
 
     changes = torch.zeros(len(taps), heads, dtype=torch.float64)
     for encoding in encodings:

@@ -6,15 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from m0.attention import Block
 from m0.errors import InputError
-from m0.interp.positions import Selector
-from m0.interp.session import Scorer, Session
+from m0.interp.positions import Selector, picture_tokens
+from m0.interp.session import Scorer, Session, Share, picture_rows
 from m0.interp.taps import Tap, check_heads
 from m0.prompt import Encoding
 
@@ -74,40 +73,47 @@ class Activation(Sequence[Tensor]):
     def at(self, where: Selector, to: Selector | None = None, pair: int | None = None) -> Tensor:
         """The rows of some tokens; of scores and patterns, of some queries, and `to` some keys.
 
-        `pair` may be left out where there is only one. Of the tower, rows are the patches under these visual tokens.
-        Raises InputError where the tokens are not there or were not recorded.
+        `pair` may be left out where there is only one. Of the tower, rows are the patches under these visual tokens, and scores
+        and patterns are those of the one picture that they lie in. Raises InputError where the tokens are not there or were not
+        recorded.
         """
         if pair is None and len(self) != 1:
             raise InputError(f"{self.tap.name} was recorded for {len(self)} pairs; say which one: at(..., pair=0).")
         pair = 0 if pair is None else pair
-        encoding = self.encodings[pair]
-        tensor = self[pair]
-        rows = self._numbers(where, encoding, pair)
+        encoding, parts = self.encodings[pair], self._of(pair)
+        if self.tap.rows not in ("patches", "cells"):
+            rows = self._rows(where, encoding, parts[0], self.tap.is_pattern)
+            if not self.tap.is_pattern:
+                return self[pair][rows]
+            tensor = self[pair][..., rows, :]
+            return tensor if to is None else tensor[..., to(encoding)]
+        by_picture = rows_by_picture(self.tap, where, encoding)
         if not self.tap.is_pattern:
-            return tensor[rows]
-        tensor = tensor[..., rows, :]
-        return tensor if to is None else tensor[..., columns_of(self.tap, to, encoding)]
+            return torch.cat([self._one_head(part.tensor)[rows] for part, rows in zip(parts, by_picture, strict=True)])
+        numbers = [number for number, rows in enumerate(by_picture) if rows]
+        if len(numbers) != 1:
+            raise InputError(f"{self.tap.name} is one picture's, but {where} lies in {len(numbers)}.")
+        (number,) = numbers
+        tensor = self._one_head(parts[number].tensor)[..., by_picture[number], :]
+        return tensor if to is None else tensor[..., rows_by_picture(self.tap, to, encoding)[number]]
 
-    def _numbers(self, where: Selector, encoding: Encoding, pair: int) -> list[int]:
-        wanted = columns_of(self.tap, where, encoding)
-        parts = self._of(pair)
-        if self.tap.rows in ("patches", "cells"):
-            kept = {row: row for row in range(sum(len(part.tokens) for part in parts))}
-        else:
-            kept = {token: row for row, token in enumerate(parts[0].tokens)}
-        missing = [token for token in wanted if token not in kept]
-        if missing:
+    def _rows(self, where: Selector, encoding: Encoding, kept: Kept, pattern: bool) -> list[int]:
+        places = {token: row for row, token in enumerate(kept.tokens)}
+        chosen = where(encoding)
+        if missing := [token for token in chosen if token not in places]:
             raise InputError(
                 f"{self.tap.name} was not recorded at token {missing[0]} ({where}); "
                 "in the last layer only the score token is computed, unless record(..., every_token=True)."
             )
-        return [kept[token] for token in wanted]
+        return [places[token] for token in chosen]
 
     def _of(self, pair: int) -> list[Kept]:
         if not -len(self._kept) <= pair < len(self._kept):
             raise InputError(f"pair {pair} is asked for, but {len(self._kept)} were recorded.")
         if not self._kept[pair]:
-            raise InputError(f"{self.tap.name} has nothing for pair {pair}: it shows no picture.")
+            raise InputError(
+                f"{self.tap.name} has nothing for pair {pair}: the pair shows no picture, or its call did not get that far."
+            )
         return self._kept[pair]
 
     def _one_head(self, tensor: Tensor) -> Tensor:
@@ -119,21 +125,20 @@ class Activation(Sequence[Tensor]):
         return f"{self.tap.name} {self.tap.shape} of {len(self)} pair{'s' * (len(self) != 1)}"
 
 
-def columns_of(tap: Tap, where: Selector, encoding: Encoding) -> list[int]:
-    """Numbers of the rows of these tokens in one pair's whole activation: tokens, or of the tower patches or visual tokens."""
+def rows_by_picture(tap: Tap, where: Selector, encoding: Encoding) -> list[list[int]]:
+    """Rows of the patches (visual tokens) under some tokens, for each of the prompt's pictures. Raises InputError where a token is
+    none of a picture."""
     chosen = where(encoding)
-    if tap.rows in ("tokens", "sequences"):
-        return chosen
-    cells = [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"]
-    places = {token: number for number, token in enumerate(cells)}
-    if missing := [token for token in chosen if token not in places]:
-        raise InputError(f"{tap.name} holds pictures, but token {missing[0]} ({where}) is none of a picture.")
-    if tap.is_pattern:  # of the first picture
-        chosen = [token for token in chosen if places[token] < encoding.pictures[0].num_tokens]
-    if tap.rows == "cells":
-        return [places[token] for token in chosen]
-    merged = encoding.pictures[0].settings.merge_size ** 2  # the patches of a visual token follow one another
-    return [places[token] * merged + i for token in chosen for i in range(merged)]
+    found, known = [], set()
+    for number, picture in enumerate(encoding.pictures):
+        _, tokens = picture_tokens(encoding, number)
+        known |= set(tokens)
+        places = {token: place for place, token in enumerate(tokens)}
+        merged = 1 if tap.rows == "cells" else picture.settings.merge_size**2
+        found.append([places[token] * merged + i for token in chosen if token in places for i in range(merged)])
+    if outside := [token for token in chosen if token not in known]:
+        raise InputError(f"{tap.name} holds pictures, but token {outside[0]} ({where}) is none of a picture.")
+    return found
 
 
 class Cache:
@@ -143,18 +148,24 @@ class Cache:
         self.encodings: list[Encoding] = []
         self._taps: dict[str, Tap] = {}
         self._pairs: dict[str, dict[int, Kept]] = defaultdict(dict)
-        self._pictures: dict[str, dict[bytes, Kept]] = defaultdict(dict)
+        self._pictures: dict[str, dict[tuple[int, bytes], Kept]] = defaultdict(dict)
+        """By call and the picture's digest."""
+        self._calls: list[int] = []
+        """In which call each pair was."""
 
     def __getitem__(self, name: str) -> Activation:
         if name not in self._taps:
             raise InputError(f"{name!r} was not recorded; recorded were {', '.join(list(self._taps)[:6])} ...")
         tap = self._taps[name]
-        if name in self._pictures:
+        if tap.rows in ("patches", "cells"):
             pictures = self._pictures[name]
-            kept = [[pictures[picture.digest] for picture in encoding.pictures] for encoding in self.encodings]
+            kept = [
+                [pictures[call, p.digest] for p in encoding.pictures if (call, p.digest) in pictures]
+                for call, encoding in zip(self._calls, self.encodings, strict=True)
+            ]
         else:
             pairs = self._pairs[name]
-            kept = [[pairs[number]] for number in range(len(self.encodings))]
+            kept = [[pairs[number]] if number in pairs else [] for number in range(len(self.encodings))]
         return Activation(tap, kept, self.encodings)
 
     def __iter__(self) -> Iterator[str]:
@@ -191,15 +202,11 @@ class Cache:
         storages = (some.tensor.untyped_storage() for some in kept)
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    def _add(self, tap: Tap, key: int | bytes, kept: Kept) -> None:
-        if isinstance(key, bytes):
-            self._pictures[tap.name][key] = kept
-        else:
-            self._pairs[tap.name][key] = kept
-
 
 class Recording(Session):
     """A `with` block that keeps activations. Entering gives the `Cache`, which stays whole afterwards."""
+
+    records = True
 
     def __init__(self, reranker: Scorer, taps: Sequence[Tap], at: Selector | None = None, every_token: bool = False) -> None:
         super().__init__(reranker, taps, every_token)
@@ -211,26 +218,37 @@ class Recording(Session):
         self.cache._taps = {tap.name: tap for tap in self.watched}
         return self.cache
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        super().__exit__(kind, error, trace)
+    def begin(self, encodings: Sequence[Encoding]) -> None:
+        super().begin(encodings)
+        self.cache._calls += [self.calls] * len(encodings)
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
         shares = []
-        for rows in self.rows(tap, x, block):
-            share = x[rows.index]
+        # What is kept must lie on the way to the score, or no gradient would reach it.
+        on_the_way = torch.is_grad_enabled() and x.requires_grad
+        for place in self.rows(tap, x, block):
+            share = x[place.index]
+            kept, tokens = share, list(place.tokens)
+            if self.at is not None:
+                tokens = self._chosen(tap, place)
+                rows = torch.tensor([token - place.tokens.start for token in tokens], dtype=torch.long, device=x.device)
+                kept = share.index_select(-2 if tap.is_pattern else 0, rows)
+                if on_the_way:
+                    share = share.index_copy(-2 if tap.is_pattern else 0, rows, kept)
+            elif not on_the_way and not x.is_contiguous():
+                kept = share.clone()  # a part of something larger, which need not be kept
             shares.append(share)
             if tap.rows in ("patches", "cells"):
-                # Several pairs may show the picture, so it is kept whole.
-                self.cache._add(tap, self.pictures[rows.number].digest, Kept(share, rows.tokens))
-                continue
-            tokens: Sequence[int] = rows.tokens
-            if self.at is not None:
-                wanted = [token for token in self.at(self.encodings[rows.number]) if token in rows.tokens]
-                places = [token - rows.tokens.start for token in wanted]
-                share = share[..., places, :] if tap.is_pattern else share[places]
-                tokens = wanted
-            self.cache._add(tap, rows.number, Kept(share, tokens))
-        if not (torch.is_grad_enabled() and x.requires_grad):
+                digest = self.pictures[place.number].digest
+                self.cache._pictures[tap.name][self.calls, digest] = Kept(kept, tokens)
+            else:
+                self.cache._pairs[tap.name][place.number] = Kept(kept, tokens)
+        if not on_the_way:
             return x
-        # What is kept must lie on the way to the score, or no gradient would reach it.
         return torch.stack(shares) if block is not None else torch.cat(shares)
+
+    def _chosen(self, tap: Tap, place: Share) -> list[int]:
+        assert self.at is not None
+        if tap.rows in ("patches", "cells"):
+            return picture_rows(tap, self.encodings[self.first :], self.pictures[place.number], self.at)
+        return [token for token in self.at(self.encodings[place.number]) if token in place.tokens]

@@ -15,12 +15,9 @@ from torch import Tensor
 
 from m0.attention import Block
 from m0.errors import InputError
-from m0.images import Picture
-from m0.interp.cache import columns_of
 from m0.interp.positions import Selector
-from m0.interp.session import Rows, Scorer, Session
+from m0.interp.session import Scorer, Session, Share, picture_rows
 from m0.interp.taps import Tap, check_heads, find_taps
-from m0.prompt import Encoding
 
 EditFunction = Callable[[Tensor], Tensor]
 """Gets the chosen part of one pair's activation, rows first (scores and pattern: heads, queries, keys)."""
@@ -60,10 +57,10 @@ def mean(values: Tensor) -> EditFunction:
 
 
 def resample(values: Tensor, seed: int = 0) -> EditFunction:
-    """Put a random one of other rows in the place of each row. `values`: (rows, ...)."""
+    """Put a row drawn at random from others in the place of each row, whatever its position. `values`: (rows, ...)."""
+    generator = torch.Generator().manual_seed(seed)
 
     def put(x: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
         chosen = torch.randint(len(values), (len(x),), generator=generator)
         return replace(values[chosen.to(values.device)])(x)
 
@@ -79,30 +76,13 @@ class Edit:
     to: Selector | None = None
     heads: Sequence[int] | None = None
     pair: int | None = None
-    """Only in the pair of this number among those scored; None: in all."""
+    """Only in the pair of this number in the call; None: in all."""
 
 
 class Editing(Session):
     """A `with` block that changes activations."""
 
-    def __init__(
-        self,
-        reranker: Scorer,
-        edits: Mapping[str, EditFunction],
-        at: Selector | None = None,
-        to: Selector | None = None,
-        heads: Sequence[int] | None = None,
-        every_token: bool = False,
-    ) -> None:
-        by_tap: dict[Tap, list[Edit]] = {}
-        for names, function in edits.items():
-            if not callable(function):
-                raise InputError(f"the edit of {names!r} is {type(function).__name__}, but must be a function of a tensor.")
-            for tap in find_taps(reranker.model.config, names):
-                by_tap.setdefault(tap, []).append(Edit(function, at, to, heads))
-        self.set(reranker, by_tap, every_token)
-
-    def set(self, reranker: Scorer, edits: Mapping[Tap, list[Edit]], every_token: bool = False) -> None:
+    def __init__(self, reranker: Scorer, edits: Mapping[Tap, list[Edit]], every_token: bool = False) -> None:
         for tap, some in edits.items():
             for edit in some:
                 check_heads(tap, edit.heads)
@@ -112,74 +92,70 @@ class Editing(Session):
         self.edits = edits
 
     @classmethod
-    def of(cls, reranker: Scorer, edits: Mapping[Tap, list[Edit]], every_token: bool = False) -> Editing:
-        """Different edits in different places: what the experiments are made of."""
-        editing = cls.__new__(cls)
-        editing.set(reranker, edits, every_token)
-        return editing
+    def of(
+        cls,
+        reranker: Scorer,
+        edits: Mapping[str, EditFunction],
+        at: Selector | None = None,
+        to: Selector | None = None,
+        heads: int | Sequence[int] | None = None,
+        every_token: bool = False,
+    ) -> Editing:
+        """The same place for every edit; taps by shell patterns."""
+        by_tap: dict[Tap, list[Edit]] = {}
+        for names, function in edits.items():
+            if not callable(function):
+                raise InputError(f"the edit of {names!r} is {type(function).__name__}, but must be a function of a tensor.")
+            for tap in find_taps(reranker.model.config, names):
+                by_tap.setdefault(tap, []).append(Edit(function, at, to, check_heads(tap, heads)))
+        return cls(reranker, by_tap, every_token)
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
         result = x
-        shares = {rows.number: rows for rows in self.rows(tap, x, block)}
+        shares = list(self.rows(tap, x, block))
         for edit in self.edits[tap]:
-            for number in shares if edit.pair is None else [edit.pair]:
-                if number not in shares:
+            for share in shares:
+                if edit.pair is not None and share.number != self.first + edit.pair:
                     continue
-                index = self._index(tap, edit, shares[number], x)
+                index = self._index(tap, edit, share, x)
                 if index is None:
                     continue
                 before = result[index]
-                after = edit.function(before)
-                if after is before:
-                    continue
+                after = edit.function(before.clone())  # a function may write into what it gets
                 if not isinstance(after, Tensor) or after.shape != before.shape:
                     shape = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
                     raise InputError(f"the edit of {tap.name} returned {shape}, but must return shape {tuple(before.shape)}.")
-                if before.shape == x.shape:  # all there is
-                    result = after.to(x.dtype)
-                    continue
                 if result is x:
                     result = x.clone()
                 result[index] = after.to(x.dtype)
         return result
 
-    def _index(self, tap: Tap, edit: Edit, rows: Rows, x: Tensor) -> tuple[Any, ...] | None:
+    def _index(self, tap: Tap, edit: Edit, share: Share, x: Tensor) -> tuple[Any, ...] | None:
         """Index of what the edit gets; None: nothing here, as the last layer has the score token's row alone."""
-        if tap.rows in ("patches", "cells"):
-            encoding, first = self._shown(tap, self.pictures[rows.number])
-        else:
-            encoding, first = self.encodings[rows.number], 0
 
         def numbers(where: Selector | None, known: range) -> Tensor | None:
             if where is None:
                 return None
-            chosen = [n - first for n in columns_of(tap, where, encoding) if n - first in known]
-            return torch.tensor([n - known.start for n in chosen], dtype=torch.long, device=x.device)
+            if tap.rows in ("patches", "cells"):
+                chosen = picture_rows(tap, self.encodings[self.first :], self.pictures[share.number], where)
+            else:
+                chosen = where(self.encodings[share.number])
+            return torch.tensor([n - known.start for n in chosen if n in known], dtype=torch.long, device=x.device)
 
-        at, heads = numbers(edit.at, rows.tokens), edit.heads
+        at = numbers(edit.at, share.tokens)
         if at is not None and not len(at):
             return None
+        heads = None if edit.heads is None else torch.tensor(list(edit.heads), device=x.device)
         if not tap.is_pattern:
-            start = rows.index[0].start
             if at is None and heads is None:
-                return rows.index
-            chosen = torch.arange(start, rows.index[0].stop, device=x.device) if at is None else start + at
-            return (chosen,) if heads is None else (chosen[:, None], torch.tensor(list(heads), device=x.device)[None, :])
+                return share.index
+            start, stop = share.index[0].start, share.index[0].stop
+            rows = torch.arange(start, stop, device=x.device) if at is None else start + at
+            return (rows,) if heads is None else (rows[:, None], heads[None, :])
         to = numbers(edit.to, range(x.shape[-1]))
         if at is None and to is None and heads is None:
-            return rows.index
-        some_heads = torch.arange(x.shape[1], device=x.device) if heads is None else torch.tensor(list(heads), device=x.device)
+            return share.index
+        heads = torch.arange(x.shape[1], device=x.device) if heads is None else heads
         queries = torch.arange(x.shape[2], device=x.device) if at is None else at
         keys = torch.arange(x.shape[3], device=x.device) if to is None else to
-        return (rows.index[0], some_heads[:, None, None], queries[:, None], keys)
-
-    def _shown(self, tap: Tap, picture: Picture) -> tuple[Encoding, int]:
-        """A prompt that shows this picture, and how many of its rows stand before the picture's. A picture is looked at once,
-        so all pairs that show it see the same edit."""
-        for encoding in self.encodings:
-            first = 0
-            for other in encoding.pictures:
-                if other.digest == picture.digest:
-                    return encoding, first * (1 if tap.rows == "cells" else picture.settings.merge_size**2)
-                first += other.num_tokens
-        raise AssertionError("a picture is looked at that no pair shows")
+        return (share.index[0], heads[:, None, None], queries[:, None], keys)

@@ -86,18 +86,21 @@ class Grid:
         except ImportError:
             raise MissingExtraError("plots need matplotlib: pip install 'm0-reranker[plot]'.") from None
         rows = self.axes[0]
-        columns = self.axes[1] if len(self.axes) == 2 else Axis("", [""])
+        columns = self.axes[1] if len(self.axes) == 2 else Axis("", [""] * 10)
         figure = Figure(figsize=(2.5 + 0.32 * len(columns.labels), 1.5 + 0.26 * len(rows.labels)), layout="constrained")
         axes = figure.subplots()
-        values = self.values if len(self.axes) == 2 else self.values[:, None]
-        limit = max(float(values.abs().max()), 1e-12)
-        image = axes.imshow(values.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+        if len(self.axes) == 1:
+            axes.barh(range(len(rows.labels)), self.values.numpy(), color="#e66101")
+            axes.invert_yaxis()
+        else:
+            limit = max(float(self.values.abs().nan_to_num().max()), 1e-12)
+            image = axes.imshow(self.values.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+            axes.set_xticks(range(len(columns.labels)), columns.labels, rotation=90, fontsize=7)
+            axes.set_xlabel(columns.name)
+            figure.colorbar(image)
         axes.set_yticks(range(len(rows.labels)), rows.labels, fontsize=7)
-        axes.set_xticks(range(len(columns.labels)), columns.labels, rotation=90, fontsize=7)
         axes.set_ylabel(rows.name)
-        axes.set_xlabel(columns.name)
         axes.set_title(self.title, fontsize=9)
-        figure.colorbar(image)
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure

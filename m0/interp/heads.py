@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from m0.errors import InputError
-from m0.interp.cache import Recording
 from m0.interp.grid import Axis, Grid
+from m0.interp.patching import recorded
 from m0.interp.positions import document, image, query, score_token
-from m0.interp.session import Scorer, forward, prompts
+from m0.interp.session import Scorer, prompts
 from m0.interp.taps import find_taps
+from m0.interp.words import owners_of, words_of
 from m0.prompt import Encoding
 
 
@@ -57,8 +58,7 @@ def head_roles(reranker: Scorer, pairs: Sequence[Any]) -> HeadRoles:
     }
     found: dict[str, list[Tensor]] = {job: [] for job in jobs}
     for encoding in encodings:
-        with torch.inference_mode(), Recording(reranker, taps, every_token=True) as cache:
-            forward(reranker, [encoding])
+        cache, _ = recorded(reranker, [encoding], taps)
         pattern = torch.stack([cache[tap.name].tensor for tap in taps]).double().cpu()  # (layers, heads, queries, keys)
         for job, measure in jobs.items():
             if (share := measure(encoding, pattern)) is not None:
@@ -79,11 +79,22 @@ def _share(pattern: Tensor, who: list[int], whom: list[int]) -> Tensor | None:
 
 
 def _matches(encoding: Encoding) -> dict[int, list[int]]:
-    """Query tokens, and for each the document's tokens that are the same."""
-    ids = encoding.token_ids.tolist()
-    in_document = [i for i in document.all(encoding) if encoding.origins[i].kind == "text"]
-    alike = {i: [j for j in in_document if ids[j] == ids[i]] for i in query.all(encoding) if encoding.origins[i].kind == "text"}
-    return {i: some for i, some in alike.items() if some}
+    """Tokens of the query's words, and for each the document's tokens of the same word, upper and lower case alike."""
+    spans = words_of(encoding)
+    by_word: dict[int, list[int]] = {}
+    for token, owner in enumerate(owners_of(encoding, spans)):
+        if owner is not None and any(character.isalnum() for character in spans[owner].text):
+            by_word.setdefault(owner, []).append(token)
+    shown: dict[str, list[int]] = {}
+    for owner, some in by_word.items():
+        if spans[owner].side == "document":
+            shown.setdefault(spans[owner].text.casefold(), []).extend(some)
+    return {
+        token: shown[spans[owner].text.casefold()]
+        for owner, some in by_word.items()
+        if spans[owner].side == "query" and spans[owner].text.casefold() in shown
+        for token in some
+    }
 
 
 def _same_word(encoding: Encoding, pattern: Tensor) -> Tensor | None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from m0.interp.cache import Recording
 from m0.interp.grid import Axis, Grid
-from m0.interp.patching import token_label
+from m0.interp.patching import recorded, token_label
 from m0.interp.positions import Selector, score_token
-from m0.interp.session import Scorer, forward, prompts
+from m0.interp.session import Scorer, forward, prompts, silence
 from m0.interp.taps import find_taps
 from m0.rotary import working_dtype
 
@@ -31,9 +31,8 @@ def score_lens(reranker: Scorer, pair: Any, where: Selector = score_token) -> Gr
     model = reranker.model
     last = model.config.decoder.num_layers - 1
     names = ["decoder.layers.*.residual.before", f"decoder.layers.{last}.residual.after"]
-    with torch.inference_mode():
-        with Recording(reranker, find_taps(model.config, names), every_token=True) as cache:
-            logit = forward(reranker, [encoding])[0]
+    cache, (logit,) = recorded(reranker, [encoding], find_taps(model.config, names))
+    with torch.no_grad(), silence(reranker.sessions):
         read = [model.head(model.decoder.norm(cache[name].at(where))).double().cpu() for name in cache.names]
     layers = [*(f"before {i}" for i in range(last + 1)), "end"]
     labels = [token_label(encoding, number) for number in where(encoding)]
@@ -52,7 +51,7 @@ class DirectAttribution:
     mlps: Tensor
     """(layers,), float64"""
     bias: float
-    """Of the head's two linear layers, and of the attention's output where an adapter gives it one."""
+    """Of the head's two linear layers."""
 
     @property
     def total(self) -> float:
@@ -67,7 +66,7 @@ class DirectAttribution:
     def grid(self) -> Grid:
         columns = [*(f"head {i}" for i in range(self.heads.shape[1])), "mlp"]
         values = torch.cat([self.heads, self.mlps[:, None]], dim=1)
-        notes = {"logit": self.logit, "embedding": self.embedding, "bias": self.bias, "sum": self.total}
+        notes = {"logit": self.logit, "embedding": self.embedding, "bias": self.bias, "gap": self.logit - self.total}
         axes = (Axis("layer", [str(i) for i in range(len(self.mlps))]), Axis("part", columns))
         return Grid("direct logit attribution", axes, values, notes)
 
@@ -83,21 +82,21 @@ def direct_logit_attribution(reranker: Scorer, pair: Any) -> DirectAttribution:
     prompt."""
     (encoding,) = prompts(reranker, [pair])
     model = reranker.model
-    first, last = model.head[0], model.head[2]
-    assert isinstance(first, nn.Linear)
-    assert isinstance(last, nn.Linear)
     end = f"decoder.layers.{model.config.decoder.num_layers - 1}.residual.after"
     names = ["decoder.embeddings", "decoder.layers.*.attention.result", "decoder.layers.*.mlp.out", end, "head.pre"]
-    with torch.inference_mode():
+    with torch.no_grad():
         with Recording(reranker, find_taps(model.config, names), at=score_token) as cache:
             logit = forward(reranker, [encoding])[0]
+        with silence(reranker.sessions):
+            first, first_bias = _affine(model.head[0])
+            last, last_bias = _affine(model.head[2])
         stream = cache[end].tensor[0]
         wide = stream.to(working_dtype(stream.dtype))
         norm = model.decoder.norm
         scale = torch.rsqrt(wide.pow(2).mean() + norm.eps).double() * norm.weight.double()  # (hidden,)
-        open_units = (cache["head.pre"].tensor[0] > 0).double() * last.weight[0].double()
-        direction = (open_units @ first.weight.double()) * scale  # what a number in the stream adds to the logit
-        bias = float(open_units @ first.bias.double() + last.bias.double()[0])
+        open_units = (cache["head.pre"].tensor[0] > 0).double() * last[0]
+        direction = (open_units @ first) * scale  # what a number in the stream adds to the logit
+        bias = float(open_units @ first_bias + last_bias[0])
         embedding = float(cache["decoder.embeddings"].tensor[0].double() @ direction)
         heads, mlps = [], []
         for name in cache.names:
@@ -106,3 +105,11 @@ def direct_logit_attribution(reranker: Scorer, pair: Any) -> DirectAttribution:
             elif name.endswith("mlp.out"):
                 mlps.append(cache[name].tensor[0].double() @ direction)
     return DirectAttribution(float(logit), embedding, torch.stack(heads).cpu(), torch.stack(mlps).cpu(), bias)
+
+
+def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer as it acts, an adapter on it included; float64."""
+    assert isinstance(layer, nn.Linear)
+    ones = torch.eye(layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    bias = layer(torch.zeros_like(ones[:1]))
+    return (layer(ones) - bias).double().T, bias[0].double()

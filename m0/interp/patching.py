@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from m0.errors import InputError
-from m0.interp.cache import Cache, Recording, columns_of
+from m0.interp.cache import Cache, Recording
 from m0.interp.edits import Edit, Editing, replace
 from m0.interp.grid import Axis, Grid
 from m0.interp.positions import Selector, everything, tokens
@@ -41,8 +41,8 @@ def activation_patching(
     Args:
         clean, corrupted: pairs (query, document), or prompts, of equally many tokens.
         taps: shell patterns; one row each. Of the decoder.
-        positions: groups of tokens by name, one column each; None: every token by itself, or all together where heads are told
-            apart.
+        positions: groups of tokens by name, one column each, looked up in the clean prompt; None: every token by itself, or all
+            together where heads are told apart.
         by_head: tell heads apart (rows are then layer and head); None: where the taps have heads.
         batch_tokens: tokens that go through the model at a time.
 
@@ -50,13 +50,13 @@ def activation_patching(
     the two prompts have different lengths or equal logits.
     """
     experiment = _Experiment(reranker, clean, corrupted, taps, positions, by_head)
-    with torch.inference_mode():
-        variants = []
-        for tap, heads in experiment.rows:
-            value = experiment.cache[tap.name].tensor
-            for where in experiment.groups.values():
-                variants.append((tap, Edit(_take(value, tap, where, experiment.clean, heads), at=where, heads=heads)))
-        logits = run_variants(reranker, experiment.corrupted, [[variant] for variant in variants], batch_tokens)
+    variants = []
+    for tap, heads in experiment.rows:
+        value = experiment.cache[tap.name].tensor
+        for where in experiment.groups.values():
+            put = _take(value, tap, where(experiment.clean), heads)
+            variants.append([(tap, Edit(put, at=where, heads=heads))])
+    logits = run_variants(reranker, experiment.corrupted, variants, batch_tokens)
     return experiment.grid("activation patching", logits - experiment.corrupted_logit)
 
 
@@ -77,19 +77,25 @@ def attribution_patching(
     (start,) = find_taps(reranker.model.config, "decoder.embeddings")
     leaf = {start: [Edit(lambda x: x.detach().requires_grad_())]}  # a gradient whatever the parameters are set to
     taps_read = list(dict.fromkeys(tap for tap, _ in experiment.rows))
-    with torch.enable_grad(), _opened(reranker, leaf), Recording(reranker, taps_read, every_token=True) as cache:
+    with (
+        torch.enable_grad(),
+        Editing(reranker, leaf, every_token=True),
+        Recording(reranker, taps_read, every_token=True) as cache,
+    ):
         logit = forward(reranker, [experiment.corrupted])[0]
         values = {name: cache[name].tensor for name in cache.names}
     gradients = dict(zip(values, torch.autograd.grad(logit, list(values.values()), materialize_grads=True), strict=True))
     found = []
     for tap, heads in experiment.rows:
-        products = (experiment.cache[tap.name].tensor - values[tap.name].detach()) * gradients[tap.name]
+        difference = experiment.cache[tap.name].tensor.double() - values[tap.name].detach().double()
+        if tap.how == "scores":  # what causality forbids is minus infinity in both runs
+            difference = difference.masked_fill(values[tap.name].isneginf(), 0.0)
+        products = difference * gradients[tap.name].double()
         if heads is not None:
             products = products[heads] if tap.is_pattern else products[:, heads]
         for where in experiment.groups.values():
-            rows = columns_of(tap, where, experiment.clean)
-            # Scores that causality forbids are minus infinity in both runs.
-            found.append((products[..., rows, :] if tap.is_pattern else products[rows]).nan_to_num(0.0).sum().double())
+            rows = where(experiment.clean)
+            found.append((products[..., rows, :] if tap.is_pattern else products[rows]).sum())
     return experiment.grid("attribution patching", torch.stack(found).cpu())
 
 
@@ -122,31 +128,31 @@ def path_patching(
         if not (0 <= layer < decoder.num_layers and 0 <= head < decoder.num_heads):
             raise InputError(f"the sender ({layer}, {head}) is not a head of the decoder.")
     inputs: dict[Tap, list[int]] = {}
-    for layer, head, part in receivers or ():
-        if part not in ("query", "key", "value") or not 0 <= layer < decoder.num_layers:
-            raise InputError(f"the receiver ({layer}, {head}, {part!r}) is not an input of a head of the decoder.")
+    for receiver in receivers or ():
+        if len(receiver) != 3 or receiver[2] not in ("query", "key", "value") or not 0 <= receiver[0] < decoder.num_layers:
+            raise InputError(f"the receiver {receiver!r} is not (layer, head, 'query', 'key' or 'value') of the decoder.")
+        layer, head, part = receiver
         (tap,) = find_taps(reranker.model.config, f"decoder.layers.{layer}.attention.{part}")
         check_heads(tap, [head])
         inputs.setdefault(tap, []).append(head)
     found = []
-    with torch.inference_mode():
-        with Recording(reranker, z_taps, every_token=True) as kept:
-            forward(reranker, [experiment.corrupted])
+    seen: dict[bytes, Tensor] = {}
+    kept, _ = recorded(reranker, [experiment.corrupted], z_taps)
+    with torch.no_grad():
         for layer, head in chosen:
             edits = {tap: [Edit(replace(kept[tap.name].tensor))] for tap in z_taps}
             clean_z = experiment.cache[z_taps[layer].name].tensor[:, [head]]
             edits[z_taps[layer]].append(Edit(replace(clean_z), at=everything, heads=[head]))
-            with Recording(reranker, list(inputs), every_token=True) as received, _opened(reranker, edits):
-                logit = forward(reranker, [experiment.corrupted])[0]
+            with Editing(reranker, edits, every_token=True), Recording(reranker, list(inputs), every_token=True) as received:
+                logit = forward(reranker, [experiment.corrupted], seen)[0]
             if inputs:
                 taken = {
                     tap: [Edit(replace(received[tap.name].tensor[:, heads]), at=everything, heads=heads)]
                     for tap, heads in inputs.items()
                 }
-                with _opened(reranker, taken):
-                    logit = forward(reranker, [experiment.corrupted])[0]
+                with Editing(reranker, taken, every_token=True):
+                    logit = forward(reranker, [experiment.corrupted], seen, record=False)[0]
             found.append(logit.double().cpu() - experiment.corrupted_logit)
-    experiment.rows, experiment.groups = [], {}
     labels = [f"{layer}.{head}" for layer, head in chosen]
     values = torch.stack(found) / (experiment.clean_logit - experiment.corrupted_logit)
     return Grid("path patching", (Axis("sender", labels),), values, experiment.notes)
@@ -155,26 +161,30 @@ def path_patching(
 def run_variants(
     reranker: Scorer, encoding: Encoding, variants: Sequence[Sequence[tuple[Tap, Edit]]], batch_tokens: int = 8192
 ) -> Tensor:
-    """Logits of one prompt under different edits, (variants,), float64: many at a time, each a sequence of its own."""
+    """Logits of one prompt under different edits of the decoder, (variants,), float64: many at a time, each a sequence of its own.
+    Its pictures are looked at once."""
     at_once = max(1, batch_tokens // len(encoding))
     found = []
+    seen: dict[bytes, Tensor] = {}
     for start in range(0, len(variants), at_once):
         some = variants[start : start + at_once]
         edits: dict[Tap, list[Edit]] = {}
         for pair, variant in enumerate(some):
             for tap, edit in variant:
                 edits.setdefault(tap, []).append(Edit(edit.function, edit.at, edit.to, edit.heads, pair))
-        with torch.inference_mode(), _opened(reranker, edits):
-            found.append(forward(reranker, [encoding] * len(some)).double().cpu())
+        with torch.no_grad(), Editing(reranker, edits, every_token=True):
+            found.append(forward(reranker, [encoding] * len(some), seen, record=False).double().cpu())
     return torch.cat(found)
 
 
-def _opened(reranker: Scorer, edits: Mapping[Tap, list[Edit]]) -> Editing:
-    return Editing.of(reranker, edits, every_token=True)
+def recorded(reranker: Scorer, encodings: Sequence[Encoding], taps: Sequence[Tap]) -> tuple[Cache, Tensor]:
+    """Activations at every token, without gradients, and logits."""
+    with torch.no_grad(), Recording(reranker, taps, every_token=True) as cache:
+        logits = forward(reranker, encodings)
+    return cache, logits
 
 
-def _take(value: Tensor, tap: Tap, where: Selector, encoding: Encoding, heads: Sequence[int] | None) -> Any:
-    rows = columns_of(tap, where, encoding)
+def _take(value: Tensor, tap: Tap, rows: list[int], heads: Sequence[int] | None) -> Any:
     if tap.is_pattern:
         value = value if heads is None else value[list(heads)]
         return replace(value[..., rows, :])
@@ -200,7 +210,7 @@ class _Experiment:
                 "exchanged token by token; choose words of as many tokens."
             )
         found = find_taps(reranker.model.config, taps)
-        if any(tap.rows in ("patches", "cells") for tap in found):
+        if any(tap.rows != "tokens" for tap in found):
             raise InputError("patching is of the decoder's activations; a picture's visual tokens are in decoder.embeddings.")
         heads = all(tap.heads for tap in found) if by_head is None else by_head
         if heads and not all(tap.heads for tap in found):
@@ -208,15 +218,13 @@ class _Experiment:
         self.rows: list[tuple[Tap, list[int] | None]] = [
             (tap, numbers) for tap in found for numbers in ([[head] for head in range(tap.heads)] if heads else [None])
         ]
-        self.groups = dict(positions) if positions is not None else self._each_token(heads)
-        with torch.inference_mode():
-            with Recording(reranker, found, every_token=True) as cache:
-                logits = forward(reranker, [self.clean])
-            self.cache: Cache = cache
-            self.clean_logit = float(logits[0])
-            # Computed as the variants are, all tokens of the last layer, so that no edit gives exactly 0.
-            with _opened(reranker, {}):
-                self.corrupted_logit = float(forward(reranker, [self.corrupted])[0])
+        groups = dict(positions) if positions is not None else self._each_token(heads)
+        # Words may be found in the clean prompt alone: what counts is where they stand there.
+        self.groups = {name: tokens(*where(self.clean)) for name, where in groups.items()}
+        self.cache, logits = recorded(reranker, [self.clean], found)
+        self.clean_logit = float(logits[0])
+        # Computed as the variants are, with all tokens of the last layer.
+        self.corrupted_logit = float(run_variants(reranker, self.corrupted, [[]])[0])
         if self.clean_logit == self.corrupted_logit:
             raise InputError("the clean and the corrupted prompt have the same logit, so there is nothing to recover.")
         self.notes = {"clean": self.clean_logit, "corrupted": self.corrupted_logit}

@@ -43,18 +43,19 @@ class Selector:
         return self.name
 
 
-class _SideTokens:
-    """Tokens of the query or the document."""
+class SideTokens(Selector):
+    """Tokens of the query or the document: all of them, pictures included, unless some are asked for."""
 
     def __init__(self, side: Side) -> None:
-        self.side: Side = side
+        super().__init__(lambda encoding: [i for i, o in enumerate(encoding.origins) if o.side == side], side)
+        object.__setattr__(self, "side", side)
+
+    side: Side
 
     @property
     def all(self) -> Selector:
         """All of the side's tokens, pictures included."""
-        return Selector(
-            lambda encoding: [i for i, origin in enumerate(encoding.origins) if origin.side == self.side], f"{self.side}.all"
-        )
+        return Selector(self.choose, f"{self.side}.all")
 
     def part(self, number: int) -> Selector:
         """The tokens of one part of a mixed side."""
@@ -84,8 +85,10 @@ class _SideTokens:
     def words(self, text: str, occurrence: int | None = None) -> Selector:
         """The tokens of a word or phrase, upper and lower case alike. `occurrence`: only that one, from 0; None: all of them.
 
-        Whole words are looked for first; where there is none (scripts without blanks), the text anywhere.
+        Whole words are looked for first; where there is none (scripts without blanks), the text anywhere. Raises InputError.
         """
+        if not isinstance(text, str):
+            raise InputError(f"words are asked for by {type(text).__name__}, but must be by text.")
 
         def choose(encoding: Encoding) -> list[int]:
             places = [
@@ -119,15 +122,16 @@ def _find(text: str, part: str) -> list[re.Match[str]]:
     return whole or list(re.finditer(escaped, part, re.IGNORECASE))
 
 
-class _ImageTokens:
+class ImageTokens(Selector):
     """Visual tokens. `picture` counts the prompt's pictures: the document's first, then the query's."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda encoding: [i for i, o in enumerate(encoding.origins) if o.kind == "image"], "image")
 
     @property
     def all(self) -> Selector:
         """All visual tokens."""
-        return Selector(
-            lambda encoding: [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"], "image.all"
-        )
+        return Selector(self.choose, "image.all")
 
     def cell(self, row: int, column: int, picture: int = 0) -> Selector:
         """One visual token by its place in the picture's grid."""
@@ -171,8 +175,8 @@ def picture_tokens(encoding: Encoding, number: int) -> tuple[Picture, list[int]]
     return encoding.pictures[number], tokens[first : first + encoding.pictures[number].num_tokens]
 
 
-query, document = _SideTokens("query"), _SideTokens("document")
-image = _ImageTokens()
+query, document = SideTokens("query"), SideTokens("document")
+image = ImageTokens()
 score_token = Selector(lambda encoding: [len(encoding) - 1], "score_token")
 template = Selector(
     lambda encoding: [i for i, o in enumerate(encoding.origins) if o.side == "template" and i < len(encoding) - 1], "template"

@@ -19,7 +19,7 @@ from m0.config import RerankerConfig
 from m0.errors import InputError
 from m0.model import RerankerModel
 
-Rows = Literal["tokens", "sequences", "patches", "cells"]
+Unit = Literal["tokens", "sequences", "patches", "cells"]
 """What the first axis counts: a sequence's tokens, sequences, a picture's patches, or its visual tokens."""
 See = Callable[[Tensor, "Block | None"], Tensor]
 """Gets an activation as the model holds it, all sequences or pictures end to end, and returns what takes its place. Scores and
@@ -37,7 +37,7 @@ class Tap:
     shape: str
     """Of one sequence or picture. In the decoder's last layer only the score token asks, so what its queries lead to has one
     row, unless every token is asked for."""
-    rows: Rows
+    rows: Unit
     module: str
     """Where it is found: a module of the model."""
     how: How
@@ -102,7 +102,7 @@ def all_taps(config: RerankerConfig) -> list[Tap]:
 
 
 def _block(
-    ours: str, theirs: str, rows: Rows, width: int, heads: int, kv_heads: int, dim: int, norm1: str, norm2: str, attention: str
+    ours: str, theirs: str, rows: Unit, width: int, heads: int, kv_heads: int, dim: int, norm1: str, norm2: str, attention: str
 ) -> list[Tap]:
     """What a block of the tower and a layer of the decoder have in common, up to its MLP."""
     name, module = f"{ours}.attention", f"{theirs}.{attention}"
@@ -128,19 +128,28 @@ def _block(
         Tap(f"{name}.z", per_head, rows, out, "input", heads),
         Tap(f"{name}.result", f"({rows}, {heads}, {width})", rows, out, "result", heads),
         Tap(f"{name}.out", f"({rows}, {width})", rows, f"{theirs}.{attention}", "output"),
-        Tap(f"{ours}.residual.between", f"({rows}, {width})", rows, f"{theirs}.{norm2}", "input"),
+        Tap(f"{ours}.residual.between", f"({rows}, {width})", rows, f"{theirs}.between", "output"),
         Tap(f"{ours}.mlp_norm.out", f"({rows}, {width})", rows, f"{theirs}.{norm2}", "output"),
     ]
 
 
 def find_taps(config: RerankerConfig, patterns: str | Iterable[str]) -> list[Tap]:
-    """The taps whose names match any of these shell patterns (`*` reaches over dots). Raises InputError where one matches none."""
+    """The taps whose names match any of these shell patterns (`*` reaches over dots).
+
+    Scores and patterns of the vision tower are so large (gigabytes a picture at the released size) that only a pattern that begins
+    with "vision" matches them. Raises InputError where a pattern matches none.
+    """
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     taps = all_taps(config)
+
+    def fits(tap: Tap, pattern: str) -> bool:
+        large = tap.is_pattern and tap.rows == "patches"
+        return fnmatchcase(tap.name, pattern) and (not large or pattern.startswith("vision"))
+
     for pattern in wanted:
-        if not isinstance(pattern, str) or not any(fnmatchcase(tap.name, pattern) for tap in taps):
+        if not isinstance(pattern, str) or not any(fits(tap, pattern) for tap in taps):
             raise InputError(f"no activation is named {pattern!r}; reranker.taps() lists them.")
-    return [tap for tap in taps if any(fnmatchcase(tap.name, pattern) for pattern in wanted)]
+    return [tap for tap in taps if any(fits(tap, pattern) for pattern in wanted)]
 
 
 class Handles:
@@ -211,9 +220,13 @@ def _third(output: Tensor, part: int, heads: int, see: See) -> Tensor:
     return torch.stack([seen if i == part else parts[:, i] for i in range(3)], dim=1).flatten(1)
 
 
-def check_heads(tap: Tap, heads: Sequence[int] | None) -> None:
-    """Raises InputError where the tap has no such heads."""
-    for head in heads or ():
-        if not 0 <= head < tap.heads:
+def check_heads(tap: Tap, heads: int | Sequence[int] | None) -> list[int] | None:
+    """Numbers of heads as a list. Raises InputError where the tap has no such heads."""
+    if heads is None:
+        return None
+    chosen = [heads] if isinstance(heads, int) else list(heads)
+    for head in chosen:
+        if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < tap.heads:
             known = f"has the heads 0 to {tap.heads - 1}" if tap.heads else "has no heads"
-            raise InputError(f"head {head} is asked for, but {tap.name} {known}.")
+            raise InputError(f"head {head!r} is asked for, but {tap.name} {known}.")
+    return chosen

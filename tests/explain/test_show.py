@@ -16,8 +16,8 @@ from m0.errors import InputError
 from m0.explain.explanation import PictureRelevance
 from m0.explain.html import SCRIPT, page
 from m0.explain.show import heat_map, to_terminal
-from m0.explain.words import sentences_of, token_shares, words_of
 from m0.images import ImageSettings, prepare_picture
+from m0.interp.words import owners_of, sentences_of, words_of
 from tests.conftest import noise
 
 NASTY = '<script>alert("x")</script> & </script><!-- \u2028 "quotes" it\'s'
@@ -51,12 +51,35 @@ def test_sentences(tiny):
 
 
 @pytest.mark.parametrize(
-    "text", ["plain words", "😀 emoji 👩‍👩‍👧 and ğ", "東京 is Tokyo", "  leading blanks", "a\n\n\nb", "ที่นี่"]
+    "text", ["plain words", "😀 emoji 👩‍👩‍👧 and ğ", "東京 is Tokyo", "  leading blanks", "a\n\n\nb", "ที่นี่", "wait... --"]
 )
-def test_every_token_of_a_text_is_shared_out_in_full(tiny, text):
+def test_every_token_of_a_text_belongs_to_one_word(tiny, text):
     encoding = tiny.encode("q", text)
-    for origin, shares in zip(encoding.origins, token_shares(encoding, words_of(encoding)), strict=True):
-        assert sum(shares.values()) == pytest.approx(1.0 if origin.kind == "text" else 0.0)
+    spans = words_of(encoding)
+    for origin, owner in zip(encoding.origins, owners_of(encoding, spans), strict=True):
+        assert (owner is not None) == (origin.kind == "text")
+        if owner is not None and text[origin.start : origin.end].strip() and origin.side == "document":
+            assert spans[owner].start < origin.end
+            assert spans[owner].end > origin.start
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("❤️ 👩‍👩‍👧 🇩🇪🇫🇷 👍🏽", ["❤️", "👩‍👩‍👧", "🇩🇪", "🇫🇷", "👍🏽"]),
+        ("می‌خواهم", ["می‌خواهم"]),
+        ("co\u00adoperate", ["co\u00adoperate"]),
+    ],
+)
+def test_what_is_seen_as_one_sign_is_one_word(text, words):
+    from m0.interp.words import _pieces
+
+    assert [text[start:end] for start, end, _ in _pieces(text)] == words
+
+
+def test_marks_that_share_a_token_can_be_left_out(nano):
+    found = nano.explain("what", "wait... what?! yes -- no", method="occlusion")
+    assert all(word.relevance != 0 for word in found.words)
 
 
 SIZES = [(60, 90), (56, 56), (1000, 700), (113, 59), (900, 300)]
@@ -117,13 +140,15 @@ def test_terminal(tiny):
     assert "score" in plain
     assert "[picture 0, 84 x 56 pixels, 3 x 4 cells" in plain or "[picture 0, 84 x 56 pixels, 2 x 3 cells" in plain
     assert "\x1b[48;2;" in to_terminal(found)
-    assert str(found) == to_terminal(found)
+    assert str(found) == plain  # not a terminal
+    steering = tiny.explain("q", "\x1b]0;title\x07 \x1b[31mred", method="attention")
+    assert "\x1b" not in to_terminal(steering, color=False)
 
 
 def test_json_is_json_and_complete(tiny):
     found = tiny.explain("red heart", ["A heart", noise(84, 56, 2)], method="attnlrp")
     data = json.loads(json.dumps(found.to_json()))
-    assert sum(data["tokens"]) == pytest.approx(float(found.tokens.sum()))
+    assert sum(token["relevance"] for token in data["tokens"]) == pytest.approx(float(found.tokens.sum()))
     assert [word["text"] for word in data["words"] if word["side"] == "query"] == ["red", "heart"]
     assert len(data["interaction"]["values"]) == 2
     assert data["ledger"]["logit"] == pytest.approx(found.logit)
@@ -175,16 +200,16 @@ def test_the_script_runs(tiny, tmp_path):
     const pixels = []; const canvas = {{ style: {{}}, on: {{}}, addEventListener(k, f) {{ this.on[k] = f; }},
       getContext: () => ({{ fillRect(...a) {{ pixels.push([this.fillStyle, ...a]); }} }}),
       getBoundingClientRect: () => ({{left: 0, top: 0, width: 100, height: 100}}) }};
-    const say = {{}};
-    const root = {{ querySelector: () => say, querySelectorAll: q => q === '.w' ? words : q === 'canvas' ? [canvas] :
+    const say = {{}}, row = {{}};
+    const root = {{ querySelector: q => q === '.row' ? row : say, querySelectorAll: q => q === '.w' ? words : q === 'canvas' ? [canvas] :
       q.includes('.query .w') ? words.filter(w => {json.dumps([w.side for w in found.words])}[+w.dataset.n] === 'query') : [] }};
     {SCRIPT}(root, {_data(found, 1.0)});
     if (!words.every(w => w.style.background)) throw 'a word without colour';
     const before = pixels.length; if (!before) throw 'no cells';
     const asked = words.findIndex(w => w.on.click); words[asked].on.click();
-    if (!say.textContent.includes('red') || pixels.length === before) throw 'no row: ' + say.textContent;
+    if (!row.textContent.includes('red') || pixels.length === before) throw 'no row: ' + row.textContent;
     canvas.on.mousemove({{clientX: 99, clientY: 1}}); if (!say.textContent.startsWith('cell (0, ')) throw say.textContent;
-    words[asked].on.click(); if (say.textContent !== '') throw 'still selected';
+    words[asked].on.click(); if (row.textContent !== '') throw 'still selected';
     """
     (tmp_path / "page.js").write_text(program, encoding="utf-8")
     done = subprocess.run(["node", str(tmp_path / "page.js")], capture_output=True, text=True, timeout=60)
@@ -248,8 +273,9 @@ def test_evidence_cannot_be_made_smaller(nano):
         assert found.necessary_score < found.score / 2
         for number in gone:
             assert score(gone - {number}) >= found.score / 2
-    with pytest.raises(InputError, match="keep is"):
-        nano.minimal_evidence("a", "b", keep=0)
+    for wrong in ({"keep": 0}, {"keep": "x"}, {"threshold": 7}):
+        with pytest.raises(InputError, match="must be above 0"):
+            nano.minimal_evidence("a", "b", **wrong)
 
 
 def test_a_report_of_a_ranking(tiny, tmp_path):
@@ -260,6 +286,9 @@ def test_a_report_of_a_ranking(tiny, tmp_path):
     assert [text.index(f"{place}. {names[result.index]}") for place, result in enumerate(ranking, 1)] == sorted(
         text.index(f"{place}. {names[result.index]}") for place, result in enumerate(ranking, 1)
     )
+    assert [result.document for result in ranking] == [documents[result.index] for result in ranking]
+    with pytest.raises(InputError, match="names for"):
+        page([], names=["one"])
     with pytest.raises(InputError, match="names for"):
         tiny.explain_ranking("heart", documents, tmp_path / "report.html", names=["one"])
 
@@ -279,5 +308,9 @@ def test_command_line(tmp_path, capsys):
     assert main([*arguments, "--method", "tea leaves"]) == 2
     assert "must be one of" in capsys.readouterr().err
     assert main(["explain", "q", str(tmp_path / "missing.txt")]) == 2
+    assert main([*arguments, "--pixels", "--method", "gradient_input"]) == 0
+    assert main([*arguments, "--unit", "sentence", "--method", "occlusion"]) == 0
+    assert main([*arguments, "--unit", "sentence"]) == 2
+    assert "no option 'unit'" in capsys.readouterr().err
     assert main([*arguments, "--html", str(tmp_path / "no" / "such" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err

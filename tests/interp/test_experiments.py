@@ -46,7 +46,14 @@ def pair(tiny):
     return clean, corrupted
 
 
-@pytest.mark.parametrize("tap", ["decoder.embeddings", "decoder.layers.0.residual.before", "decoder.layers.2.residual.after"])
+@pytest.mark.parametrize(
+    "tap",
+    [
+        "decoder.embeddings",
+        "decoder.layers.2.residual.after",
+        *(f"decoder.layers.{i}.residual.{place}" for i in range(3) for place in ("before", "between")),
+    ],
+)
 def test_patching_everything_gives_the_clean_logit(tiny, pair, tap):
     grid = activation_patching(tiny, *pair, taps=tap, positions={"all": everything, "none of it": everything - everything})
     recovered = grid.notes["corrupted"] + grid.values[0, 0] * (grid.notes["clean"] - grid.notes["corrupted"])
@@ -65,6 +72,22 @@ def test_patching_finds_where_the_prompts_differ(tiny, pair):
     assert first[others].abs().max() < 1e-4  # a sequence's place in the batch may change its last bit
 
 
+def test_words_are_looked_up_in_the_clean_prompt(tiny, pair):
+    grid = activation_patching(tiny, *pair, positions={"word": document.words("heart")})
+    fast = attribution_patching(tiny, *pair, positions={"word": document.words("heart")})
+    assert grid.axes == fast.axes
+    assert float(grid.values[0, 0]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_pictures_are_looked_at_once(tiny, monkeypatch):
+    seen = []
+    plain = tiny.model.vision.forward
+    monkeypatch.setattr(tiny.model.vision, "forward", lambda patches, grids: seen.append(len(grids)) or plain(patches, grids))
+    head_ablation(tiny, [PICTURES])
+    attention_knockout(tiny, PICTURES, window=1)
+    assert sum(seen) == 2
+
+
 def test_many_variants_at_once_are_each_alone(tiny, pair):
     together = activation_patching(tiny, *pair, taps="decoder.layers.*.attention.z")
     alone = activation_patching(tiny, *pair, taps="decoder.layers.*.attention.z", batch_tokens=1)
@@ -73,20 +96,23 @@ def test_many_variants_at_once_are_each_alone(tiny, pair):
 
 
 def test_attribution_patching_is_the_derivative(double):
-    """Between two prompts that hardly differ, the approximation is exact."""
-    encoding = double.encode(*CLEAN)
-    generator = torch.Generator().manual_seed(0)
-    step = torch.randn(64, generator=generator, dtype=torch.float64)
-
-    def logit_at(size):
-        with torch.inference_mode(), double.edit({"decoder.embeddings": add(size * step)}, at=query.all):
-            return float(forward(double, [encoding])[0])
-
-    slope = (logit_at(1e-5) - logit_at(-1e-5)) / 2e-5
-    with double.record("decoder.embeddings") as cache:
-        logit = forward(double, [encoding])[0]
-        (gradient,) = torch.autograd.grad(logit, cache["decoder.embeddings"].tensor)
-    assert float((gradient[query.all(encoding)] @ step).sum()) == pytest.approx(slope, rel=1e-5)
+    """Against finite differences of the corrupted run's logit, towards the clean run's activation."""
+    clean, corrupted = double.encode(*CLEAN), double.encode(*CORRUPTED)
+    name = "decoder.layers.1.mlp.out"
+    found = attribution_patching(double, clean, corrupted, taps=name, positions={"q": query, "d": document})
+    with double.record(name, every_token=True) as cache:
+        forward(double, [clean, corrupted])
+    step = 1e-5 * (cache[name][0] - cache[name][1]).detach()
+    for column, where in (("q", query), ("d", document)):
+        rows = where(clean)
+        logits = []
+        for sign in (1, -1):
+            with double.edit({name: add(sign * step[rows])}, at=where, every_token=True), torch.no_grad():
+                logits.append(float(forward(double, [corrupted])[0]))
+        slope = (logits[0] - logits[1]) / 2e-5
+        assert found[name.removeprefix("decoder."), column] == pytest.approx(
+            slope / (found.notes["clean"] - found.notes["corrupted"]), rel=1e-4
+        )
 
 
 def test_attribution_patching_beside_activation_patching(tiny, pair):
@@ -187,6 +213,17 @@ def test_direct_attribution_adds_up(tiny_directory, dtype, bound, pair):
     assert "head 3" in str(found)
 
 
+def test_direct_attribution_with_an_adapter_on_the_head(tiny_directory):
+    from m0 import LoRAConfig
+
+    reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
+    reranker.adapters.add("head", LoRAConfig(r=4, target_modules=("q_proj", "score.0")))
+    for parameter in reranker.adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    found = direct_logit_attribution(reranker, CLEAN)
+    assert abs(found.total - found.logit) <= 1e-5 * found.magnitude
+
+
 def test_a_term_left_out_is_missed(tiny):
     found = direct_logit_attribution(tiny, CLEAN)
     for left_out in (found.embedding, float(found.heads[1, 2]), float(found.mlps[2]), found.bias):
@@ -220,6 +257,9 @@ def test_roles_of_heads(tiny):
         (lambda r: path_patching(r, CLEAN, CORRUPTED, receivers=[(9, 0, "query")]), "receiver"),
         (lambda r: path_patching(r, CLEAN, CORRUPTED, receivers=[(1, 9, "query")]), "head 9"),
         (lambda r: path_patching(r, CLEAN, CORRUPTED, senders=[(0, 7)]), "sender"),
+        (lambda r: path_patching(r, CLEAN, CORRUPTED, receivers=[(1, 0)]), "receiver"),
+        (lambda r: activation_patching(r, CLEAN, CORRUPTED, taps="head.hidden"), "decoder's"),
+        (lambda r: head_ablation(r, CLEAN), "pair 0 is str"),
     ],
 )
 def test_wrong_experiments(tiny, call, words):
