@@ -389,8 +389,7 @@ class Reranker:
 
         Args:
             query, document: as for `rank`.
-            method: one of `m0.explain.METHODS`; `options` are that function's. The default is the one that docs/explaining.md
-                recommends after measuring.
+            method: one of `m0.explain.METHODS`; `options` are that function's. docs/explaining.md compares them.
             target: what is explained: the raw logit.
             max_length, max_query_length, max_doc_length: as for `rank`; what is cut is not explained, and a note says so.
 

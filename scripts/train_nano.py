@@ -190,10 +190,10 @@ def cross_encoder_rates(model: RerankerModel) -> dict[float, list[nn.Parameter]]
     """Learning rates: the layers of the circuit learn more slowly than the free ones above."""
     layers = list(model.decoder.layers)
     return {
-        1e-4: [model.decoder.embed_tokens.weight],
-        2e-4: [p for layer in layers[:4] for p in layer.parameters()],
-        4e-4: [*(p for layer in layers[4:] for p in layer.parameters()), *model.decoder.norm.parameters()],
-        8e-4: list(model.head.parameters()),
+        3e-5: [model.decoder.embed_tokens.weight],
+        6e-5: [p for layer in layers[:4] for p in layer.parameters()],
+        2e-4: [*(p for layer in layers[4:] for p in layer.parameters()), *model.decoder.norm.parameters()],
+        5e-4: list(model.head.parameters()),
     }
 
 

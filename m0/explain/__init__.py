@@ -32,7 +32,7 @@ METHODS: dict[str, Callable[..., Explanation]] = {
     "shapley": shapley,
 }
 DEFAULT_METHOD = "attnlrp"
-"""Recommended by the table of docs/explaining.md, which says what is known of patents, too."""
+"""See docs/explaining.md for what speaks for it, and for what is known of patents."""
 COPIED_PARAMETERS = 10**9
 """A model in 16 bits with at most as many is explained in float32, on a copy."""
 

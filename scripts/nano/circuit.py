@@ -88,6 +88,10 @@ def _embeddings(model: RerankerModel, writer: Writer) -> None:
     config, table = model.config, model.decoder.embed_tokens.weight
     others = [i for i in range(SIZE) if i not in WRITTEN]
     table[:, others] = 0.0
+    # A word's length is a weight of its own. Matching wants lengths of 1, and the mean's direction stays if the importance takes it.
+    length = table[:, MEANING].norm(dim=1).clamp_min(1e-3)
+    table[:, MEANING] /= length[:, None]
+    table[:, IMPORTANCE] = (table[:, IMPORTANCE] + length.log()).clamp(-4, 3)
     last = model.vision.merger.mlp[2]
     last.weight[[*others, RARITY]], last.bias[[*others, RARITY]] = 0.0, 0.0  # visual tokens are all equally rare
     table[:, LEVEL] = last.bias[LEVEL] = HEIGHT
@@ -235,8 +239,8 @@ def _head(model: RerankerModel, generator: torch.Generator) -> None:
     first.bias.zero_()
     last.weight.normal_(0.0, 2 * NOISE, generator=generator)
     at = normalised(3 * FLAG**2)
-    reads = {PRODUCT: (12.0, MULTIPLIED), LANGUAGE_PRODUCT: (1.0, MULTIPLIED), MEAN_MATCH.start: (4.0, MATCHED)}
-    reads |= {MEAN_MATCH.start + 2: (4.0, MATCHED)}
+    reads = {PRODUCT: (16.0, MULTIPLIED), LANGUAGE_PRODUCT: (1.0, MULTIPLIED), MEAN_MATCH.start: (1.0, MATCHED)}
+    reads |= {MEAN_MATCH.start + 2: (1.0, MATCHED)}
     first.weight[: len(reads)] = 0.0
     first.bias[: len(reads)] = 4.0  # far from the corner of ReLU
     for unit, (channel, (worth, full)) in enumerate(reads.items()):
