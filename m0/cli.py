@@ -271,9 +271,8 @@ def _explain(options: argparse.Namespace) -> int:
         results = [{"name": name, **e.to_json()} for name, e in zip(names, explanations, strict=True)]
         print(_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
     else:
-        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         for place, (name, explanation) in enumerate(zip(names, explanations, strict=True), 1):
-            print(f"{place}. {name}\n{textwrap.indent(explanation.to_terminal(color), '   ')}\n")
+            print(f"{place}. {name}\n{textwrap.indent(str(explanation), '   ')}\n")
     if options.html:
         page(explanations, options.html, names=names)
     if options.png:

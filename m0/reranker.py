@@ -35,15 +35,13 @@ from m0.images import ImageSettings, Picture
 from m0.interp.cache import Recording
 from m0.interp.edits import EditFunction, Editing
 from m0.interp.positions import Selector
-from m0.interp.session import Session, call
+from m0.interp.session import Session, call, look_at
 from m0.interp.taps import Tap, find_taps
 from m0.lora import Adapters
 from m0.model import RerankerModel
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
 
 DEFAULT_BATCH_TOKENS = 8192
-MAX_VISION_PATCHES = 16384
-"""Patches that go through the vision tower at a time, unless one picture alone has more."""
 KEPT_VISUAL_TOKENS = 16384
 """Visual tokens of pictures already looked at that are kept during a call, for pairs that show them again."""
 MAX_SIBLING_TOKENS = 1024
@@ -511,36 +509,12 @@ class _PictureFeatures:
 
     def take(self, pictures: list[Picture]) -> Tensor | None:
         """Visual tokens of these pictures, end to end; None for none."""
-        if not pictures:
-            return None
-        unseen = {p.digest: p for p in pictures if p.digest not in self.features}
-        for group in _patch_groups(list(unseen.values())):
-            for session in self.sessions:
-                session.look(group)
-            patches = torch.cat([picture.patches for picture in group]).to(self.model.device)
-            seen = self.model.vision(patches, [picture.grid for picture in group])
-            for picture, part in zip(group, seen.split([picture.num_tokens for picture in group]), strict=True):
-                self.features[picture.digest] = part
-        result = torch.cat([self.features[picture.digest] for picture in pictures])
+        result = look_at(self.model, self.sessions, pictures, self.features)
         for picture in pictures:
             self.features.move_to_end(picture.digest)
         while sum(map(len, self.features.values())) > KEPT_VISUAL_TOKENS and len(self.features) > 1:
             self.features.popitem(last=False)
         return result
-
-
-def _patch_groups(pictures: list[Picture]) -> Iterator[list[Picture]]:
-    group: list[Picture] = []
-    size = 0
-    for picture in pictures:
-        patches = picture.grid[0] * picture.grid[1]
-        if group and size + patches > MAX_VISION_PATCHES:
-            yield group
-            group, size = [], 0
-        group.append(picture)
-        size += patches
-    if group:
-        yield group
 
 
 def _batches(encodings: list[Encoding], batch_tokens: int) -> Iterator[list[int]]:

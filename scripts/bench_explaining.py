@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
-from bench_training import write_checkpoint
+from bench_training import run_stages, write_checkpoint
 
 TIMES, LIMIT_GIB = 5.0, 16.0
 
@@ -71,10 +69,8 @@ def main() -> None:
     elif options.stage == "measure":
         measure(options.folder, options.tokens, options.runs, options.methods)
     else:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            sizes = ["--tokens", str(options.tokens), "--runs", str(options.runs), "--methods", *options.methods]
-            for stage in ("write", "measure"):
-                subprocess.run([sys.executable, __file__, "--folder", folder, "--stage", stage, *sizes], check=True)
+        sizes = ["--tokens", str(options.tokens), "--runs", str(options.runs), "--methods", *options.methods]
+        run_stages(__file__, options.folder, ("write", "measure"), sizes)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,13 @@ def write_checkpoint(folder: Path) -> None:
     save_checkpoint(model, folder, tokenizer_file=locate("m0-nano") / "tokenizer.json")
 
 
+def run_stages(script: str, folder: Path | None, stages: tuple[str, ...], arguments: list[str]) -> None:
+    """Run a script's stages, each in a process of its own, on a temporary folder."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        for stage in stages:
+            subprocess.run([sys.executable, script, "--folder", temporary, "--stage", stage, *arguments], check=True)
+
+
 def train_once(folder: Path, tokens: int, documents: int, steps: int) -> None:
     from m0.train import TrainConfig, train
 
@@ -99,10 +106,8 @@ def main() -> None:
     elif options.stage == "train":
         train_once(options.folder, options.tokens, options.documents, options.steps)
     else:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            sizes = ["--tokens", str(options.tokens), "--documents", str(options.documents), "--steps", str(options.steps)]
-            for stage in ("write", "train"):
-                subprocess.run([sys.executable, __file__, "--folder", folder, "--stage", stage, *sizes], check=True)
+        sizes = ["--tokens", str(options.tokens), "--documents", str(options.documents), "--steps", str(options.steps)]
+        run_stages(__file__, options.folder, ("write", "train"), sizes)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nano.material import on_white
 from PIL import Image
 
 from m0 import Reranker
@@ -28,8 +29,7 @@ def main() -> None:
 
     sheet = Image.new("RGB", (len(SHOWN) * (2 * SIDE + 30), SIDE), (255, 255, 255))
     for number, (query, name) in enumerate(SHOWN):
-        picture = Image.open(PICTURES / f"{name}.png").convert("RGBA")
-        paper = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+        paper = on_white(PICTURES / f"{name}.png")
         explanation = reranker.explain(query, {"image": paper})
         print(query, round(explanation.logit, 2), explanation.pictures[0].cells)
         left = number * (2 * SIDE + 30)

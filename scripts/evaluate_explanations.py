@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluate_nano import shown, write_between
 from nano.material import SECTION_CHARACTERS, read
 from PIL import Image
 from torch import Tensor
@@ -68,8 +69,8 @@ def picture_pairs(data: Path, count: int, reranker: Reranker) -> tuple[list[Enco
         six = [row, *others]
         rng.shuffle(six)
         paper = Image.new("RGB", (3 * SPACE, 2 * SPACE), (255, 255, 255))
-        for number, shown in enumerate(six):
-            picture = Image.open(data / shown["image"]).convert("RGBA")
+        for number, drawn in enumerate(six):
+            picture = Image.open(data / drawn["image"]).convert("RGBA")
             corner = (number % 3 * SPACE + (SPACE - picture.width) // 2, number // 3 * SPACE + (SPACE - picture.height) // 2)
             paper.paste(picture, corner, picture)
         place = six.index(row)
@@ -186,8 +187,8 @@ def main() -> None:
     ]
     figures: dict[str, Any] = {"pairs": {kind: len(found["random order"]["deletion"]) for kind, found in by_kind.items()}}
     for method in methods:
-        cells = [shown(by_kind[kind][method][measure]) for kind in by_kind for measure in ("deletion", "insertion")]
-        cells.append(shown(points[method]) if method in points else "0.167 (chance)")
+        cells = [shown(estimate(by_kind[kind][method][measure])) for kind in by_kind for measure in ("deletion", "insertion")]
+        cells.append(shown(estimate(points[method])) if method in points else "0.167 (chance)")
         lines.append(f"| {method} | {' | '.join(cells)} |")
         figures[method] = {
             kind: {measure: vars(estimate(values)) for measure, values in by_kind[kind][method].items()} for kind in by_kind
@@ -210,15 +211,8 @@ def main() -> None:
     if options.figures:
         options.figures.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-        options.write.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
+        write_between(options.write, MARKS, text)
         plot(by_kind, methods, options.write.parent / "pictures" / "faithfulness.png")
-
-
-def shown(values: list[float]) -> str:
-    value = estimate(values)
-    return f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
 def plot(by_kind: dict[str, dict[str, dict[str, list[float]]]], methods: list[str], path: Path) -> None:

@@ -339,6 +339,13 @@ def shown(value: Estimate) -> str:
     return f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
+def write_between(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Put a text between two marks of a file."""
+    page = path.read_text(encoding="utf-8")
+    before, after = page.split(marks[0])[0], page.split(marks[1])[1]
+    path.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
@@ -356,9 +363,7 @@ def main() -> None:
     text, figures = report(tasks, trained, untrained)
     print(text)
     if options.write:
-        card = options.write.read_text(encoding="utf-8")
-        before, after = card.split(MARKS[0])[0], card.split(MARKS[1])[1]
-        options.write.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
+        write_between(options.write, MARKS, text)
 
     if options.figures:
         options.figures.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

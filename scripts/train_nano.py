@@ -137,8 +137,8 @@ def settle(model: RerankerModel, writer: Writer, material: Material, words: Word
     for start in range(0, len(material.emoji), 200):
         some = material.emoji[start : start + 200]
         vectors[start : start + len(some)] += seen(some)
-    numbers = torch.tensor([words.drawing_names.index(drawing.name) for drawing in material.drawings])
-    drawn = torch.zeros(len(words.drawing_names), MEANINGS)
+    numbers = torch.tensor([words.name_number[drawing.name] for drawing in material.drawings])
+    drawn = torch.zeros(len(words.name_number), MEANINGS)
     for start in range(0, len(material.drawings), 200):
         some_drawings = material.drawings[start : start + 200]
         drawn.index_add_(0, numbers[start : start + 200], seen(some_drawings))
@@ -235,6 +235,19 @@ def run_stage(
             check()
             shown = time.monotonic()
     return steps
+
+
+def now_and_then(check: Callable[[], None], seconds: float = 290) -> Callable[[], None]:
+    """Called often, the check is made only when so much time has passed since the last."""
+    last = time.monotonic()
+
+    def maybe() -> None:
+        nonlocal last
+        if time.monotonic() - last > seconds:
+            check()
+            last = time.monotonic()
+
+    return maybe
 
 
 # --- checks on the way ------------------------------------------------------------------------------------------------
@@ -362,17 +375,12 @@ def main() -> None:
                 waiting = beside.submit(seeing.batch, max(0.25, first_plain - 1.8 * share))
                 return seeing.loss(batch)
 
-            last = time.monotonic()
-
             def see_check() -> None:
-                nonlocal last
-                if time.monotonic() - last > 290:
-                    log(checks.by_bags(model, writer))
-                    keep("warm")
-                    last = time.monotonic()
+                log(checks.by_bags(model, writer))
+                keep("warm")
 
             tower = [*model.vision.parameters(), *seeing.letters.parameters()]
-            steps["seeing"] = run_stage("seeing", {1.5e-3: tower, 3e-4: [table]}, see, 0.56 * seconds, see_check)
+            steps["seeing"] = run_stage("seeing", {1.5e-3: tower, 3e-4: [table]}, see, 0.56 * seconds, now_and_then(see_check))
         log(checks.by_bags(model, writer))
         keep("warm")
     vectors, drawings = settle(model, writer, material, words, vectors)
@@ -389,14 +397,10 @@ def main() -> None:
     write_circuit(model, writer, generator)
     log(f"circuit, {checks.by_model(model, writer)}")
     keep("circuit")
-    last_check = time.monotonic()
 
     def check() -> None:
-        nonlocal last_check
-        if time.monotonic() - last_check > 290:
-            log(checks.by_model(model, writer))
-            keep("latest")
-            last_check = time.monotonic()
+        log(checks.by_model(model, writer))
+        keep("latest")
 
     # The vision tower has learned from batches of hundreds of pictures; the few of a list would only shake it. As the vendor
     # did, it is kept.
@@ -406,7 +410,7 @@ def main() -> None:
         cross_encoder_rates(model),
         lambda _: list_loss(model, writer, lists.step()),
         0.33 * seconds,
-        check,
+        now_and_then(check),
     )
     log(checks.by_model(model, writer))
     log(f"steps: {steps}")

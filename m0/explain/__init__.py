@@ -74,9 +74,8 @@ class _InFloat32:
 
     def __init__(self, reranker: Scorer) -> None:
         self.model = copy.deepcopy(reranker.model).float()
-        self.prompt, self.image_settings = reranker.prompt, reranker.image_settings
+        self.prompt, self.encode = reranker.prompt, reranker.encode
         self.sessions: list[Any] = []
-        self.encode, self.logits_of = reranker.encode, reranker.logits_of
 
 
 __all__ = [

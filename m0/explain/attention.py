@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import inputs_of, logits_of, relevance_of, watching
+from m0.explain.flow import explained, inputs_of, logits_of, watching
 from m0.interp.positions import document, query
 from m0.interp.session import Scorer
 from m0.prompt import Encoding
@@ -28,7 +28,7 @@ def raw_attention(reranker: Scorer, encoding: Encoding, layer: int | None = None
     rows = torch.stack([pattern[:, -1] if head is None else pattern[[head], -1] for pattern in chosen]).double()
     between = [pattern if head is None else pattern[[head]] for pattern in chosen if pattern.shape[1] == len(encoding)]
     interaction = _between(encoding, torch.cat(between).double().mean(0).cpu()) if between else None
-    return _explanation("attention", encoding, logit, reranker, rows.mean((0, 1)), interaction)
+    return explained(reranker, "attention", encoding, logit, rows.mean((0, 1)), False, interaction=interaction)
 
 
 def rollout(reranker: Scorer, encoding: Encoding) -> Explanation:
@@ -43,7 +43,7 @@ def rollout(reranker: Scorer, encoding: Encoding) -> Explanation:
                 total = (0.5 * mean + 0.5 * torch.eye(size, dtype=torch.float64)) @ total
         last = patterns[-1].double().mean(0).cpu()[-1]
         row = 0.5 * last @ total + 0.5 * total[-1] if len(patterns[-1][0]) != size else total[-1]
-    return _explanation("rollout", encoding, logit, reranker, row, _between(encoding, total))
+    return explained(reranker, "rollout", encoding, logit, row, False, interaction=_between(encoding, total))
 
 
 def attention_gradient(reranker: Scorer, encoding: Encoding) -> Explanation:
@@ -57,7 +57,7 @@ def attention_gradient(reranker: Scorer, encoding: Encoding) -> Explanation:
         total = total + product.clamp_min(0).mean(0) @ total
     row = total[-1] + products[-1][:, -1].clamp_min(0).mean(0) @ total
     row[-1] -= 1  # the score token's own start
-    return _explanation("attention_gradient", encoding, logit, reranker, row, _between(encoding, total))
+    return explained(reranker, "attention_gradient", encoding, logit, row, False, interaction=_between(encoding, total))
 
 
 def _patterns(reranker: Scorer, encoding: Encoding, gradient: bool = False) -> tuple[float, list[Tensor], list[Tensor]]:
@@ -73,10 +73,3 @@ def _between(encoding: Encoding, matrix: Tensor) -> Interaction:
     """What a method's matrix over tokens says from each of the query's to each of the document's."""
     asked, shown = query.all(encoding), document.all(encoding)
     return Interaction(matrix[asked][:, shown], asked, shown)
-
-
-def _explanation(
-    method: str, encoding: Encoding, logit: float, reranker: Scorer, row: Tensor, interaction: Interaction | None
-) -> Explanation:
-    score = relevance_of(reranker, logit)
-    return Explanation(method, encoding, logit, score, row.double().cpu(), signed=False, interaction=interaction)

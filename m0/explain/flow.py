@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from m0.attention import Block, Packing
 from m0.errors import InputError
+from m0.explain.explanation import Explanation
 from m0.head import relevance
 from m0.interp.session import Scorer, call, look_at
 from m0.interp.taps import Handles, Tap, attach, find_taps
@@ -27,16 +29,16 @@ class Inputs:
     patches: Tensor | None
     """Of all pictures, (patches, 1176)."""
 
+    def sides(self, pixels: bool) -> list[Tensor]:
+        """What `logits_of` takes, one version of it: embeddings, and the patches where pixels count and there are any."""
+        return [self.embeddings[None], *([self.patches[None]] if pixels and self.patches is not None else [])]
+
 
 def inputs_of(reranker: Scorer, encoding: Encoding) -> Inputs:
-    model = reranker.model
+    model, pictures = reranker.model, encoding.pictures
     with torch.no_grad(), call(reranker, [encoding], record=False):
-        features, patches = None, None
-        if encoding.pictures:
-            seen: dict[bytes, Tensor] = {}
-            look_at(reranker, encoding.pictures, seen)
-            features = torch.cat([seen[picture.digest] for picture in encoding.pictures])
-            patches = torch.cat([picture.patches for picture in encoding.pictures]).to(model.device, model.dtype)
+        features = look_at(model, reranker.sessions, pictures, {})
+        patches = torch.cat([p.patches for p in pictures]).to(model.device, model.dtype) if pictures else None
         return Inputs(model.embed(encoding.token_ids.to(model.device), features), patches)
 
 
@@ -111,3 +113,11 @@ def watching(
 
 def relevance_of(reranker: Scorer, logit: float) -> float:
     return float(relevance(torch.tensor(logit, dtype=torch.float64), reranker.model.config.logit_bias))
+
+
+def explained(
+    reranker: Scorer, method: str, encoding: Encoding, logit: float | Tensor, tokens: Tensor, signed: bool, **more: Any
+) -> Explanation:
+    """The result of a method; `more`: the fields that it fills beyond these."""
+    value = float(logit.detach()) if isinstance(logit, Tensor) else logit
+    return Explanation(method, encoding, value, relevance_of(reranker, value), tokens.double().cpu(), signed, **more)

@@ -6,6 +6,8 @@ Each can be asked for at the tokens, visual tokens included, or through the visi
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,9 @@ from torch import Tensor, nn
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import Inputs, Patterns, inputs_of, logits_of, relevance_of, watching
+from m0.explain.flow import Inputs, Patterns, explained, inputs_of, logits_of, watching
 from m0.explain.rules import attn_lrp, frozen, half
-from m0.images import Picture
-from m0.interp.positions import document, query
+from m0.interp.positions import document, image, query
 from m0.interp.session import Scorer
 from m0.model import RerankerModel
 from m0.prompt import Encoding, whole_number
@@ -32,14 +33,14 @@ def gradient_input(reranker: Scorer, encoding: Encoding, pixels: bool = False) -
     """Gradient x input (Shrikumar et al. 2017): the logit's derivative by each embedding (each pixel), times it. Signed; its sum is
     not the logit, since the model is not linear, and the ledger shows by how much."""
     start = inputs_of(reranker, encoding)
-    text, patches = _leaves(start, pixels)
+    leaves = _leaves(start, pixels)
     with torch.enable_grad():
-        logit = logits_of(reranker, encoding, text, patches)[0]
-        gradients = torch.autograd.grad(logit, [text, *_some(patches)])
-    tokens, fine = _relevance(encoding, text, patches, gradients)
+        logit = logits_of(reranker, encoding, *leaves)[0]
+        gradients = torch.autograd.grad(logit, leaves)
+    tokens, fine = _relevance(encoding, leaves, gradients)
     total = float(tokens.sum())
     ledger = {"inputs": total, "logit": float(logit.detach()), "gap": float(logit.detach()) - total}
-    return _explanation(reranker, "gradient_input", encoding, logit, tokens, fine, ledger)
+    return explained(reranker, "gradient_input", encoding, logit, tokens, True, fine=fine, ledger=ledger)
 
 
 def smooth_grad(
@@ -64,17 +65,14 @@ def smooth_grad(
 
     sums: list[Tensor] = []
     for _ in range(samples):
-        version = Inputs(noisy(start.embeddings), None if start.patches is None or not pixels else noisy(start.patches))
-        text, patches = _leaves(version, pixels)
+        leaves = [noisy(side).requires_grad_() for side in start.sides(pixels)]
         with torch.enable_grad():
-            logit = logits_of(reranker, encoding, text, patches)[0]
-            gradients = torch.autograd.grad(logit, [text, *_some(patches)])
+            gradients = torch.autograd.grad(logits_of(reranker, encoding, *leaves)[0], leaves)
         sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
     with torch.no_grad():
-        text, patches = _leaves(start, pixels)
-        logit = logits_of(reranker, encoding, text, patches)[0]
-    tokens, fine = _relevance(encoding, text, patches, [total / samples for total in sums])
-    return _explanation(reranker, "smooth_grad", encoding, logit, tokens, fine, {})
+        logit = logits_of(reranker, encoding, *start.sides(pixels))[0]
+    tokens, fine = _relevance(encoding, start.sides(pixels), [total / samples for total in sums])
+    return explained(reranker, "smooth_grad", encoding, logit, tokens, True, fine=fine)
 
 
 def integrated_gradients(
@@ -96,74 +94,41 @@ def integrated_gradients(
         gap: how much of the logits' difference may be missing. If it is still more, a note says so.
         batch_tokens: tokens that go through the model at a time.
     """
-    start, baseline = inputs_of(reranker, encoding), baseline_of(reranker, encoding)
-    if pixels and start.patches is None:
-        pixels = False
+    baseline, start = baseline_of(reranker, encoding).sides(pixels), inputs_of(reranker, encoding).sides(pixels)
     with torch.no_grad():
-        ends = [
-            logits_of(reranker, encoding, inputs.embeddings[None], _batched(inputs.patches, pixels))[0]
-            for inputs in (baseline, start)
-        ]
-    difference = float(ends[1] - ends[0])
+        nothing, logit = (float(logits_of(reranker, encoding, *end)[0]) for end in (baseline, start))
+    difference = logit - nothing
     tries = NODES if nodes is None else (whole_number(nodes, "nodes"),)
     for count in tries:
-        means = _line(reranker, encoding, baseline, start, count, pixels, batch_tokens)
-        text = (start.embeddings - baseline.embeddings)[None]
-        patches = None
-        if pixels:
-            assert start.patches is not None
-            assert baseline.patches is not None
-            patches = (start.patches - baseline.patches)[None]
-        tokens, fine = _relevance(encoding, text, patches, means)
+        means = _line(reranker, encoding, baseline, start, count, batch_tokens)
+        tokens, fine = _relevance(encoding, [b - a for a, b in zip(baseline, start, strict=True)], means)
         missing = difference - float(tokens.sum())
         if abs(missing) <= gap * abs(difference):
             break
-    ledger = {
-        "inputs": float(tokens.sum()),
-        "baseline": float(ends[0]),
-        "logit": float(ends[1]),
-        "gap": missing,
-        "nodes": float(count),
-    }
-    notes: tuple[str, ...] = ()
+    ledger = {"inputs": float(tokens.sum()), "baseline": nothing, "logit": logit, "gap": missing, "nodes": float(count)}
+    notes = []
     if difference <= 0:
-        notes = (
-            *notes,
-            f"the prompt that says nothing has the logit {float(ends[0]):.3g}, no less than this one's {float(ends[1]):.3g}.",
-        )
+        notes.append(f"the prompt that says nothing has the logit {nothing:.3g}, no less than this one's {logit:.3g}.")
     if abs(missing) > gap * abs(difference):
-        notes = (
-            *notes,
-            f"{abs(missing):.3g} of the logits' difference {difference:.3g} is not accounted for at {count} nodes.",
-        )
-    return _explanation(reranker, "integrated_gradients", encoding, ends[1], tokens, fine, ledger, notes)
+        notes.append(f"{abs(missing):.3g} of the logits' difference {difference:.3g} is not accounted for at {count} nodes.")
+    return explained(
+        reranker, "integrated_gradients", encoding, logit, tokens, True, fine=fine, ledger=ledger, notes=tuple(notes)
+    )
 
 
 def _line(
-    reranker: Scorer, encoding: Encoding, baseline: Inputs, start: Inputs, count: int, pixels: bool, batch_tokens: int
+    reranker: Scorer, encoding: Encoding, baseline: list[Tensor], start: list[Tensor], count: int, batch_tokens: int
 ) -> list[Tensor]:
     """Mean gradients over the line, weighted as Gauss-Legendre does: of the embeddings, and of the patches where asked."""
     points, weights = np.polynomial.legendre.leggauss(count)
-    alphas = torch.tensor((points + 1) / 2, device=start.embeddings.device)
-    shares = torch.tensor(weights / 2, device=start.embeddings.device)
     at_once = max(1, batch_tokens // len(encoding))
+    alphas, shares = (torch.tensor(x, device=start[0].device).split(at_once) for x in ((points + 1) / 2, weights / 2))
     totals: list[Tensor] = []
-    for first in range(0, count, at_once):
-        some, weight = alphas[first : first + at_once], shares[first : first + at_once]
-
-        def between(a: Tensor, b: Tensor, some: Tensor = some) -> Tensor:
-            share = some.to(a.dtype)[:, None, None]
-            return (a + share * (b - a)).requires_grad_()
-
-        text = between(baseline.embeddings, start.embeddings)
-        patches = None
-        if pixels:
-            assert start.patches is not None
-            assert baseline.patches is not None
-            patches = between(baseline.patches, start.patches)
+    for some, weight in zip(alphas, shares, strict=True):
+        ends = zip(baseline, start, strict=True)
+        between = [(a + some.to(a.dtype)[:, None, None] * (b - a)).requires_grad_() for a, b in ends]
         with torch.enable_grad():
-            logits = logits_of(reranker, encoding, text, patches)
-            gradients = torch.autograd.grad(logits.sum(), [text, *_some(patches)])
+            gradients = torch.autograd.grad(logits_of(reranker, encoding, *between).sum(), between)
         parts = [(weight[:, None, None] * gradient.double()).sum(0, keepdim=True) for gradient in gradients]
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     return totals
@@ -171,13 +136,11 @@ def _line(
 
 def baseline_of(reranker: Scorer, encoding: Encoding) -> Inputs:
     """A prompt of the same shape that says nothing: a line break for every token of a text, grey for pictures."""
-    blank = [
-        Picture(np.full_like(picture.pixels, GREY), picture.original_size, picture.settings) for picture in encoding.pictures
-    ]
+    blank = [replace(picture, pixels=np.full_like(picture.pixels, GREY)) for picture in encoding.pictures]
     ids = encoding.token_ids.clone()
     neutral = reranker.prompt.tokenizer.encode("\n", add_special_tokens=False).ids[0]
     ids[[origin.kind == "text" for origin in encoding.origins]] = neutral
-    return inputs_of(reranker, Encoding(ids, encoding.origins, blank, encoding.runs))
+    return inputs_of(reranker, replace(encoding, token_ids=ids, pictures=blank))
 
 
 def attnlrp(reranker: Scorer, encoding: Encoding, pixels: bool = False) -> Explanation:
@@ -202,8 +165,7 @@ def frozen_gradient(reranker: Scorer, encoding: Encoding, pixels: bool = False) 
 def _ledgered(reranker: Scorer, encoding: Encoding, method: str, pixels: bool, keep_patterns: bool) -> Explanation:
     start = inputs_of(reranker, encoding)
     model, pixels = reranker.model, pixels and start.patches is not None
-    text, patches = _leaves(start, pixels)
-    biases = _biases(model, pixels)
+    leaves, biases = _leaves(start, pixels), _biases(model, pixels)
     with contextlib.ExitStack() as opened:
         opened.enter_context(torch.enable_grad())
         opened.enter_context(_gradients_of(biases))
@@ -211,20 +173,13 @@ def _ledgered(reranker: Scorer, encoding: Encoding, method: str, pixels: bool, k
         if keep_patterns:
             kept = opened.enter_context(watching(model, encoding, lambda _, x: half(x)))
             seen = opened.enter_context(watching(model, encoding, lambda _, x: half(x), "vision")) if pixels else seen
-        logit = logits_of(reranker, encoding, text, patches)[0]
+        logit = logits_of(reranker, encoding, *leaves)[0]
         scores, patterns = [*kept.scores, *seen.scores], [*kept.patterns, *seen.patterns]
-        wanted = [text, *_some(patches), *biases, *scores, *patterns]
-        gradients = torch.autograd.grad(logit, wanted, materialize_grads=True)
-    inputs, rest = gradients[: 1 + len(_some(patches))], list(gradients[1 + len(_some(patches)) :])
-    tokens, fine = _relevance(encoding, text, patches, inputs)
-    by_bias, by_scores, by_patterns = (
-        rest[: len(biases)],
-        rest[len(biases) : len(biases) + len(scores)],
-        rest[len(biases) + len(scores) :],
-    )
-    bias_sum = sum(
-        float((bias.detach().double() * gradient.double()).sum()) for bias, gradient in zip(biases, by_bias, strict=True)
-    )
+        wanted = [*leaves, *biases, *scores, *patterns]
+        gradients = iter(torch.autograd.grad(logit, wanted, materialize_grads=True))
+    inputs, by_bias, by_scores, by_patterns = ([next(gradients) for _ in some] for some in (leaves, biases, scores, patterns))
+    tokens, fine = _relevance(encoding, leaves, inputs)
+    bias_sum = sum(float((bias.detach().double() * of.double()).sum()) for bias, of in zip(biases, by_bias, strict=True))
     remainder = 0.0
     for score, pattern, of_score, of_pattern in zip(scores, patterns, by_scores, by_patterns, strict=True):
         remainder += float((pattern.detach().double() * of_pattern.double()).sum())
@@ -235,11 +190,8 @@ def _ledgered(reranker: Scorer, encoding: Encoding, method: str, pixels: bool, k
     if keep_patterns:
         ledger["softmax remainder"] = remainder
     ledger |= {"logit": float(logit.detach()), "gap": float(logit.detach()) - total - bias_sum - remainder}
-    interaction = None
-    if keep_patterns:
-        of_patterns = by_patterns[: len(kept.patterns)]
-        interaction = _edges(encoding, kept.patterns, of_patterns)
-    return _explanation(reranker, method, encoding, logit, tokens, fine, ledger, interaction=interaction)
+    interaction = _edges(encoding, kept.patterns, by_patterns[: len(kept.patterns)]) if keep_patterns else None
+    return explained(reranker, method, encoding, logit, tokens, True, fine=fine, ledger=ledger, interaction=interaction)
 
 
 def _edges(encoding: Encoding, patterns: list[Tensor], gradients: list[Tensor]) -> Interaction:
@@ -274,55 +226,30 @@ def _gradients_of(parameters: list[nn.Parameter]) -> Any:
 # --- what the methods share -------------------------------------------------------------------------------------------
 
 
-def _leaves(inputs: Inputs, pixels: bool) -> tuple[Tensor, Tensor | None]:
+def _leaves(inputs: Inputs, pixels: bool) -> list[Tensor]:
     """Embeddings (1, tokens, hidden), and where asked patches (1, patches, 1176), to take gradients by."""
-    patches = _batched(inputs.patches, pixels)
-    return inputs.embeddings.detach()[None].requires_grad_(), None if patches is None else patches.detach().requires_grad_()
-
-
-def _batched(patches: Tensor | None, pixels: bool) -> Tensor | None:
-    return patches[None] if pixels and patches is not None else None
-
-
-def _some(patches: Tensor | None) -> list[Tensor]:
-    return [] if patches is None else [patches]
+    return [side.detach().requires_grad_() for side in inputs.sides(pixels)]
 
 
 def _relevance(
-    encoding: Encoding, text: Tensor, patches: Tensor | None, gradients: Any
+    encoding: Encoding, inputs: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """Input times gradient: of each token, and of each pixel where patches are given; a visual token then has what its pixels
     have together."""
-    tokens = (text.detach().double() * gradients[0].double()).sum(-1)[0].cpu()
-    if patches is None:
+    products = [(x.detach().double() * gradient.double())[0].cpu() for x, gradient in zip(inputs, gradients, strict=True)]
+    tokens = products[0].sum(-1)
+    if len(products) == 1:
         return tokens, None
     # (patches, channel, frame, row, column): a still picture is shown twice, so both frames count for its pixels.
-    products = (patches.detach().double() * gradients[1].double())[0].cpu()
     fine, start, cells = [], 0, []
     for picture in encoding.pictures:
         settings = picture.settings
         size, merge = settings.patch_size, settings.merge_size
         rows, columns = picture.grid
-        own = products[start : start + rows * columns]
+        own = products[1][start : start + rows * columns]
         start += rows * columns
         blocks = own.view(rows // merge, columns // merge, merge, merge, -1, size, size).sum(4)
         fine.append(blocks.permute(0, 2, 4, 1, 3, 5).reshape(rows * size, columns * size))
         cells.append(blocks.sum((2, 3, 4, 5)).flatten())
-    shown = [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"]
-    tokens[shown] = torch.cat(cells)
+    tokens[image(encoding)] = torch.cat(cells)
     return tokens, tuple(fine)
-
-
-def _explanation(
-    reranker: Scorer,
-    method: str,
-    encoding: Encoding,
-    logit: Tensor,
-    tokens: Tensor,
-    fine: tuple[Tensor, ...] | None,
-    ledger: dict[str, float],
-    notes: tuple[str, ...] = (),
-    interaction: Interaction | None = None,
-) -> Explanation:
-    score = relevance_of(reranker, float(logit.detach()))
-    return Explanation(method, encoding, float(logit.detach()), score, tokens, True, "logit", ledger, notes, interaction, fine)

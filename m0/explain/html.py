@@ -19,7 +19,7 @@ from PIL import Image
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Word
-from m0.explain.show import AGAINST, FOR, colours, scale_of, stretches
+from m0.explain.show import AGAINST, FOR, colours, scale_of, share_of, stretches
 from m0.interp.words import words_of
 
 STYLE = """
@@ -129,7 +129,7 @@ def fragment(explanation: Explanation, name: str = "") -> str:
 
 
 def _word(word: Word, number: int, scale: float) -> str:
-    share = max(-1.0, min(1.0, word.relevance / scale))
+    share = share_of(word.relevance, scale)
     red, green, blue = FOR if share > 0 else AGAINST
     style = f"background:rgba({red},{green},{blue},{abs(share) * 0.85:.3f})"
     return f'<span class="w" data-n="{number}" title="{word.relevance:+.3g}" style="{style}">{escape(word.text)}</span>'

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import inputs_of, logits_of, relevance_of
+from m0.explain.flow import explained, inputs_of, logits_of
 from m0.explain.gradient import GREY, baseline_of
 from m0.images import Picture
-from m0.interp.positions import document, picture_tokens, query
+from m0.interp.positions import document, image, picture_tokens, query
 from m0.interp.session import Scorer
 from m0.interp.words import Span, owners_of, sentences_of, words_of
 from m0.prompt import Encoding
@@ -86,7 +86,7 @@ class Game:
     def __init__(self, reranker: Scorer, encoding: Encoding, players: Sequence[Player], batch_tokens: int = 8192) -> None:
         self.reranker, self.encoding, self.players, self.batch_tokens = reranker, encoding, list(players), batch_tokens
         self.start, self.baseline = inputs_of(reranker, encoding), baseline_of(reranker, encoding)
-        self.shown = [i for i, origin in enumerate(encoding.origins) if origin.kind == "image"]
+        self.shown = image(encoding)
         self.known: dict[frozenset[int], float] = {}
 
     def logits(self, left_out: Sequence[Collection[int]]) -> Tensor:
@@ -111,13 +111,11 @@ class Game:
             versions.append(version)
             if regions := frozenset(n for n in some if self.players[n].picture is not None):
                 painted.setdefault(regions, []).append(place)
-        model = self.reranker.model
         for regions, places in painted.items():
-            pictures = self._paint(regions)
-            shown = Encoding(self.encoding.token_ids, self.encoding.origins, pictures, self.encoding.runs)
+            shown = replace(self.encoding, pictures=self._paint(regions))
             features = inputs_of(self.reranker, shown).embeddings[self.shown]
             for place in places:
-                versions[place][self.shown] = features.to(model.dtype)
+                versions[place][self.shown] = features
         return versions
 
     def _paint(self, regions: Collection[int]) -> list[Picture]:
@@ -130,7 +128,7 @@ class Game:
                 if player.picture == number and player.box is not None:
                     top, left, bottom, right = (edge * side for edge in player.box)
                     pixels[top:bottom, left:right] = GREY
-            pictures.append(Picture(pixels, picture.original_size, picture.settings))
+            pictures.append(replace(picture, pixels=pixels))
         return pictures
 
 
@@ -148,7 +146,7 @@ def occlusion(
     players = players_of(encoding, unit)
     game = Game(reranker, encoding, players, batch_tokens)
     logits = game.logits([[], *([number] for number in range(len(players)))])
-    falls = logits[0] - logits[1:]
+    falls, spread = logits[0] - logits[1:], _spread(encoding, players)
     interaction = None
     if matrix:
         asked = [n for n, player in enumerate(players) if player.side == "query"]
@@ -156,9 +154,8 @@ def occlusion(
         both = game.logits([(q, d) for q in asked for d in shown]).view(len(asked), len(shown))
         values = logits[0] - logits[1:][asked][:, None] - logits[1:][shown][None, :] + both
         left, right = query.all(encoding), document.all(encoding)
-        spread = _spread(encoding, players)
         interaction = Interaction(spread[asked][:, left].T @ values @ spread[shown][:, right], left, right)
-    return _explanation(reranker, "occlusion", encoding, players, falls, float(logits[0]), {}, interaction=interaction)
+    return explained(reranker, "occlusion", encoding, logits[0], falls @ spread, True, interaction=interaction)
 
 
 def shapley(
@@ -190,29 +187,13 @@ def shapley(
         rounds.append(both)
     sampled = torch.stack(rounds)
     ends = game.logits([everyone, []])
-    spread = sampled.std(0) / math.sqrt(len(rounds)) if len(rounds) > 1 else torch.full((len(players),), torch.nan)
+    errors = sampled.std(0) / math.sqrt(len(rounds)) if len(rounds) > 1 else torch.full_like(sampled[0], torch.nan)
     total = float(sampled.mean(0).sum())
     ledger = {"players": total, "without all": float(ends[0]), "logit": float(ends[1])}
     ledger["gap"] = ledger["logit"] - ledger["without all"] - total
-    return _explanation(reranker, "shapley", encoding, players, sampled.mean(0), float(ends[1]), ledger, errors=spread)
-
-
-def _explanation(
-    reranker: Scorer,
-    method: str,
-    encoding: Encoding,
-    players: Sequence[Player],
-    values: Tensor,
-    logit: float,
-    ledger: dict[str, float],
-    interaction: Interaction | None = None,
-    errors: Tensor | None = None,
-) -> Explanation:
     spread = _spread(encoding, players)
-    return Explanation(
-        method, encoding, logit, relevance_of(reranker, logit), values @ spread, True, "logit", ledger,
-        interaction=interaction, errors=None if errors is None else (errors.double()[None] @ spread)[0],
-    )  # fmt: skip
+    values = sampled.mean(0) @ spread
+    return explained(reranker, "shapley", encoding, ends[1], values, True, ledger=ledger, errors=errors @ spread)
 
 
 def _spread(encoding: Encoding, players: Sequence[Player]) -> Tensor:

@@ -18,7 +18,6 @@ from PIL import Image
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, PictureRelevance, Word
-from m0.interp.words import Span
 from m0.prompt import Side
 
 FOR, AGAINST = (240, 130, 30), (100, 165, 240)
@@ -30,6 +29,17 @@ def scale_of(explanation: Explanation) -> float:
     words = [abs(word.relevance) for word in explanation.words]
     cells = [float(picture.cells.abs().max()) for picture in explanation.pictures]
     return max([*words, *cells, 1e-12])
+
+
+def share_of(value: float, scale: float) -> float:
+    """A relevance as a share of full colour, between -1 and 1."""
+    return max(-1.0, min(1.0, value / scale))
+
+
+def _background(share: float) -> str:
+    """The terminal's code for white tinted by a share."""
+    red, green, blue = (round(255 + abs(share) * (part - 255)) for part in (FOR if share > 0 else AGAINST))
+    return f"\x1b[48;2;{red};{green};{blue}m"
 
 
 def printable(text: str) -> str:
@@ -80,13 +90,12 @@ def _lines(text: str) -> str:
 
 
 def _shaded(word: Word, scale: float, color: bool) -> str:
-    share, text = max(-1.0, min(1.0, word.relevance / scale)), printable(word.text)
+    share, text = share_of(word.relevance, scale), printable(word.text)
     if not color:
         return f"{text}({word.relevance:+.2g})" if abs(share) >= 0.1 else text
     if abs(share) < 0.05:
         return text
-    red, green, blue = (round(255 + abs(share) * (part - 255)) for part in (FOR if share > 0 else AGAINST))
-    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}{RESET}"
+    return f"{_background(share)}\x1b[38;2;0;0;0m{text}{RESET}"
 
 
 def _map(picture: PictureRelevance, number: int, scale: float, color: bool) -> str:
@@ -97,10 +106,9 @@ def _map(picture: PictureRelevance, number: int, scale: float, color: bool) -> s
     for row in picture.cells.tolist():
         cells = []
         for value in row:
-            share = max(-1.0, min(1.0, value / scale))
+            share = share_of(value, scale)
             if color:
-                red, green, blue = (round(255 + abs(share) * (part - 255)) for part in (FOR if share > 0 else AGAINST))
-                cells.append(f"\x1b[48;2;{red};{green};{blue}m  {RESET}")
+                cells.append(f"{_background(share)}  {RESET}")
             else:
                 cells.append(f"{round(9 * share):+d}" if abs(share) >= 0.05 else " .")
         lines.append("".join(cells) if color else " ".join(cells))
@@ -121,7 +129,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             {**{key: value for key, value in origin._asdict().items() if value is not None}, "relevance": value}
             for origin, value in zip(explanation.encoding.origins, explanation.tokens.tolist(), strict=True)
         ],
-        "words": [{**_span(word.span), "relevance": word.relevance} for word in explanation.words],
+        "words": [{**vars(word.span), "relevance": word.relevance} for word in explanation.words],
         "pictures": [
             {
                 "side": picture.side,
@@ -137,15 +145,11 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
     if explanation.interaction is not None:
         asked, shown, values = explanation.interaction.by_word(explanation.encoding)
         found["interaction"] = {
-            "query": [_span(span) for span in asked],
-            "document": [_span(span) for span in shown],
+            "query": [vars(span) for span in asked],
+            "document": [vars(span) for span in shown],
             "values": values.tolist(),
         }
     return found
-
-
-def _span(span: Span) -> dict[str, Any]:
-    return {"side": span.side, "part": span.part, "start": span.start, "end": span.end, "text": span.text}
 
 
 def heat_map(picture: PictureRelevance, scale: float | None = None, strength: float = 0.8) -> Image.Image:

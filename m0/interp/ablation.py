@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m0.errors import InputError
 from m0.interp.edits import Edit, EditFunction, mean, resample, zero
-from m0.interp.grid import Axis, Grid
+from m0.interp.grid import Axis, Grid, layers_and_heads
 from m0.interp.patching import recorded, run_variants
 from m0.interp.positions import Selector, document, everything, image, query, score_token
 from m0.interp.session import Scorer, prompts
@@ -62,8 +62,7 @@ def head_ablation(
         ]
         plain, *without = run_variants(reranker, encoding, variants, batch_tokens)
         changes += (torch.stack(without) - plain).view_as(changes) / len(encodings)
-    axes = (Axis("layer", [str(i) for i in range(len(taps))]), Axis("head", [str(i) for i in range(heads)]))
-    return Grid(f"logit without the head ({how}) minus logit", axes, changes)
+    return Grid(f"logit without the head ({how}) minus logit", layers_and_heads(len(taps), heads), changes)
 
 
 def standard_cuts(encoding: Encoding) -> dict[str, tuple[Selector, Selector]]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from m0.attention import Block
 from m0.errors import InputError
-from m0.interp.positions import Selector, picture_tokens
-from m0.interp.session import Scorer, Session, Share, picture_rows
+from m0.interp.positions import Selector
+from m0.interp.session import Scorer, Session, patch_rows
 from m0.interp.taps import Tap, check_heads
 from m0.prompt import Encoding
 
@@ -82,7 +82,7 @@ class Activation(Sequence[Tensor]):
         pair = 0 if pair is None else pair
         encoding, parts = self.encodings[pair], self._of(pair)
         if self.tap.rows not in ("patches", "cells"):
-            rows = self._rows(where, encoding, parts[0], self.tap.is_pattern)
+            rows = self._rows(where, encoding, parts[0])
             if not self.tap.is_pattern:
                 return self[pair][rows]
             tensor = self[pair][..., rows, :]
@@ -97,7 +97,7 @@ class Activation(Sequence[Tensor]):
         tensor = self._one_head(parts[number].tensor)[..., by_picture[number], :]
         return tensor if to is None else tensor[..., rows_by_picture(self.tap, to, encoding)[number]]
 
-    def _rows(self, where: Selector, encoding: Encoding, kept: Kept, pattern: bool) -> list[int]:
+    def _rows(self, where: Selector, encoding: Encoding, kept: Kept) -> list[int]:
         places = {token: row for row, token in enumerate(kept.tokens)}
         chosen = where(encoding)
         if missing := [token for token in chosen if token not in places]:
@@ -129,16 +129,9 @@ def rows_by_picture(tap: Tap, where: Selector, encoding: Encoding) -> list[list[
     """Rows of the patches (visual tokens) under some tokens, for each of the prompt's pictures. Raises InputError where a token is
     none of a picture."""
     chosen = where(encoding)
-    found, known = [], set()
-    for number, picture in enumerate(encoding.pictures):
-        _, tokens = picture_tokens(encoding, number)
-        known |= set(tokens)
-        places = {token: place for place, token in enumerate(tokens)}
-        merged = 1 if tap.rows == "cells" else picture.settings.merge_size**2
-        found.append([places[token] * merged + i for token in chosen if token in places for i in range(merged)])
-    if outside := [token for token in chosen if token not in known]:
+    if outside := [token for token in chosen if encoding.origins[token].kind != "image"]:
         raise InputError(f"{tap.name} holds pictures, but token {outside[0]} ({where}) is none of a picture.")
-    return found
+    return patch_rows(tap, encoding, chosen)
 
 
 class Cache:
@@ -230,7 +223,7 @@ class Recording(Session):
             share = x[place.index]
             kept, tokens = share, list(place.tokens)
             if self.at is not None:
-                tokens = self._chosen(tap, place)
+                tokens = [token for token in self.chosen(tap, place, self.at) if token in place.tokens]
                 rows = torch.tensor([token - place.tokens.start for token in tokens], dtype=torch.long, device=x.device)
                 kept = share.index_select(-2 if tap.is_pattern else 0, rows)
                 if on_the_way:
@@ -246,9 +239,3 @@ class Recording(Session):
         if not on_the_way:
             return x
         return torch.stack(shares) if block is not None else torch.cat(shares)
-
-    def _chosen(self, tap: Tap, place: Share) -> list[int]:
-        assert self.at is not None
-        if tap.rows in ("patches", "cells"):
-            return picture_rows(tap, self.encodings[self.first :], self.pictures[place.number], self.at)
-        return [token for token in self.at(self.encodings[place.number]) if token in place.tokens]

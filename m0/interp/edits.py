@@ -16,7 +16,7 @@ from torch import Tensor
 from m0.attention import Block
 from m0.errors import InputError
 from m0.interp.positions import Selector
-from m0.interp.session import Scorer, Session, Share, picture_rows
+from m0.interp.session import Scorer, Session, Share
 from m0.interp.taps import Tap, check_heads, find_taps
 
 EditFunction = Callable[[Tensor], Tensor]
@@ -136,11 +136,8 @@ class Editing(Session):
         def numbers(where: Selector | None, known: range) -> Tensor | None:
             if where is None:
                 return None
-            if tap.rows in ("patches", "cells"):
-                chosen = picture_rows(tap, self.encodings[self.first :], self.pictures[share.number], where)
-            else:
-                chosen = where(self.encodings[share.number])
-            return torch.tensor([n - known.start for n in chosen if n in known], dtype=torch.long, device=x.device)
+            rows = [n - known.start for n in self.chosen(tap, share, where) if n in known]
+            return torch.tensor(rows, dtype=torch.long, device=x.device)
 
         at = numbers(edit.at, share.tokens)
         if at is not None and not len(at):

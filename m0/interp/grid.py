@@ -19,6 +19,10 @@ class Axis:
     labels: Sequence[str]
 
 
+def layers_and_heads(layers: int, heads: int) -> tuple[Axis, Axis]:
+    return Axis("layer", [str(i) for i in range(layers)]), Axis("head", [str(i) for i in range(heads)])
+
+
 @dataclass(frozen=True)
 class Grid:
     """Values over one or two named axes."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from m0.errors import InputError
-from m0.interp.grid import Axis, Grid
+from m0.interp.grid import Grid, layers_and_heads
 from m0.interp.patching import recorded
 from m0.interp.positions import document, image, query, score_token
 from m0.interp.session import Scorer, prompts
@@ -64,7 +64,7 @@ def head_roles(reranker: Scorer, pairs: Sequence[Any]) -> HeadRoles:
             if (share := measure(encoding, pattern)) is not None:
                 found[job].append(share)
     heads = reranker.model.config.decoder.num_heads
-    axes = (Axis("layer", [str(i) for i in range(len(taps))]), Axis("head", [str(i) for i in range(heads)]))
+    axes = layers_and_heads(len(taps), heads)
     grids = {}
     for job, some in found.items():
         values = torch.stack(some).mean(0) if some else torch.full((len(taps), heads), torch.nan, dtype=torch.float64)

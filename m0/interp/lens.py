@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from m0.interp.cache import Recording
 from m0.interp.grid import Axis, Grid
 from m0.interp.patching import recorded, token_label
 from m0.interp.positions import Selector, score_token
 from m0.interp.session import Scorer, forward, prompts, silence
-from m0.interp.taps import find_taps
+from m0.interp.taps import acting, find_taps
 from m0.rotary import working_dtype
 
 
@@ -87,15 +87,13 @@ def direct_logit_attribution(reranker: Scorer, pair: Any) -> DirectAttribution:
     with torch.no_grad():
         with Recording(reranker, find_taps(model.config, names), at=score_token) as cache:
             logit = forward(reranker, [encoding])[0]
-        with silence(reranker.sessions):
-            first, first_bias = _affine(model.head[0])
-            last, last_bias = _affine(model.head[2])
+        (first, first_bias), (last, last_bias) = ([part.double() for part in acting(model.head[i])] for i in (0, 2))
         stream = cache[end].tensor[0]
         wide = stream.to(working_dtype(stream.dtype))
         norm = model.decoder.norm
         scale = torch.rsqrt(wide.pow(2).mean() + norm.eps).double() * norm.weight.double()  # (hidden,)
-        open_units = (cache["head.pre"].tensor[0] > 0).double() * last[0]
-        direction = (open_units @ first) * scale  # what a number in the stream adds to the logit
+        open_units = (cache["head.pre"].tensor[0] > 0).double() * last[:, 0]
+        direction = (first @ open_units) * scale  # what a number in the stream adds to the logit
         bias = float(open_units @ first_bias + last_bias[0])
         embedding = float(cache["decoder.embeddings"].tensor[0].double() @ direction)
         heads, mlps = [], []
@@ -105,11 +103,3 @@ def direct_logit_attribution(reranker: Scorer, pair: Any) -> DirectAttribution:
             elif name.endswith("mlp.out"):
                 mlps.append(cache[name].tensor[0].double() @ direction)
     return DirectAttribution(float(logit), embedding, torch.stack(heads).cpu(), torch.stack(mlps).cpu(), bias)
-
-
-def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer as it acts, an adapter on it included; float64."""
-    assert isinstance(layer, nn.Linear)
-    ones = torch.eye(layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
-    bias = layer(torch.zeros_like(ones[:1]))
-    return (layer(ones) - bias).double().T, bias[0].double()

@@ -6,7 +6,7 @@ Hooks belong to the model, so a model that is watched must not be used by anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,12 +18,14 @@ from torch import Tensor
 from m0.attention import Block, Packing
 from m0.batch import Batch
 from m0.errors import InputError, M0Error
-from m0.images import ImageSettings, Picture
+from m0.images import Picture
 from m0.interp.positions import Selector, picture_tokens
 from m0.interp.taps import Handles, Tap, attach
 from m0.model import RerankerModel
 from m0.prompt import Encoding, PromptEncoder
 
+MAX_VISION_PATCHES = 16384
+"""Patches that go through the vision tower at a time, unless one picture alone has more."""
 Own = TypeVar("Own", bound="Session")
 
 
@@ -32,12 +34,9 @@ class Scorer(Protocol):
 
     model: RerankerModel
     prompt: PromptEncoder
-    image_settings: ImageSettings
     sessions: list[Any]
 
     def encode(self, query: Any, document: Any) -> Encoding: ...
-
-    def logits_of(self, encodings: list[Encoding]) -> list[float]: ...
 
 
 @dataclass(frozen=True)
@@ -140,6 +139,19 @@ class Session:
                 end = starts[sequence] + lengths[sequence]
                 yield Share(number, (slice(starts[sequence], end),), range(lengths[sequence]))
 
+    def chosen(self, tap: Tap, share: Share, where: Selector) -> list[int]:
+        """Which tokens (patches, visual tokens) of a pair or picture a selector chooses. A picture is looked at once, however often
+        this call shows it, so all its places count."""
+        if tap.rows not in ("patches", "cells"):
+            return where(self.encodings[share.number])
+        digest = self.pictures[share.number].digest
+        found: set[int] = set()
+        for encoding in self.encodings[self.first :]:
+            if any(picture.digest == digest for picture in encoding.pictures):
+                by_picture = zip(encoding.pictures, patch_rows(tap, encoding, where(encoding)), strict=True)
+                found.update(row for picture, rows in by_picture if picture.digest == digest for row in rows)
+        return sorted(found)
+
     def _picture_rows(self, tap: Tap, block: Block | None) -> Iterator[Share]:
         if not self.pictures:
             raise M0Error(
@@ -197,16 +209,36 @@ def silence(sessions: Sequence[Session]) -> Iterator[None]:
             session.silent = silent
 
 
-def look_at(reranker: Scorer, pictures: Sequence[Picture], seen: dict[bytes, Tensor]) -> None:
-    """Put the visual tokens of each different picture that is not in `seen`, by digest, there."""
-    unseen = list({picture.digest: picture for picture in pictures if picture.digest not in seen}.values())
-    if not unseen:
-        return
-    for session in reranker.sessions:
-        session.look(unseen)
-    patches = torch.cat([picture.patches for picture in unseen]).to(reranker.model.device)
-    features = reranker.model.vision(patches, [picture.grid for picture in unseen])
-    seen |= zip([picture.digest for picture in unseen], features.split([picture.num_tokens for picture in unseen]), strict=True)
+def look_at(
+    model: RerankerModel, sessions: Sequence[Session], pictures: Sequence[Picture], seen: MutableMapping[bytes, Tensor]
+) -> Tensor | None:
+    """Visual tokens of these pictures, end to end; None for none. Each different one that is not in `seen`, by digest, goes through
+    the tower, and is put there."""
+    if not pictures:
+        return None
+    unseen = {picture.digest: picture for picture in pictures if picture.digest not in seen}
+    for group in _patch_groups(list(unseen.values())):
+        for session in sessions:
+            session.look(group)
+        patches = torch.cat([picture.patches for picture in group]).to(model.device)
+        features = model.vision(patches, [picture.grid for picture in group])
+        for picture, part in zip(group, features.split([picture.num_tokens for picture in group]), strict=True):
+            seen[picture.digest] = part
+    return torch.cat([seen[picture.digest] for picture in pictures])
+
+
+def _patch_groups(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+    group: list[Picture] = []
+    size = 0
+    for picture in pictures:
+        patches = picture.grid[0] * picture.grid[1]
+        if group and size + patches > MAX_VISION_PATCHES:
+            yield group
+            group, size = [], 0
+        group.append(picture)
+        size += patches
+    if group:
+        yield group
 
 
 def forward(
@@ -228,11 +260,7 @@ def forward(
     model = reranker.model
     batch = Batch.of(encodings, share=False, device=model.device)
     with call(reranker, encodings, record):
-        features = None
-        if batch.pictures:
-            seen = {} if seen is None else seen
-            look_at(reranker, batch.pictures, seen)
-            features = torch.cat([seen[picture.digest] for picture in batch.pictures])
+        features = look_at(model, reranker.sessions, batch.pictures, {} if seen is None else seen)
         for session in reranker.sessions:
             session.meet(range(len(encodings)), batch.packing)
         return batch.score(model, features)
@@ -251,17 +279,14 @@ def prompts(reranker: Scorer, pairs: Iterable[Any]) -> list[Encoding]:
     return found
 
 
-def picture_rows(tap: Tap, encodings: Sequence[Encoding], picture: Picture, where: Selector) -> list[int]:
-    """Which of a picture's patches (visual tokens) lie under the tokens that a selector chooses in the prompts that show it. A
-    picture is looked at once, however often it is shown, so all its places count."""
-    merged = 1 if tap.rows == "cells" else picture.settings.merge_size**2  # the patches of a visual token follow one another
-    chosen: set[int] = set()
-    for encoding in encodings:
-        if all(other.digest != picture.digest for other in encoding.pictures):
-            continue
-        wanted = set(where(encoding))
-        for number, other in enumerate(encoding.pictures):
-            if other.digest == picture.digest:
-                _, tokens = picture_tokens(encoding, number)
-                chosen |= {place * merged + i for place, token in enumerate(tokens) if token in wanted for i in range(merged)}
-    return sorted(chosen)
+def patch_rows(tap: Tap, encoding: Encoding, chosen: Sequence[int]) -> list[list[int]]:
+    """Rows of the patches (visual tokens) under some tokens, for each of the prompt's pictures."""
+    found = []
+    for number, picture in enumerate(encoding.pictures):
+        _, tokens = picture_tokens(encoding, number)
+        places = {token: place for place, token in enumerate(tokens)}
+        merged = (
+            1 if tap.rows == "cells" else picture.settings.merge_size**2
+        )  # the patches of a visual token follow one another
+        found.append([places[token] * merged + i for token in chosen if token in places for i in range(merged)])
+    return found

@@ -201,12 +201,17 @@ def attach(model: RerankerModel, tap: Tap, see: See, handles: Handles) -> None:
         handles.add(module.register_forward_hook(lambda _, args, output: _third(output, part, tap.heads, see)).remove)
 
 
+def acting(layer: Any) -> tuple[Tensor, Tensor]:
+    """Weight (inputs, outputs) and bias (outputs,) of a linear layer as it acts, an adapter on it included; hooks are passed by."""
+    ones = torch.eye(layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    bias = layer.forward(torch.zeros_like(ones[:1]))
+    return layer.forward(ones) - bias, bias[0]
+
+
 def _results(module: Any, z: Tensor, output: Tensor, heads: int, see: See) -> Tensor:
-    """Each head's share of the output: z through the head's own columns of the output projection, adapters included."""
-    size = z.shape[-1]
-    ones = torch.eye(size, dtype=z.dtype, device=z.device)
-    columns = module.forward(ones) - module.forward(torch.zeros_like(ones[:1]))  # (heads * head_dim, width), hooks passed by
-    results = torch.einsum("thd,hdw->thw", z.unflatten(-1, (heads, -1)), columns.unflatten(0, (heads, -1)))
+    """Each head's share of the output: z through the head's own columns of the output projection."""
+    weight, _ = acting(module)
+    results = torch.einsum("thd,hdw->thw", z.unflatten(-1, (heads, -1)), weight.unflatten(0, (heads, -1)))
     seen = see(results, None)
     return output if seen is results else output + (seen - results).sum(1)
 

@@ -30,6 +30,11 @@ def fonts(data: Path) -> list[Path]:
     return [data / "packages" / name for name in ("fonts-noto-core", "fonts-noto-cjk")]
 
 
+def unspaced(language: str) -> bool:
+    """Whether a language is written without blanks, so that characters stand for words."""
+    return SCRIPTS.get(language) in ("cjk", "thai")
+
+
 @lru_cache(maxsize=64)
 def _font(path: Path, size: int, face: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size, index=face)
@@ -111,7 +116,7 @@ def draw_page(
 def _write(draw, text, font, at, right, bottom, ink, language, words=None) -> int:
     """Text broken into lines that fit, from `at` down to `bottom`; returns where it ended. Adds what it wrote to `words`."""
     left, y = at
-    spaced = SCRIPTS.get(language) not in ("cjk", "thai")
+    spaced = not unspaced(language)
     pieces = text.split(" ") if spaced else list(text)
     joiner = " " if spaced else ""
     step = int(font.size * 1.3)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from nano.circuit import IMPORTANCE, LANGUAGE, LANGUAGES, MEANING, bag_means
 from nano.material import SECTION_CHARACTERS, Content, Material, Section
-from nano.pages import SCRIPTS, Word, draw_page
+from nano.pages import SCRIPTS, Word, draw_page, unspaced
 from nano.tokens import Writer, look
 from nano.words import Ragged, Words
 from torch import Tensor, nn
@@ -95,7 +95,6 @@ class Seeing:
         self.model, self.writer, self.material, self.words = model, writer, material, words
         self.rng, self.fonts, self.languages = random.Random(seed), fonts, languages
         self.targets = vectors[: len(material.emoji)]
-        self.name_number = {name: number for number, name in enumerate(words.drawing_names)}
         counted: Counter[str] = Counter()
         letters: Counter[str] = Counter()
         for section in material.sections:
@@ -118,7 +117,7 @@ class Seeing:
         return Batch(
             [*(self.writer.picture(picture) for picture in shown), *(picture for picture, _ in pages)],
             torch.tensor(emoji),
-            torch.tensor([self.name_number[drawing.name] for drawing in drawings]),
+            torch.tensor([self.words.name_number[drawing.name] for drawing in drawings]),
             [page for _, page in pages],
         )
 
@@ -188,7 +187,7 @@ class Seeing:
         directions = F.normalize(means, dim=1)
         emoji, drawings = directions.split([len(batch.emoji), len(batch.names)])
         emoji_loss, notes = telling(emoji, self.targets, batch.emoji)
-        names = self.words.name_vectors(self.model.decoder.embed_tokens.weight, torch.arange(len(self.name_number)))
+        names = self.words.name_vectors(self.model.decoder.embed_tokens.weight, torch.arange(len(self.words.name_number)))
         drawing_loss, drawing_notes = telling(drawings, names, batch.names)
         # Visual tokens should be as long as words are, means so that products are cosines, nearly.
         length = (means.norm(dim=1) - 1).square().mean()
@@ -253,10 +252,6 @@ def overlap(spans: Tensor, count: int) -> Tensor:
     cells = torch.arange(count)
     covered = torch.minimum(spans[:, 1:], cells + 1.0) - torch.maximum(spans[:, :1], cells + 0.0)
     return covered.clamp_min(0)
-
-
-def unspaced(language: str) -> bool:
-    return SCRIPTS.get(language) in ("cjk", "thai")
 
 
 def pieces(text: str, language: str) -> list[str]:

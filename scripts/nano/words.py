@@ -62,8 +62,9 @@ class Words:
             windows.append(writer.words(drawing.name))
             of.append(numbers[concept_key(drawing)])
         self.windows, self.of = Ragged(windows), torch.tensor(of)
-        self.drawing_names = list(dict.fromkeys(drawing.name for drawing in material.drawings))
-        self.names = Ragged([writer.words(name) for name in self.drawing_names])
+        names = dict.fromkeys(drawing.name for drawing in material.drawings)
+        self.name_number = {name: number for number, name in enumerate(names)}
+        self.names = Ragged([writer.words(name) for name in names])
 
     def centres(self, table: Tensor, concepts: int) -> Tensor:
         """Mean of each concept's bags, (concepts, meanings)."""
