@@ -1,7 +1,8 @@
 """Attention over packed sequences: all tokens end to end, no padding, and no token looks into another sequence.
 
 `Packing` says where each sequence lies. A sequence may continue another one (its parent): a document is the parent of
-every query that meets it, is computed once, and all its queries read the same keys and values.
+every query that meets it, is computed once, and all its queries read the same keys and values. Its keys and values may
+also be kept from an earlier computation.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Packing:
         causal: a token looks at itself and what stands before it (decoder), or at its whole sequence (vision tower).
         parents: for each sequence the number of the sequence that it continues, or None. A parent has no parent itself.
         device: where the index tensors live.
+        kept: so many sequences, the first ones, are not computed: they bring keys and values from an earlier computation. Rows
+            of queries and outputs are numbered without them, rows of keys and values with them.
     """
 
     def __init__(
@@ -82,30 +85,36 @@ class Packing:
         causal: bool,
         parents: Sequence[int | None] | None = None,
         device: torch.device | str | None = None,
+        kept: int = 0,
     ) -> None:
         self.lengths = tuple(int(length) for length in lengths)
-        self.causal = causal
+        self.causal, self.kept = causal, kept
         self.parents = tuple(parents) if parents is not None else (None,) * len(self.lengths)
         self.device = torch.device(device or "cpu")
         starts = [0]
         for length in self.lengths:
             starts.append(starts[-1] + length)
-        self.starts, self.total = tuple(starts[:-1]), starts[-1]
+        self.starts = tuple(starts[:-1])
+        self.first = starts[kept]
+        """Number of the first key that is computed here."""
+        self.total = starts[-1] - self.first
+        """Tokens that are computed."""
 
     @cached_property
     def last(self) -> Tensor:
-        """Number of the last token of each sequence, (sequences,)."""
-        ends = [start + length - 1 for start, length in zip(self.starts, self.lengths, strict=True)]
-        return torch.tensor(ends, device=self.device)
+        """Number of the last token of each sequence that is computed, (sequences,)."""
+        ends = [start + length - 1 - self.first for start, length in zip(self.starts, self.lengths, strict=True)]
+        return torch.tensor(ends[self.kept :], device=self.device)
 
     @cached_property
     def plan(self) -> Plan:
         """Every token's output. Equally long sequences go together; so do the children of equally long parents."""
         blocks, queries, keys = [], [], []
-        for length, members in _alike(self.lengths[i] if p is None else None for i, p in enumerate(self.parents)).items():
+        own = [length if self.parents[i] is None and i >= self.kept else None for i, length in enumerate(self.lengths)]
+        for length, members in _alike(own).items():
             rows = torch.cat([self._rows(i) for i in members])
             blocks.append(Block(len(members), length, length, self.causal, members=tuple(members)))
-            queries.append(rows)
+            queries.append(rows - self.first)
             keys.append(rows)
         families = _alike(self.parents)
         shapes = [(self.lengths[parent], *(self.lengths[child] for child in families[parent])) for parent in families]
@@ -114,7 +123,7 @@ class Packing:
             for member in members:
                 parent = parents[member]
                 children = torch.cat([self._rows(child) for child in families[parent]])
-                queries.append(children)
+                queries.append(children - self.first)
                 keys.append(torch.cat([self._rows(parent), children]))
             mask, numbers = _family_mask(shape, self.device), tuple(parents[i] for i in members)
             blocks.append(Block(len(members), sum(shape[1:]), sum(shape), False, mask, numbers))
@@ -122,12 +131,13 @@ class Packing:
 
     @cached_property
     def last_plan(self) -> Plan:
-        """The output of each sequence's last token; queries are numbered by sequence."""
+        """The output of each computed sequence's last token; queries are numbered by sequence."""
         blocks, queries, keys = [], [], []
         prefixes = [0 if parent is None else self.lengths[parent] for parent in self.parents]
-        for (prefix, length), members in _alike(zip(prefixes, self.lengths, strict=True)).items():
+        shapes = [pair if i >= self.kept else None for i, pair in enumerate(zip(prefixes, self.lengths, strict=True))]
+        for (prefix, length), members in _alike(shapes).items():
             blocks.append(Block(len(members), 1, prefix + length, False, members=tuple(members)))
-            queries.append(torch.tensor(members, device=self.device))
+            queries.append(torch.tensor(members, device=self.device) - self.kept)
             for i in members:
                 parent = self.parents[i]
                 keys += [self._rows(i)] if parent is None else [self._rows(parent), self._rows(i)]

@@ -18,8 +18,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -316,25 +317,30 @@ def _write_weights(directory: Path, tensors: dict[str, Tensor], max_shard_bytes:
         shards[-1][key] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        _replace(directory / WEIGHTS, lambda path: save_file(shards[0], path, metadata={"format": "pt"}))
+        write_beside(directory / WEIGHTS, partial(_save_shard, shards[0]))
         (directory / INDEX).unlink(missing_ok=True)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _replace(directory / name, lambda path, shard=shard: save_file(shard, path, metadata={"format": "pt"}))
+        write_beside(directory / name, partial(_save_shard, shard))
         weight_map |= dict.fromkeys(shard, name)
     total = sum(tensor.nbytes for tensor in tensors.values())
     _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     (directory / WEIGHTS).unlink(missing_ok=True)
 
 
+def _save_shard(tensors: dict[str, Tensor], path: str) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    _replace(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    write_beside(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
-def _replace(path: Path, write: Any) -> None:
+def write_beside(path: Path, write: Callable[[str], Any]) -> None:
+    """Write a file beside its place and move it there, so that nobody ever reads half of one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:

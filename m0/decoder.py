@@ -6,6 +6,8 @@ no vocabulary projection: the score is read from the last token's state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,9 @@ from torch.nn import functional as F
 from m0.attention import Attend, Packing
 from m0.config import DecoderConfig
 from m0.rotary import Rotation, decoder_rotation, rotate, working_dtype
+
+KeysValues = tuple[Tensor, Tensor]
+"""What one layer's attention reads: keys (rotated) and values, each (tokens, key/value heads, head_dim)."""
 
 
 class RMSNorm(nn.Module):
@@ -42,13 +47,21 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
         self.attend = Attend()
 
-    def forward(self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool) -> Tensor:
+    def keys_values(self, x: Tensor, rotation: Rotation) -> KeysValues:
+        key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        return rotate(key, rotation), value
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool, kept: KeysValues | None = None
+    ) -> Tensor:
         asking = x[packing.last] if last_only else x
         asking_rotation = (rotation[0][packing.last], rotation[1][packing.last]) if last_only else rotation
         query = self.q_proj(asking).unflatten(-1, (self.num_heads, self.head_dim))  # (tokens, heads, head_dim)
-        key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        query, key = rotate(query, asking_rotation), rotate(key, rotation)
+        query = rotate(query, asking_rotation)
+        key, value = self.keys_values(x, rotation)
+        if kept is not None:
+            key, value = torch.cat([kept[0], key]), torch.cat([kept[1], value])
         return self.o_proj(self.attend(query, key, value, packing.last_plan if last_only else packing.plan).flatten(1))
 
 
@@ -74,9 +87,16 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
         self.between = nn.Identity()  # the stream between the two lines, for those who watch it
 
-    def forward(self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        packing: Packing,
+        last_only: bool = False,
+        kept: KeysValues | None = None,
+    ) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden), or with `last_only` (sequences, hidden): the last token of each alone."""
-        attended = self.self_attn(self.input_layernorm(x), rotation, packing, last_only)
+        attended = self.self_attn(self.input_layernorm(x), rotation, packing, last_only, kept)
         x = self.between((x[packing.last] if last_only else x) + attended)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
@@ -90,7 +110,14 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, packing: Packing, last_only: bool = True) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        packing: Packing,
+        last_only: bool = True,
+        kept: Sequence[KeysValues] | None = None,
+    ) -> Tensor:
         """Read packed sequences.
 
         Args:
@@ -98,13 +125,28 @@ class Decoder(nn.Module):
             positions: M-RoPE positions, (3, tokens).
             packing: where the sequences lie.
             last_only: compute the last layer's queries, output and MLP for the last token of each sequence only.
+            kept: for each layer the keys and values of `packing`'s kept sequences, as `keys_values` gave them; None: it has none.
 
         Returns: final states after the last norm, (sequences, hidden), or (tokens, hidden) where not `last_only`.
         """
-        config = self.config
-        rotation = decoder_rotation(positions, config.head_dim, config.rope_theta, config.mrope_section, embeddings.dtype)
+        rotation = self._rotation(positions, embeddings.dtype)
         x = embeddings
-        for layer in self.layers[:-1]:
-            x = layer(x, rotation, packing)
-        x = self.layers[-1](x, rotation, packing, last_only)
+        for number, layer in enumerate(self.layers):
+            last = number == len(self.layers) - 1
+            x = layer(x, rotation, packing, last and last_only, None if kept is None else kept[number])
         return self.norm(x)
+
+    def keys_values(self, embeddings: Tensor, positions: Tensor, packing: Packing) -> list[KeysValues]:
+        """What each layer keeps of these sequences for others that continue them later. Arguments as for `forward`."""
+        rotation = self._rotation(positions, embeddings.dtype)
+        x, found = embeddings, []
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            found.append(layer.self_attn.keys_values(layer.input_layernorm(x), rotation))
+            if number < len(self.layers) - 1:
+                x = layer(x, rotation, packing)
+        return found
+
+    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        config = self.config
+        return decoder_rotation(positions, config.head_dim, config.rope_theta, config.mrope_section, dtype)

@@ -132,6 +132,24 @@ class Encoding:
         return mrope_positions(self.runs)
 
     @cached_property
+    def digests(self) -> list[bytes]:
+        """Of the pictures."""
+        return [picture.digest for picture in self.pictures]
+
+    @cached_property
+    def document_tokens(self) -> int:
+        """How many tokens stand before the query's first: template and document, the same whatever the query (but for a merge of
+        characters across the border, which only matching by token can see)."""
+        asked = next((i for i, origin in enumerate(self.origins) if origin.side == "query"), len(self.origins) - 1)
+        # A picture's frame belongs to it.
+        return asked - (self.origins[asked].kind == "image")
+
+    @cached_property
+    def document_pictures(self) -> int:
+        """How many of the pictures are the document's."""
+        return sum(isinstance(part, Picture) for part in self.parts.get("document", ()))
+
+    @cached_property
     def key(self) -> tuple[bytes, ...]:
         """Equal for prompts that are equal in every token and pixel."""
         return self.token_ids.numpy().tobytes(), *(picture.digest for picture in self.pictures)

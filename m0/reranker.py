@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -24,8 +24,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from m0.batch import Batch
+from m0.batch import Batch, DocumentState, compute_states
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
+from m0.documents import DocumentCache
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
 from m0.explain.html import page
@@ -44,6 +45,8 @@ from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer
 DEFAULT_BATCH_TOKENS = 8192
 KEPT_VISUAL_TOKENS = 16384
 """Visual tokens of pictures already looked at that are kept during a call, for pairs that show them again."""
+MIN_KEPT_TOKENS = 64
+"""Shorter documents are not kept without being told so."""
 MAX_SIBLING_TOKENS = 1024
 """Query tokens that meet one copy of a document side by side; their mutual mask grows with the square."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -98,6 +101,7 @@ class Reranker:
         adapters: LoRA adapters by name (see `m0.lora`).
         image_settings: how pictures are resized; `max_pixels` and the bomb limit are here.
         name: where it was loaded from.
+        documents: what is kept of documents that were met before (see `prepare`); replace it for other limits.
         sessions: what is recording or editing just now (see `record` and `edit`).
     """
 
@@ -107,7 +111,9 @@ class Reranker:
         self.image_settings = image_settings
         self.adapters = Adapters(model)
         self.name = name
+        self.documents = DocumentCache()
         self.sessions: list[Session] = []
+        self._fingerprint: tuple[object, str] | None = None
         self._tokenizer_file: Path | None = None
 
     @classmethod
@@ -237,6 +243,53 @@ class Reranker:
         limits = Limits(max_length, max_query_length, max_doc_length)
         logits = self._logits(self._encode_pairs(pairs, limits), batch_tokens, progress)
         return relevance(logits, self.model.config.logit_bias).tolist()
+
+    def prepare(
+        self,
+        documents: Sequence[Any],
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        progress: bool = False,
+        max_length: int = 10240,
+        max_query_length: int = 512,
+        max_doc_length: int | None = None,
+    ) -> int:
+        """Compute documents ahead of time, so that scoring one costs only the query's tokens.
+
+        What is kept stays in `self.documents`: in memory while there is room, and on disk where it has a folder. `rank`, `score`
+        and `evaluate` use it by themselves, and keep documents by themselves that they meet a second time. It is dropped when a
+        weight or the active adapter changes; after changing weights through `.data`, which PyTorch does not count, call
+        `reranker.documents.clear()`.
+
+        Args:
+            documents: as for `rank`. Other arguments as there: a document cut at another place is another one.
+
+        Returns: how many were computed; the others were kept already. Raises InputError (of a document with its number).
+        """
+        if not isinstance(documents, Sequence) or isinstance(documents, str | bytes | bytearray):
+            raise InputError(f"documents is {type(documents).__name__}, but must be a list.")
+        limits = Limits(max_length, max_query_length, max_doc_length)
+        batch_tokens = whole_number(batch_tokens, "batch_tokens")
+        if self.sessions:
+            raise InputError(
+                "documents cannot be prepared inside record() or edit(), which see every pair from its first token."
+            )
+        self._check_documents()
+        before = self.documents.counts.computed
+        pictures = _PictureFeatures(self.model, self.sessions)
+        bar = Progress(len(documents), "reading", progress)
+        with torch.inference_mode():
+            stretch: list[Encoding] = []
+            for index, document in enumerate(documents):
+                try:
+                    stretch.append(self.prompt.encode(["?"], self._parts(document, "document"), limits))
+                except InputError as error:
+                    raise type(error)(f"document {index}: {error}") from None
+                if sum(map(len, stretch)) >= batch_tokens or index == len(documents) - 1:
+                    self._take_states(stretch, batch_tokens, pictures)
+                    bar.advance(len(stretch))
+                    stretch = []
+        bar.close()
+        return self.documents.counts.computed - before
 
     def encode(
         self, query: Any, document: Any, max_length: int = 10240, max_query_length: int = 512, max_doc_length: int | None = None
@@ -483,10 +536,13 @@ class Reranker:
         working = torch.promote_types(self.model.dtype, torch.float32)
         logits = torch.empty(len(different), dtype=working)
         bar = Progress(sum(len(encoding) for encoding in different), "scoring", progress)
+        known = set() if self.sessions else self._known_documents(different)
         with call(self, different):
-            for members in _batches(different, batch_tokens):
+            for members in _batches(different, batch_tokens, known):
+                some = [different[i] for i in members]
+                states = self._take_states([e for e in some if e.document_key in known], batch_tokens, pictures)
                 # Who watches wants every pair to have tokens of its own.
-                batch = Batch.of([different[i] for i in members], share=not self.sessions, device=self.model.device)
+                batch = Batch.of(some, share=not self.sessions, device=self.model.device, states=states)
                 features = pictures.take(batch.pictures)
                 for session in self.sessions:
                     session.meet(members, batch.packing)
@@ -498,6 +554,55 @@ class Reranker:
                 f"the model gave a score that is not a number in {self.model.dtype}; its weights are damaged or overflow this type."
             )
         return logits[places]
+
+    # --- documents kept -----------------------------------------------------------------------------------------------
+
+    def _known_documents(self, encodings: list[Encoding]) -> set[tuple[bytes, ...]]:
+        """Keys of the documents that are kept or worth keeping: long enough, and met in an earlier call."""
+        self._check_documents()
+        if not self.documents.max_bytes and self.documents.folder is None:
+            return set()
+        lengths = {encoding.document_key: encoding.document_tokens for encoding in encodings}
+        met = {key for key in lengths if self.documents.meet(key)}
+        return {
+            key
+            for key, length in lengths.items()
+            if self.documents.has(key, self._kept_fingerprint) or (length >= MIN_KEPT_TOKENS and key in met)
+        }
+
+    def _take_states(
+        self, encodings: list[Encoding], batch_tokens: int, pictures: _PictureFeatures
+    ) -> dict[tuple[bytes, ...], DocumentState]:
+        """States of these prompts' documents, each computed where it is not kept."""
+        by_key = {encoding.document_key: encoding for encoding in encodings}
+        found = {key: state for key in by_key if (state := self.documents.get(key, self._kept_fingerprint)) is not None}
+        left = [encoding for key, encoding in by_key.items() if key not in found]
+        while left:
+            count, size = 0, 0
+            while count < len(left) and (not count or size + left[count].document_tokens <= batch_tokens):
+                size += left[count].document_tokens
+                count += 1
+            some, left = left[:count], left[count:]
+            features = pictures.take([p for e in some for p in e.pictures[: e.document_pictures]])
+            for encoding, state in zip(some, compute_states(self.model, some, features), strict=True):
+                found[encoding.document_key] = self.documents.put(encoding.document_key, state, self._kept_fingerprint)
+        return found
+
+    def _check_documents(self) -> None:
+        """Forget the documents kept of other weights."""
+        self.documents.belongs_to(self._weights_key())
+
+    def _weights_key(self) -> object:
+        """Another one after any weight, the active adapter or the picture settings have changed."""
+        versions = tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in self.model.parameters())
+        return self.adapters.active, self.adapters.merged, self.image_settings, versions
+
+    def _kept_fingerprint(self) -> str:
+        """`fingerprint`, which reads every weight, once for each state of the weights."""
+        key = self._weights_key()
+        if self._fingerprint is None or self._fingerprint[0] != key:
+            self._fingerprint = (key, self.fingerprint())
+        return self._fingerprint[1]
 
 
 class _PictureFeatures:
@@ -517,10 +622,11 @@ class _PictureFeatures:
         return result
 
 
-def _batches(encodings: list[Encoding], batch_tokens: int) -> Iterator[list[int]]:
+def _batches(encodings: list[Encoding], batch_tokens: int, known: Collection[tuple[bytes, ...]]) -> Iterator[list[int]]:
     """Numbers of the encodings in batches of at most `batch_tokens` (or one that is longer).
 
     Prompts of one document stay together, as far as their own tokens keep within MAX_SIBLING_TOKENS; like lengths go together.
+    The tokens of `known` documents, given by key, do not count.
     """
     families: dict[tuple[bytes, ...], list[int]] = {}
     for number, encoding in enumerate(encodings):
@@ -529,17 +635,18 @@ def _batches(encodings: list[Encoding], batch_tokens: int) -> Iterator[list[int]
     size = 0
     for members in sorted(families.values(), key=lambda members: len(encodings[members[0]])):
         first, siblings = encodings[members[0]], 0
-        shared = first.counts["document"] if len(members) > 1 else 0
+        kept = first.document_key in known
+        shared = first.counts["document"] if len(members) > 1 or kept else 0
         for place, number in enumerate(members):
             own = len(encodings[number]) - shared
             if place and siblings + own > MAX_SIBLING_TOKENS:
                 yield batch
                 batch, size, siblings = [], 0, 0
-            alone = own + (shared if not siblings else 0)
+            alone = own + (shared if not siblings and not kept else 0)
             if batch and size + alone > batch_tokens:
                 yield batch
                 batch, size, siblings = [], 0, 0
-                alone = own + shared
+                alone = own + (0 if kept else shared)
             batch.append(number)
             size += alone
             siblings += own

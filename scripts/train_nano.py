@@ -5,13 +5,15 @@
 1. A byte-level BPE is trained on the training texts (what is held out is left out).
 2. Meanings of tokens and concepts in closed form (`nano/latent.py`): which tokens occur with which emoji, sections and folders
    of drawings; how rare each token is, and for which languages it speaks.
-3. Words (`nano/words.py`): bags of tokens by the thousand name their concepts.
+3. Words (`nano/words.py`): bags of tokens by the thousand name their concepts. Half of the sections are left out of this and of
+   the step before.
 4. Seeing (`nano/seeing.py`): the vision tower learns to show what it sees in the words' meanings: emoji, drawings, and words on
    pages. No decoder layer takes part, so a step costs little.
 5. Words again, towards where the pictures have come to lie.
 6. `nano/circuit.py` writes all this into a decoder that compares means and matches words.
 7. Cross-encoder: all but the vision tower is trained on lists of documents and queries, every query against every document of
-   its list. Each document is read once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax
+   its list. Its sections are those that the words have not learned by heart, for else it would never need to match words. Each
+   document is read once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax
    over each query's documents (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which
    fixes the scale that softmax leaves open.
 
@@ -121,6 +123,13 @@ def write_words(
     last = model.vision.merger.mlp[2]
     last.weight.data[RARITY], last.bias.data[RARITY] = 0.0, 0.0  # as rare for every visual token
     return vectors, languages
+
+
+def turned_to(vectors: Tensor, lay: Tensor, emoji: int) -> Tensor:
+    """The rotation that brings the emoji's vectors nearest to where they lay before (orthogonal Procrustes, Schoenemann 1966),
+    so that a tower that has learned one run's meanings understands another's, (meanings, meanings)."""
+    left, _, right = torch.linalg.svd(vectors[:emoji].T @ lay[:emoji])
+    return left @ right
 
 
 @torch.no_grad()
@@ -314,7 +323,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
     parser.add_argument("--minutes", type=float, default=78.0, help="of all stages together")
-    parser.add_argument("--seen", type=Path, help="go on with stage 4 from what an earlier run saved under DATA/warm")
+    parser.add_argument(
+        "--tower", type=Path, help="begin stage 4 with the vision tower that an earlier run saved under DATA/warm"
+    )
     parser.add_argument("--warm", type=Path, help="go on from what an earlier run saved under DATA/warm, after stage 4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -349,19 +360,23 @@ def main() -> None:
         model.load_state_dict(load_checkpoint(options.warm, torch.float32).state_dict())
         vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
     else:
-        if options.seen:
-            model.load_state_dict(load_checkpoint(options.seen, torch.float32).state_dict())
-        else:
-            concepts = nn.Parameter(vectors)
-            steps["words"] = run_stage(
-                "words",
-                {3e-3: [table], 2e-3: [concepts]},
-                lambda _: words.loss(table, F.normalize(concepts, dim=1)),
-                0.06 * seconds,
-                lambda: None,
-            )
-        first_plain = 0.5 if options.seen else 0.9
-        vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
+        concepts = nn.Parameter(vectors)
+        steps["words"] = run_stage(
+            "words",
+            {3e-3: [table], 2e-3: [concepts]},
+            lambda _: words.loss(table, F.normalize(concepts, dim=1)),
+            0.06 * seconds,
+            lambda: None,
+        )
+        vectors = F.normalize(concepts.detach(), dim=1)
+        if options.tower:
+            earlier = load_checkpoint(options.tower, torch.float32)
+            model.vision.load_state_dict(earlier.vision.state_dict())
+            lay = words.centres(earlier.decoder.embed_tokens.weight.detach(), len(numbers))
+            turn = turned_to(vectors, F.normalize(lay, dim=1), len(material.emoji))
+            table.data[:, MEANING] @= turn
+            vectors @= turn
+        first_plain = 0.5 if options.tower else 0.9
         log(f"words, {checks.by_bags(model, writer)}")
         keep("words")
         seeing = Seeing(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
@@ -380,7 +395,7 @@ def main() -> None:
                 keep("warm")
 
             tower = [*model.vision.parameters(), *seeing.letters.parameters()]
-            steps["seeing"] = run_stage("seeing", {1.5e-3: tower, 3e-4: [table]}, see, 0.56 * seconds, now_and_then(see_check))
+            steps["seeing"] = run_stage("seeing", {1.5e-3: tower, 3e-4: [table]}, see, 0.64 * seconds, now_and_then(see_check))
         log(checks.by_bags(model, writer))
         keep("warm")
     vectors, drawings = settle(model, writer, material, words, vectors)
@@ -389,7 +404,7 @@ def main() -> None:
         "words again",
         {2e-3: [table]},
         lambda _: words.loss(table, vectors, drawings),
-        0.05 * seconds,
+        0.04 * seconds,
         lambda: None,
     )
     log(f"bags, {checks.by_bags(model, writer)}")
@@ -409,7 +424,7 @@ def main() -> None:
         "cross-encoder",
         cross_encoder_rates(model),
         lambda _: list_loss(model, writer, lists.step()),
-        0.33 * seconds,
+        0.26 * seconds,
         now_and_then(check),
     )
     log(checks.by_model(model, writer))

@@ -16,7 +16,7 @@ ROWS = [
     ["model"],
     ["batch"],
     ["checkpoint"],
-    ["hub", "lora"],
+    ["hub", "lora", "documents"],
     ["interp"],
     ["explain"],
     ["reranker"],

@@ -81,25 +81,35 @@ class Interaction:
     document_tokens: list[int]
 
     def by_word(self, encoding: Encoding) -> tuple[list[Span], list[Span], Tensor]:
-        """Words of the query, words of the document, and their matrix."""
+        """Words of the query, words of the document, and their matrix. A picture of the query has one row, behind the words'."""
         spans = words_of(encoding)
-        owners = owners_of(encoding, spans)
-        asked = [n for n, span in enumerate(spans) if span.side == "query"]
         shown = [n for n, span in enumerate(spans) if span.side == "document"]
-        left, right = _membership(owners, self.query_tokens, asked), _membership(owners, self.document_tokens, shown)
-        return [spans[n] for n in asked], [spans[n] for n in shown], left @ self.values.double() @ right.T
+        asked, left = self._asked(encoding, spans)
+        right = _membership(owners_of(encoding, spans), self.document_tokens, shown)
+        return asked, [spans[n] for n in shown], left @ self.values.double() @ right.T
 
     def on_picture(self, encoding: Encoding, picture: int) -> tuple[list[Span], Tensor]:
-        """Words of the query, and what of each falls on each cell of a document's picture, (words, rows, columns). Raises
-        InputError for a picture of the query."""
+        """Words of the query (a picture of it behind them), and what of each falls on each cell of a document's picture,
+        (words, rows, columns). Raises InputError for a picture of the query."""
         shown, tokens = picture_tokens(encoding, picture)
         if tokens[0] not in self.document_tokens:
             raise InputError(f"picture {picture} is the query's; what answers it lies in the document.")
-        spans = words_of(encoding)
-        asked = [n for n, span in enumerate(spans) if span.side == "query"]
-        left = _membership(owners_of(encoding, spans), self.query_tokens, asked)
+        asked, left = self._asked(encoding, words_of(encoding))
         columns = [self.document_tokens.index(token) for token in tokens]
-        return [spans[n] for n in asked], (left @ self.values.double()[:, columns]).unflatten(-1, shown.token_grid)
+        return asked, (left @ self.values.double()[:, columns]).unflatten(-1, shown.token_grid)
+
+    def _asked(self, encoding: Encoding, spans: Sequence[Span]) -> tuple[list[Span], Tensor]:
+        """What the rows of the query are, and which of its tokens belong to each, (rows, query tokens)."""
+        words = [n for n, span in enumerate(spans) if span.side == "query"]
+        rows, names = [_membership(owners_of(encoding, spans), self.query_tokens, words)], [spans[n] for n in words]
+        for number in range(len(encoding.pictures)):
+            _, tokens = picture_tokens(encoding, number)
+            origin = encoding.origins[tokens[0]]
+            if origin.side == "query":
+                assert origin.part is not None
+                names.append(Span("query", origin.part, 0, 0, f"picture {number}"))
+                rows.append(torch.tensor([[float(token in tokens) for token in self.query_tokens]], dtype=torch.float64))
+        return names, torch.cat(rows)
 
 
 def _membership(owners: Sequence[int | None], tokens: Sequence[int], spans: Sequence[int]) -> Tensor:

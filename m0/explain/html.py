@@ -1,7 +1,7 @@
 """Explanations as a page: one file, no network.
 
 Words are shaded, pictures lie under a heat map that can be faded in and out and tells its values under the pointer; a click on a
-word of the query shows what of the document answers it.
+word (or a picture) of the query shows what of the document answers it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STYLE = """
 .m0 { font: 15px/1.7 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62em; margin: 1.5em auto; padding: 0 1em }
 .m0 h2 { font-size: 1.05em; margin: 1.4em 0 .3em } .m0 .side { color: #555; font-size: .8em; text-transform: uppercase }
 .m0 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2em 0 .8em } .m0 .w { border-radius: 3px; padding: 1px 0 }
-.m0 .query .w { cursor: pointer } .m0 .w.on { outline: 2px solid #1a1a1a } .m0 .pic { position: relative; display: inline-block; margin: .3em 0 }
+.m0 .query .w, .m0 .query canvas { cursor: pointer } .m0 .on { outline: 2px solid #1a1a1a } .m0 .pic { position: relative; display: inline-block; margin: .3em 0 }
 .m0 .pic img { display: block; width: 100%; image-rendering: auto } .m0 .pic canvas, .m0 .pic .still { position: absolute; inset: 0; width: 100%; height: 100%;
 image-rendering: pixelated; cursor: crosshair } .m0 table { border-collapse: collapse; font-size: .85em } .m0 td { padding: 0 1em 0 0; color: #333 }
 .m0 .value { font-size: .85em; color: #333; min-height: 1.5em } .m0 input[type=range] { width: 12em; vertical-align: middle }
@@ -55,10 +55,10 @@ SCRIPT = """
     row_name.textContent = row === null ? '' : 'what answers "' + m.names[row] + '" (click again to go back)';
   }
   const select = w => { if (!data.matrix) return;
-    const row = data.matrix.query.indexOf(+w.dataset.n); if (row < 0) return;
-    root.querySelectorAll('.w.on').forEach(o => o.classList.remove('on'));
+    const row = data.matrix.query.indexOf(w.dataset.n); if (row < 0) return;
+    root.querySelectorAll('.on').forEach(o => o.classList.remove('on'));
     if (chosen === row) { chosen = null; } else { chosen = row; w.classList.add('on'); } show(chosen); };
-  root.querySelectorAll('.query .w').forEach(w => { w.tabIndex = 0; w.addEventListener('click', () => select(w));
+  root.querySelectorAll('.query .w, .query .pic').forEach(w => { w.tabIndex = 0; w.addEventListener('click', () => select(w));
     w.addEventListener('keydown', e => { if (e.key === 'Enter' || e.key === ' ') { e.preventDefault(); select(w); } }); });
   root.querySelectorAll('canvas').forEach((canvas, p) => canvas.addEventListener('mousemove', e => {
     const box = canvas.getBoundingClientRect(), cells = shownCells[p];
@@ -142,7 +142,7 @@ def _picture(explanation: Explanation, number: int, scale: float) -> str:
     image = Image.fromarray(shown.picture.pixels)
     still = Image.fromarray(colours(shown.cells.numpy().astype(np.float64), scale))
     return (
-        f'<div><div class="pic" style="width:min(100%, {max(160, min(width, 640))}px); aspect-ratio:{width}/{height}">'
+        f'<div><div class="pic" data-n="picture {number}" style="width:min(100%, {max(160, min(width, 640))}px); aspect-ratio:{width}/{height}">'
         f'<img alt="picture {number}" style="height:100%;filter:grayscale(85%) contrast(53%)" src="{_url(image)}">'
         f'<img class="still" alt="relevance" style="height:100%" src="{_url(still)}"><canvas style="opacity:.85"></canvas></div></div>'
     )
@@ -170,7 +170,7 @@ def _data(explanation: Explanation, scale: float) -> str:
             for place, picture in enumerate(explanation.pictures)
         ]
         data["matrix"] = {
-            "query": [numbers[span] for span in asked],
+            "query": [str(numbers.get(span, span.text)) for span in asked],
             "names": [span.text for span in asked],
             "document": [numbers[span] for span in shown],
             "values": values.tolist(),

@@ -15,7 +15,7 @@ from torch import Tensor
 from m0.errors import InputError
 from m0.interp.cache import Cache, Recording
 from m0.interp.edits import Edit, Editing, replace
-from m0.interp.grid import Axis, Grid
+from m0.interp.grid import Axis, Grid, agreement
 from m0.interp.positions import Selector, everything, tokens
 from m0.interp.session import Scorer, forward, prompts
 from m0.interp.taps import Tap, check_heads, find_taps
@@ -67,11 +67,15 @@ def attribution_patching(
     taps: str | Iterable[str] = "decoder.layers.*.residual.before",
     positions: Mapping[str, Selector] | None = None,
     by_head: bool | None = None,
+    exact: Grid | None = None,
 ) -> Grid:
     """The first-order approximation of `activation_patching` from one gradient: (clean - corrupted) times the corrupted run's
-    gradient, summed. Two forward passes and one backward pass in all; `m0.interp.agreement` says how good it is.
+    gradient, summed. Two forward passes and one backward pass in all.
 
-    Arguments, result and errors as there.
+    Args:
+        exact: what `activation_patching` found for the same; how well the two agree then stands in the result's notes.
+
+    Other arguments, result and errors as there; also where `exact` has other axes.
     """
     experiment = _Experiment(reranker, clean, corrupted, taps, positions, by_head)
     (start,) = find_taps(reranker.model.config, "decoder.embeddings")
@@ -96,7 +100,8 @@ def attribution_patching(
         for where in experiment.groups.values():
             rows = where(experiment.clean)
             found.append((products[..., rows, :] if tap.is_pattern else products[rows]).sum())
-    return experiment.grid("attribution patching", torch.stack(found).cpu())
+    grid = experiment.grid("attribution patching", torch.stack(found).cpu())
+    return grid if exact is None else Grid(grid.title, grid.axes, grid.values, grid.notes | vars(agreement(grid, exact)))
 
 
 def path_patching(

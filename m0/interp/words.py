@@ -23,7 +23,7 @@ END = re.compile("(?<=[.!?\u2026])\\s+|(?<=[\u3002\uff01\uff1f])|\\n+|(?<=[\u061
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of one part's text."""
+    """A stretch of one part's text; of a part that is a picture, nothing from 0 to 0 with a name for it."""
 
     side: Side
     part: int

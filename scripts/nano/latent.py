@@ -27,7 +27,7 @@ def concept_key(concept: Emoji | Section | Drawing) -> object:
 
 def concept_numbers(material: Material) -> dict[object, int]:
     """A number for each concept, emoji first and in order."""
-    keys = dict.fromkeys(concept_key(concept) for concept in [*material.emoji, *material.sections, *material.drawings])
+    keys = dict.fromkeys(concept_key(concept) for concept in [*material.emoji, *material.studied, *material.drawings])
     return {key: number for number, key in enumerate(keys)}
 
 
@@ -45,7 +45,7 @@ def count(material: Material, writer: Writer, numbers: dict[object, int]) -> Ten
         for words in emoji.keywords.values():
             for word in words:
                 add(word, emoji, KEYWORD)
-    for section in material.sections:
+    for section in material.studied:
         add(section.heading, section, HEADING)
         add(section.text_[:TEXT_CHARACTERS], section, TEXT)
     for drawing in material.drawings:

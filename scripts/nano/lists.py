@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from nano.material import SECTION_CHARACTERS, Concept, Content, Material, Section
+from nano.material import SECTION_CHARACTERS, Concept, Content, Material, Section, any_sheet
 from torch import Tensor
 
 from m0.evaluate.bm25 import BM25
@@ -30,13 +30,13 @@ class Lists:
         self.by_id: dict[str, dict[str, Section]] = defaultdict(dict)
         for concept in material.emoji:
             self.by_category[concept.category].append(concept)
-        for section in material.sections:
+        for section in material.fresh:
             self.by_language[section.language].append(section)
             self.by_id[section.id][section.language] = section
         self.categories = [key for key, members in self.by_category.items() if len(members) >= 60]
         self.languages = [key for key, members in self.by_language.items() if len(members) >= 20]
         self.translated = [key for key, members in self.by_id.items() if len(members) >= 2]
-        self.figured = [section for section in material.sections if section.figure_file]
+        self.figured = [section for section in material.fresh if section.figure_file]
         self.rivals: dict[tuple[str, int], list[int]] = {}
         self.indices: dict[str, BM25] = {}
 
@@ -53,6 +53,16 @@ class Lists:
             document = concept.picture(rng, self.plain) if rng.random() < picture_document else concept.text(rng, short=False)
             query = concept.picture(rng, self.plain) if rng.random() < picture_query else concept.text(rng, short=True)
             pairs.append(Pair(query, document, concept))
+        return pairs
+
+    def sheets(self, count: int) -> list[Pair]:
+        """Sheets of several emoji, no two with the same, each asked for one of them."""
+        pairs, chosen = [], self.rng.sample(self.material.emoji, 9 * count)
+        for number in range(count):
+            own = chosen[9 * number : 9 * number + 9]
+            numbers, paper, _ = any_sheet(own, self.rng)
+            concept = own[numbers[0]]
+            pairs.append(Pair(concept.text(self.rng, short=True), paper, concept))
         return pairs
 
     def sections(self, count: int) -> list[Pair]:
@@ -103,7 +113,7 @@ class Lists:
         return [Pair(*function.pair(self.rng), function) for function in self.rng.sample(self.material.functions, count)]
 
     def pages(self, count: int) -> list[Pair]:
-        pool = self.by_language[self.language()] if self.rng.random() < 0.5 else self.material.sections
+        pool = self.by_language[self.language()] if self.rng.random() < 0.5 else self.material.fresh
         return [Pair(section.heading, section.page(), section) for section in self.rng.sample(pool, count)]
 
     def figures(self, count: int) -> list[Pair]:
@@ -119,12 +129,14 @@ class Lists:
         kind = rng.random()
         lists.append(self.rival_sections(10) if kind < 0.5 else self.sections(9) if kind < 0.7 else self.translations(8))
         kind = rng.random()
-        if kind < 0.45:
+        if kind < 0.35:
             lists.append(self.drawings(12))
-        elif kind < 0.57:
+        elif kind < 0.5:
             lists.append(self.functions(9))
-        elif kind < 0.69:
-            lists.append(self.pages(6))
+        elif kind < 0.65:
+            lists.append(self.sheets(5))
+        elif kind < 0.7:
+            lists.append(self.pages(4))
         elif kind < 0.75:
             lists.append([*self.figures(3), *self.sections(4)])
         else:  # pictures and texts of all kinds in one list

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 from PIL import Image, ImageEnhance, ImageFilter
 
@@ -183,6 +185,45 @@ def augment(image: Image.Image, rng: random.Random, plain: float) -> Image.Image
     return canvas
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+
+
+def sheet(emoji: Sequence[Emoji], rng: random.Random, places: tuple[int, int], side: int) -> tuple[Image.Image, list[Box]]:
+    """Several emoji on one paper in rows and columns, each in a place of its own, some places perhaps empty.
+
+    Args:
+        emoji: at most as many as there are places.
+        places: rows and columns.
+        side: pixels of a place.
+
+    Returns:
+        The paper, RGB, and where each emoji lies on it.
+    """
+    rows, columns = places
+    colour = (255, 255, 255) if rng.random() < 0.6 else tuple(rng.randrange(256) for _ in range(3))
+    paper, boxes = Image.new("RGB", (columns * side, rows * side), colour), []
+    for one, place in zip(emoji, rng.sample(range(rows * columns), len(emoji)), strict=True):
+        picture = one.image
+        if rng.random() < 0.3:
+            picture = picture.rotate(rng.uniform(-15, 15), resample=Image.Resampling.BILINEAR)
+        length = round(side * rng.uniform(0.65, 0.98))
+        picture = picture.resize((length, length), Image.Resampling.BICUBIC)
+        left = place % columns * side + rng.randint(0, side - length)
+        top = place // columns * side + rng.randint(0, side - length)
+        paper.paste(picture, (left, top), picture)
+        boxes.append((left, top, left + length, top + length))
+    return paper, boxes
+
+
+def any_sheet(emoji: list[Emoji], rng: random.Random) -> tuple[list[int], Image.Image, list[Box]]:
+    """A sheet of some of these emoji: their numbers, the sheet, where they lie."""
+    rows, columns = rng.choice([(1, 2), (2, 1), (2, 2), (2, 2), (2, 3), (3, 2), (3, 3)])
+    count = rng.randint(max(2, rows * columns - 2), rows * columns)
+    numbers = rng.sample(range(len(emoji)), count)
+    return numbers, *sheet([emoji[i] for i in numbers], rng, (rows, columns), rng.randint(56, 92))
+
+
 def on_white(path: Path) -> Image.Image:
     picture = Image.open(path).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
@@ -196,6 +237,9 @@ class Material:
         self.emoji_rows, section_rows = read(folder / "emoji.jsonl"), read(folder / "sections.jsonl")
         self.emoji = [concept for row in self.emoji_rows if (concept := Emoji(row, folder)).languages]
         self.sections = [Section(row, folder) for row in section_rows if not row["held_out"]]
+        self.studied = [section for section in self.sections if crc32(section.id.encode()) % 2]
+        """What the words stage learns by heart, whole sections in all languages; the cross-encoder's lists are of the others."""
+        self.fresh = [section for section in self.sections if not crc32(section.id.encode()) % 2]
         self.drawings = [Drawing(row, folder) for row in read(folder / "clipart.jsonl") if not row["held_out"]]
         self.functions = [Function(row) for row in read(folder / "code.jsonl") if not row["held_out"]]
         self.held_sections = [row for row in section_rows if row["held_out"]]

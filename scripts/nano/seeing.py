@@ -1,7 +1,7 @@
 """What the vision tower learns before a decoder layer takes part: to say in the words' own meanings what a picture shows.
 
 Emoji and drawings: the mean of a picture's visual tokens should lie where its names lie (softmax over all concepts, or over
-all names of drawings, and the cosine). Pages: every visual token that shows a part of a heading should lie where the word
+all names of drawings, and the cosine). Sheets of several emoji: the same for the tokens that show each. Pages: every visual token that shows a part of a heading should lie where the word
 lies that stands there (softmax over words), so that the decoder can match a query's words with pages as it does with texts;
 and say which letters these are, as a first step.
 """
@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 from nano.circuit import IMPORTANCE, LANGUAGE, LANGUAGES, MEANING, bag_means
-from nano.material import SECTION_CHARACTERS, Content, Material, Section
+from nano.material import SECTION_CHARACTERS, Box, Content, Material, Section, any_sheet
 from nano.pages import SCRIPTS, Word, draw_page, unspaced
 from nano.tokens import Writer, look
 from nano.words import Ragged, Words
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,8 +28,10 @@ from m0.images import Picture
 from m0.model import RerankerModel
 
 SHARPNESS = 16.0
-EMOJI, DRAWINGS, PAGES = 224, 80, 0
+EMOJI, DRAWINGS, SHEETS, PAGES = 192, 80, 8, 0
 """Pictures of a step."""
+COVERED = 0.25
+"""A visual token of a sheet belongs to the emoji that covers most of it, if that is at least so much."""
 PORTION = 64
 VOCABULARY, OTHERS = 12_000, 3_000
 """Words that headings are made of; how many of them stand beside those of a step."""
@@ -65,7 +68,17 @@ class Batch:
     """Number of each emoji's concept; these pictures come first."""
     names: Tensor
     """Number of each drawing's name; these come next."""
+    sheets: list[Sheet]
+    """These come next."""
     pages: list[Page]
+
+
+@dataclass
+class Sheet:
+    emoji: Tensor
+    """Number of each emoji's concept."""
+    places: Tensor
+    """Which of them each visual token shows, (tokens,); -1: none."""
 
 
 @dataclass
@@ -112,14 +125,22 @@ class Seeing:
         rng, material = self.rng, self.material
         emoji = rng.sample(range(len(material.emoji)), EMOJI)
         drawings = rng.sample(material.drawings, DRAWINGS)
+        sheets = [self._sheet() for _ in range(SHEETS)]
         pages = [self._page() for _ in range(PAGES)]
         shown = [material.emoji[i].picture(rng, plain) for i in emoji] + [d.picture(rng, plain) for d in drawings]
         return Batch(
-            [*(self.writer.picture(picture) for picture in shown), *(picture for picture, _ in pages)],
+            [*map(self.writer.picture, shown), *(picture for picture, _ in sheets), *(picture for picture, _ in pages)],
             torch.tensor(emoji),
             torch.tensor([self.words.name_number[drawing.name] for drawing in drawings]),
+            [sheet for _, sheet in sheets],
             [page for _, page in pages],
         )
+
+    def _sheet(self) -> tuple[Picture, Sheet]:
+        numbers, image, boxes = any_sheet(self.material.emoji, self.rng)
+        picture = self.writer.picture(image)
+        most, places = coverage(boxes, image, picture).max(1)
+        return picture, Sheet(torch.tensor(numbers), places.where(most >= COVERED, -1))
 
     def _page(self) -> tuple[Picture, Page]:
         """A page as it is drawn for the sections, or its upper part, with a heading from training or words of its text."""
@@ -143,22 +164,17 @@ class Seeing:
             image = image.resize((round(image.width * factor), round(image.height * factor)))
             words = [Word(word.text, tuple(factor * side for side in word.box)) for word in words]  # type: ignore[arg-type]
         picture = self.writer.picture(image)
-        rows, columns = picture.token_grid
-        down, right = image.height / rows, image.width / columns
-
-        def cover(boxes: list[tuple[float, float, float, float]]) -> Tensor:
-            edges = torch.tensor(boxes).view(-1, 4)
-            across, below = overlap(edges[:, 0::2] / right, columns), overlap(edges[:, 1::2] / down, rows)
-            return (below[:, :, None] * across[:, None, :]).flatten(1).T
-
-        letters = torch.zeros(rows * columns, LETTERS)
+        letters = torch.zeros(picture.num_tokens, LETTERS)
         known = [(number, box) for word in words for number, box in self._letters(word, section.language)]
         if known:
-            letters.index_add_(1, torch.tensor([number for number, _ in known]), cover([box for _, box in known]))
+            where = coverage([box for _, box in known], image, picture)
+            letters.index_add_(1, torch.tensor([number for number, _ in known]), where)
         shown = [word.text.casefold() for word in words]
-        return picture, Page(self.languages.index(section.language), shown, cover([word.box for word in words]), letters)
+        return picture, Page(
+            self.languages.index(section.language), shown, coverage([word.box for word in words], image, picture), letters
+        )
 
-    def _letters(self, word: Word, language: str) -> list[tuple[int, tuple[float, float, float, float]]]:
+    def _letters(self, word: Word, language: str) -> list[tuple[int, Box]]:
         """Known letters of a word and about where they stand, as if all were as wide."""
         text = word.text.casefold()
         left, top, right, bottom = word.box
@@ -180,23 +196,31 @@ class Seeing:
             seen = []
             for start in range(0, len(batch.pictures), PORTION):  # what fits the processor's cache
                 seen += [part.float() for part in look(self.model, batch.pictures[start : start + PORTION])]
-        count = len(batch.emoji) + len(batch.names)
-        drawn, pages = torch.cat(seen[:count]), torch.cat(seen[count:]) if batch.pages else seen[0][:0]
-        owners = torch.repeat_interleave(torch.arange(count), torch.tensor([len(part) for part in seen[:count]]))
-        means = bag_means(drawn, owners, count)
-        directions = F.normalize(means, dim=1)
-        emoji, drawings = directions.split([len(batch.emoji), len(batch.names)])
+        count, sheets = len(batch.emoji) + len(batch.names), len(batch.sheets)
+        owners = [torch.full((len(part),), number) for number, part in enumerate(seen[:count])]
+        on_sheets = 0
+        for one in batch.sheets:
+            owners.append(one.places.where(one.places < 0, one.places + count + on_sheets))
+            on_sheets += len(one.emoji)
+        of, tokens = torch.cat(owners), torch.cat(seen[: count + sheets])
+        drawn, paper = tokens[of >= 0], tokens[of < 0]
+        means = bag_means(drawn, of[of >= 0], count + on_sheets)
+        emoji, drawings, pasted = F.normalize(means, dim=1).split([len(batch.emoji), len(batch.names), on_sheets])
         emoji_loss, notes = telling(emoji, self.targets, batch.emoji)
+        sheet_loss, sheet_notes = telling(pasted, self.targets, torch.cat([one.emoji for one in batch.sheets]))
         names = self.words.name_vectors(self.model.decoder.embed_tokens.weight, torch.arange(len(self.words.name_number)))
         drawing_loss, drawing_notes = telling(drawings, names, batch.names)
         # Visual tokens should be as long as words are, means so that products are cosines, nearly.
         length = (means.norm(dim=1) - 1).square().mean()
         strain = (drawn[:, MEANING].square().sum(1) - 1).square().mean().clamp_max(100)
         strain = strain + drawn[:, IMPORTANCE].square().mean() + 10 * drawn[:, LANGUAGE].square().sum(1).mean()
-        page_loss, page_notes = self._page_loss(pages, batch.pages) if batch.pages else (torch.zeros(()), {})
+        if len(paper):
+            strain = strain + 0.3 * (paper[:, IMPORTANCE] - BLANK).square().mean()
+        pages = seen[count + sheets :]
+        page_loss, page_notes = self._page_loss(torch.cat(pages), batch.pages) if pages else (torch.zeros(()), {})
         notes = {f"emoji {k}": v for k, v in notes.items()} | {f"drawings {k}": v for k, v in drawing_notes.items()}
-        notes |= page_notes | {"strain": strain.item()}
-        return 2 * emoji_loss + drawing_loss + page_loss + 0.1 * length + 0.1 * strain, notes
+        notes |= {f"sheets {k}": v for k, v in sheet_notes.items()} | page_notes | {"strain": strain.item()}
+        return 2 * emoji_loss + drawing_loss + 0.5 * sheet_loss + page_loss + 0.1 * length + 0.1 * strain, notes
 
     def _page_loss(self, seen: Tensor, pages: list[Page]) -> tuple[Tensor, dict[str, float]]:
         here = dict.fromkeys(word for page in pages for word in page.words)
@@ -245,6 +269,15 @@ def telling(directions: Tensor, vectors: Tensor, answer: Tensor) -> tuple[Tensor
     loss = F.cross_entropy(logits, answer)
     right = (logits.argmax(1) == answer).float().mean().item()
     return loss + 2 * (1 - cosine), {"loss": loss.item(), "right": right, "cosine": cosine.item()}
+
+
+def coverage(boxes: list[Box], image: Image.Image, picture: Picture) -> Tensor:
+    """How much of each visual token each box covers, (tokens, boxes), at most about 1. `boxes`: in pixels of the image."""
+    rows, columns = picture.token_grid
+    edges = torch.tensor(boxes).view(-1, 4)
+    across = overlap(edges[:, 0::2] * (columns / image.width), columns)
+    below = overlap(edges[:, 1::2] * (rows / image.height), rows)
+    return (below[:, :, None] * across[:, None, :]).flatten(1).T
 
 
 def overlap(spans: Tensor, count: int) -> Tensor:

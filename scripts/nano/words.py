@@ -50,7 +50,7 @@ class Words:
                 owners.append(numbers[concept_key(emoji)])
         self.texts, self.groups, self.owners = Ragged(texts), torch.tensor(groups), torch.tensor(owners)
         windows, of = [], []
-        for section in material.sections:
+        for section in material.studied:
             ids = writer.words(section.heading)
             windows += [ids] * 3
             body = writer.words(section.text_[:TEXT_CHARACTERS])

@@ -229,6 +229,17 @@ def test_interaction_is_laid_over_words_and_cells(tiny):
     assert texts == pytest.approx(float(found.interaction.values.sum()))
 
 
+def test_a_picture_of_the_query_has_a_row_of_its_own(tiny):
+    found = tiny.explain(["red", noise(56, 56, 3)], ["A heart", noise(84, 56, 2)], method="attnlrp")
+    asked, _, values = found.interaction.by_word(found.encoding)
+    assert [span.text for span in asked] == ["red", "picture 1"]
+    assert values.shape == (2, 2)
+    _, cells = found.interaction.on_picture(found.encoding, 0)
+    assert float(values.sum() + cells.sum()) == pytest.approx(float(found.interaction.values.sum()))
+    assert '"query": ["2", "picture 1"]' in found.to_html()
+    assert 'data-n="picture 1"' in found.to_html()
+
+
 def test_png_needs_a_picture_and_a_place(tiny, tmp_path):
     with_picture = tiny.explain("q", [noise(84, 56, 2)], method="attention")
     (path,) = with_picture.to_png(tmp_path / "new" / "folder")

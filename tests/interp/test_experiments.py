@@ -121,6 +121,11 @@ def test_attribution_patching_beside_activation_patching(tiny, pair):
     found = agreement(exact, fast)
     assert found.pearson > 0.8
     assert "Pearson" in str(found)
+    reported = attribution_patching(tiny, *pair, taps="decoder.layers.*.mlp.out", exact=exact)
+    assert reported.notes["pearson"] == pytest.approx(found.pearson)
+    assert "pearson" in str(reported)
+    with pytest.raises(InputError, match="different axes"):
+        attribution_patching(tiny, *pair, exact=exact)
     patterns = attribution_patching(tiny, *pair, taps="decoder.layers.*.attention.pattern")
     assert torch.isfinite(patterns.values).all()
     with pytest.raises(InputError, match="different axes"):

@@ -1,0 +1,206 @@
+"""Documents computed once and kept: in memory up to a limit, and on disk where a folder is given.
+
+reranker.prepare(documents)  # ahead of time
+reranker.rank("a query", documents)  # costs only the query's tokens
+print(reranker.documents.counts)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from threading import RLock
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from m0.batch import DocumentState, Precision
+from m0.checkpoint import open_safetensors, write_beside
+from m0.errors import CheckpointError, InputError
+from m0.prompt import whole_number
+
+Key = tuple[bytes, ...]
+"""`Encoding.document_key`"""
+DEFAULT_BYTES = 2**30
+MET = 100_000
+"""How many documents are remembered as having been met, without being kept."""
+VERSION = 1
+
+
+@dataclass
+class Counts:
+    """What a cache has done since it was made or cleared."""
+
+    hits: int = 0
+    """Found in memory."""
+    read: int = 0
+    """Found on disk."""
+    computed: int = 0
+    dropped: int = 0
+    """Put out of memory for lack of room, the least recently used first."""
+    damaged: int = 0
+    """Files that were cut short or changed; they are computed and written anew."""
+    unwritten: int = 0
+    """Files that could not be written, for a full disk or lack of rights; the state was used all the same."""
+
+
+class DocumentCache:
+    """States of documents by what they are of, the most recently used in memory.
+
+    Attributes:
+        counts: hits, reads, computations, drops.
+        bytes: what is in memory.
+    """
+
+    def __init__(
+        self, max_bytes: int = DEFAULT_BYTES, precision: Precision = "same", folder: str | os.PathLike[str] | None = None
+    ) -> None:
+        """An empty cache.
+
+        Args:
+            max_bytes: memory for states; 0: keep nothing there. The released model needs 28 KiB a token in bfloat16.
+            precision: how states are stored, see `m0.batch.Precision`. "same" and, for a bfloat16 model, "bfloat16" change no
+                score beyond the order of sums; docs/performance.md says what int8 changes.
+            folder: also keep states as files there, for later processes. It grows without limit. A file is of one document,
+                one model with its weights, and one precision; any number of processes may share a folder.
+
+        Raises InputError.
+        """
+        self.max_bytes = 0 if max_bytes == 0 and not isinstance(max_bytes, bool) else whole_number(max_bytes, "max_bytes")
+        if precision not in ("same", "bfloat16", "int8"):
+            raise InputError(f"precision is {precision!r}, but must be 'same', 'bfloat16' or 'int8'.")
+        self.precision: Precision = precision
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{folder} cannot hold documents: {error.strerror or error}.") from None
+        self.counts, self.bytes = Counts(), 0
+        self._states: OrderedDict[Key, DocumentState] = OrderedDict()
+        self._met: OrderedDict[Key, None] = OrderedDict()
+        self._of: object = None
+        self._lock = RLock()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def clear(self) -> None:
+        """Forget what is in memory, and the counts. Files stay."""
+        with self._lock:
+            self._states.clear()
+            self._met.clear()
+            self.bytes, self.counts = 0, Counts()
+
+    def belongs_to(self, model: object) -> None:
+        """From now on states are of this model (anything that equals itself only while no weight changes); others are forgotten."""
+        with self._lock:
+            if self._of != model:
+                self._states.clear()
+                self._met.clear()
+                self.bytes, self._of = 0, model
+
+    def has(self, key: Key, fingerprint: Callable[[], str]) -> bool:
+        """Whether a document is in memory or on disk; arguments as for `get`."""
+        with self._lock:
+            return key in self._states or (self.folder is not None and self._path(key, fingerprint()).exists())
+
+    def meet(self, key: Key) -> bool:
+        """Whether this document was met before: then it is worth keeping. It counts as met from now on."""
+        with self._lock:
+            before = key in self._met
+            self._met[key] = None
+            self._met.move_to_end(key)
+            while len(self._met) > MET:
+                self._met.popitem(last=False)
+            return before
+
+    def get(self, key: Key, fingerprint: Callable[[], str]) -> DocumentState | None:
+        """The state of a document from memory or disk. `fingerprint`: of the model, asked for only where there is a folder."""
+        with self._lock:
+            if (state := self._states.get(key)) is not None:
+                self._states.move_to_end(key)
+                self.counts.hits += 1
+                return state
+            if self.folder is None or (state := self._read(key, fingerprint())) is None:
+                return None
+            self.counts.read += 1
+            self._keep(key, state)
+            return state
+
+    def put(self, key: Key, state: DocumentState, fingerprint: Callable[[], str]) -> DocumentState:
+        """Keep a state that was computed; returns it as it is stored, which is what should be used from the first time on."""
+        state = state.stored_as(self.precision)
+        with self._lock:
+            self.counts.computed += 1
+            self._keep(key, state)
+            if self.folder is not None:
+                self._write(key, state, fingerprint())
+        return state
+
+    def _keep(self, key: Key, state: DocumentState) -> None:
+        if state.bytes > self.max_bytes:
+            self.counts.dropped += 1
+            return
+        if (before := self._states.pop(key, None)) is not None:
+            self.bytes -= before.bytes
+        self._states[key] = state
+        self.bytes += state.bytes
+        while self.bytes > self.max_bytes:
+            _, oldest = self._states.popitem(last=False)
+            self.bytes -= oldest.bytes
+            self.counts.dropped += 1
+
+    # --- on disk ------------------------------------------------------------------------------------------------------
+
+    def _path(self, key: Key, fingerprint: str) -> Path:
+        assert self.folder is not None
+        digest = blake2b(f"{VERSION} {fingerprint} {self.precision}".encode(), digest_size=20)
+        for part in key:
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return self.folder / f"{digest.hexdigest()}.safetensors"
+
+    def _write(self, key: Key, state: DocumentState, fingerprint: str) -> None:
+        about = {"model": fingerprint, "runs": json.dumps(state.runs), "digests": json.dumps([d.hex() for d in state.digests])}
+        about["checksum"] = _checksum(state)
+        tensors = {"token_ids": state.token_ids, "keys_values": state.keys_values.cpu().contiguous()}
+        if state.scales is not None:
+            tensors["scales"] = state.scales.cpu().contiguous()
+        try:
+            write_beside(self._path(key, fingerprint), lambda path: save_file(tensors, path, metadata=about))
+        except (OSError, SafetensorError):
+            self.counts.unwritten += 1
+
+    def _read(self, key: Key, fingerprint: str) -> DocumentState | None:
+        path = self._path(key, fingerprint)
+        if not path.exists():
+            return None
+        try:
+            with open_safetensors(path) as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            runs = tuple(run if isinstance(run, int) else (run[0], run[1]) for run in json.loads(about["runs"]))
+            digests = tuple(bytes.fromhex(digest) for digest in json.loads(about["digests"]))
+            state = DocumentState(tensors["token_ids"], runs, digests, tensors["keys_values"], tensors.get("scales"))
+            if about["model"] == fingerprint and about["checksum"] == _checksum(state):
+                return state
+        except (CheckpointError, SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError):
+            pass
+        self.counts.damaged += 1
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _checksum(state: DocumentState) -> str:
+    digest = blake2b(digest_size=20)
+    for part in (state.token_ids, state.keys_values, state.scales):
+        if part is not None:
+            digest.update(repr((part.dtype, tuple(part.shape))).encode())
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,276 @@
+"""Documents kept: the same scores, within limits, in memory and on disk."""
+
+import multiprocessing
+
+import pytest
+import torch
+
+from m0 import Reranker
+from m0.batch import compute_states
+from m0.documents import DocumentCache
+from m0.errors import InputError
+from m0.interp.edits import scale
+from m0.lora import LoRAConfig
+from tests.conftest import noise
+
+WORDS = "the network must be configured after the system was installed on the disk "
+QUERIES = [
+    "network",
+    "été",
+    "!",
+    "a rather longer query than that, of many words",
+    noise(56, 84, 3),
+    ["both", noise(56, 56, 4)],
+]
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return [
+        WORDS * 8,
+        "x",
+        "ends in punctuation!",
+        "ends in a newline\n",
+        "日本語の文書です。" * 20,
+        noise(84, 56, 1),
+        ["words before", noise(56, 112, 2), WORDS * 6, noise(84, 56, 1)],
+    ]
+
+
+@pytest.fixture
+def fresh(tiny_directory):
+    return Reranker.from_pretrained(tiny_directory, dtype="float32")
+
+
+def logits(reranker, documents, queries=QUERIES):
+    """(queries, documents), a call for each query."""
+    rows = [sorted(reranker.rank(query, documents), key=lambda result: result.index) for query in queries]
+    return torch.tensor([[result.logit for result in row] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_directory, documents):
+    reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
+    reranker.documents = DocumentCache(max_bytes=0)
+    found = logits(reranker, documents)
+    assert reranker.documents.counts.computed == 0
+    return found
+
+
+def test_scores_are_the_same(fresh, documents, expected):
+    assert fresh.prepare(documents) == len(documents)
+    assert fresh.prepare(documents) == 0
+    torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
+    assert fresh.documents.counts.computed == len(documents)
+    assert fresh.documents.counts.hits >= len(documents) * len(QUERIES)
+
+
+def test_only_the_query_is_computed(fresh, documents, monkeypatch):
+    fresh.prepare(documents)
+    sizes = []
+    forward = type(fresh.model.decoder).forward
+
+    def watched(self, embeddings, *args, **kwargs):
+        sizes.append(len(embeddings))
+        return forward(self, embeddings, *args, **kwargs)
+
+    monkeypatch.setattr(type(fresh.model.decoder), "forward", watched)
+    looks = []
+    fresh.model.vision.register_forward_pre_hook(lambda module, args: looks.append(len(args[0])))
+    fresh.rank("network", documents)
+    assert sum(sizes) <= len(documents) * 8
+    assert not looks
+
+
+def test_a_document_met_twice_is_kept(fresh, documents, expected):
+    torch.testing.assert_close(logits(fresh, documents[:1]), expected[:, :1], atol=1e-5, rtol=0)
+    assert (fresh.documents.counts.computed, fresh.documents.counts.hits) == (1, len(QUERIES) - 2)
+    fresh.score([("network", "short")] * 2)
+    fresh.score([("network", "short")])
+    assert fresh.documents.counts.computed == 1  # what is short is not worth it
+
+
+def test_the_least_recently_used_goes_first(fresh):
+    documents = [f"{number} {WORDS * 4}" for number in range(4)]
+    fresh.prepare(documents[:1])
+    one = fresh.documents.bytes
+    fresh.documents = DocumentCache(max_bytes=round(2.5 * one))
+    fresh.prepare(documents[:2])
+    fresh.rank("network", documents[:1])
+    fresh.prepare(documents[2:3])  # 1 goes, for 0 was used since
+    assert fresh.documents.counts.dropped == 1
+    assert len(fresh.documents) == 2
+    assert fresh.documents.bytes <= fresh.documents.max_bytes
+    assert fresh.prepare(documents[:1]) == 0
+    assert fresh.prepare(documents[1:2]) == 1
+
+
+def test_more_documents_than_fit_are_scored_all_the_same(fresh, documents, expected):
+    fresh.documents = DocumentCache(max_bytes=20_000)
+    for _ in range(2):
+        torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
+    assert fresh.documents.bytes <= 20_000
+    assert fresh.documents.counts.dropped > 0
+
+
+@pytest.mark.parametrize(("precision", "bar", "size"), [("bfloat16", 5e-3, 0.51), ("int8", 2e-2, 0.40)])
+def test_rounded_states(fresh, documents, expected, precision, bar, size):
+    fresh.prepare(documents)
+    whole = fresh.documents.bytes
+    fresh.documents = DocumentCache(precision=precision)
+    fresh.prepare(documents)
+    assert fresh.documents.bytes < size * whole
+    error = (logits(fresh, documents) - expected).abs().max()
+    assert 0 < error < bar
+
+
+def test_int8_keeps_what_it_says(tiny):
+    encoding = tiny.encode("q", WORDS)
+    with torch.no_grad():
+        (state,) = compute_states(tiny.model, [encoding], None)
+    rounded = state.stored_as("int8")
+    like = torch.empty(0)
+    for number in range(len(state.keys_values)):
+        for one, other in zip(state.layer(number, len(state), like), rounded.layer(number, len(state), like), strict=True):
+            step = one.abs().amax(-1, keepdim=True) / 127
+            assert ((one - other).abs() <= 0.51 * step + 1e-9).all()
+
+
+# --- whose they are ---------------------------------------------------------------------------------------------------
+
+
+def test_other_weights_forget(fresh, documents):
+    fresh.prepare(documents)
+    with torch.no_grad():
+        fresh.model.decoder.layers[0].mlp.up_proj.weight.mul_(1.5)
+    changed = logits(fresh, documents)
+    fresh.documents = DocumentCache(max_bytes=0)
+    torch.testing.assert_close(changed, logits(fresh, documents), atol=1e-5, rtol=0)
+
+
+def test_another_adapter_forgets(fresh, documents):
+    fresh.prepare(documents)
+    fresh.adapters.add("other", LoRAConfig(r=4, alpha=8.0))
+    with torch.no_grad():
+        for parameter in fresh.adapters.parameters("other"):
+            parameter.normal_(0.0, 0.3)
+    fresh.adapters.activate("other")
+    changed = logits(fresh, documents)
+    fresh.documents = DocumentCache(max_bytes=0)
+    torch.testing.assert_close(changed, logits(fresh, documents), atol=1e-4, rtol=0)
+
+
+def test_who_watches_sees_whole_pairs(fresh, documents):
+    fresh.prepare(documents)
+    with fresh.record("decoder.layers.0.mlp.out") as cache:
+        fresh.score([("network", documents[0])])
+    assert len(cache["decoder.layers.0.mlp.out"][0]) == len(fresh.encode("network", documents[0]))
+    with fresh.edit({"decoder.layers.0.mlp.out": scale(0.0)}):
+        edited = fresh.logits([("network", documents[0])])
+        with pytest.raises(InputError, match="record"):
+            fresh.prepare(documents)
+    assert edited != fresh.logits([("network", documents[0])])
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tiny_directory, documents, tmp_path):
+    reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
+    reranker.documents = DocumentCache(folder=tmp_path / "kept")
+    reranker.prepare(documents)
+    assert len(list((tmp_path / "kept").iterdir())) == len(documents)
+    return tmp_path / "kept"
+
+
+def test_another_process_reads_them(fresh, documents, expected, folder):
+    fresh.documents = DocumentCache(folder=folder)
+    torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
+    assert fresh.documents.counts.read == len(documents)
+    assert fresh.documents.counts.computed == 0
+
+
+def test_without_memory_they_are_read_each_time(fresh, documents, expected, folder):
+    fresh.documents = DocumentCache(max_bytes=0, folder=folder)
+    torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
+    assert fresh.documents.counts.read == len(documents) * len(QUERIES)
+    assert fresh.documents.bytes == 0
+
+
+def test_other_models_do_not_read_them(fresh, documents, folder):
+    with torch.no_grad():
+        fresh.model.vision.blocks[0].mlp.fc1.bias[0] += 1
+    fresh.documents = DocumentCache(folder=folder)
+    fresh.rank("network", documents)
+    assert fresh.documents.counts.read == 0
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "emptied", "swapped"])
+def test_damaged_files_are_made_anew(fresh, documents, expected, folder, harm):
+    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_size)
+    data = files[-1].read_bytes()
+    harmed = {"cut": data[:-100], "changed": data[:-9] + b"\xff" + data[-8:], "emptied": b"", "swapped": files[0].read_bytes()}
+    files[-1].write_bytes(harmed[harm])
+    fresh.documents = DocumentCache(folder=folder)
+    torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
+    # A file of another document under this name is whole; its tokens do not fit, so nothing of it is used.
+    assert fresh.documents.counts.damaged == (0 if harm == "swapped" else 1)
+    if harm != "swapped":
+        fresh.documents = DocumentCache(folder=folder)
+        fresh.prepare(documents)
+        assert (fresh.documents.counts.read, fresh.documents.counts.damaged) == (len(documents), 0)
+
+
+def write_again(directory, folder, documents, count):
+    reranker = Reranker.from_pretrained(directory, dtype="float32")
+    for _ in range(count):
+        reranker.documents = DocumentCache(folder=folder)
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        reranker.prepare(documents)
+        assert reranker.documents.counts.damaged == 0
+
+
+def test_two_processes_at_once(tiny_directory, documents, expected, fresh, folder):
+    texts = [document for document in documents if isinstance(document, str)]
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=write_again, args=(tiny_directory, folder, texts, 5)) for _ in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+        assert other.exitcode == 0
+    fresh.documents = DocumentCache(folder=folder)
+    torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
+    assert fresh.documents.counts.damaged == 0
+
+
+def test_a_folder_that_refuses(fresh, documents, expected, folder, monkeypatch):
+    with pytest.raises(InputError, match="cannot hold documents"):
+        DocumentCache(folder=next(folder.iterdir()))
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    fresh.documents = DocumentCache(folder=folder / "new")
+    monkeypatch.setattr("m0.documents.write_beside", full)
+    fresh.prepare(documents)
+    assert fresh.documents.counts.unwritten == len(documents)
+    torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
+
+
+# --- what cannot be used ----------------------------------------------------------------------------------------------
+
+
+def test_arguments(fresh, tmp_path):
+    for bad in (-1, 1.5, True, "much"):
+        with pytest.raises(InputError, match="max_bytes"):
+            DocumentCache(max_bytes=bad)
+    with pytest.raises(InputError, match="precision"):
+        DocumentCache(precision="int4")
+    with pytest.raises(InputError, match="must be a list"):
+        fresh.prepare("text")
+    with pytest.raises(InputError, match="document 1: "):
+        fresh.prepare(["good", tmp_path / "missing.png"])
+    assert fresh.prepare([]) == 0
