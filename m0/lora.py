@@ -259,7 +259,7 @@ class Adapters:
             if isinstance(layer, nn.Linear) and config.targets(theirs := their_key(ours))
         }
         if not layers:
-            raise AdapterError(f"no linear layer is named {config.target_modules!r}.")
+            raise AdapterError(f"no linear layer is named {config.target_modules!r} (a quantized model has none).")
         for module in config.modules_to_save:
             if inside := [theirs for theirs in layers if theirs == module or theirs.startswith(f"{module}.")]:
                 raise AdapterError(f"{inside[0]} is a target and lies in {module} of modules_to_save; name it once.")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -41,6 +42,7 @@ from m0.interp.taps import Tap, find_taps
 from m0.lora import Adapters
 from m0.model import RerankerModel
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
+from m0.quantize import Quantization, is_quantized, largest_inputs, quantize
 
 DEFAULT_BATCH_TOKENS = 8192
 KEPT_VISUAL_TOKENS = 16384
@@ -49,6 +51,15 @@ MIN_KEPT_TOKENS = 64
 """Shorter documents are not kept without being told so."""
 MAX_SIBLING_TOKENS = 1024
 """Query tokens that meet one copy of a document side by side; their mutual mask grows with the square."""
+_WORDS = (
+    "how to install the system",
+    "Ein Apfel am Tag, sagt man, erspart den Arzt.",
+    "人工智能",
+    "def open(path): ...",
+    "музыка",
+)
+EXAMPLES = [(query, document) for query in _WORDS for document in (" ".join(_WORDS), {"image": Image.linear_gradient("L")})]
+"""What is shown to a model before it is quantized."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -127,6 +138,7 @@ class Reranker:
         max_pixels: int | None = None,
         min_pixels: int | None = None,
         max_image_pixels: int | None = None,
+        quantization: Quantization | None = None,
     ) -> Reranker:
         """Load a model.
 
@@ -139,6 +151,7 @@ class Reranker:
             adapter: directory of a LoRA adapter in peft's format, loaded and made active.
             max_pixels, min_pixels: limits of the resized picture; None: the checkpoint's (the released model's: 602112 and 3136).
             max_image_pixels: refuse larger pictures before decoding them.
+            quantization: "int8" or "int8-weights", see `quantize`.
 
         Raises M0Error: DownloadError, ConfigError, CheckpointError, AdapterError or InputError, one sentence each.
         """
@@ -157,13 +170,34 @@ class Reranker:
         reranker._tokenizer_file = directory / TOKENIZER
         if adapter is not None:
             reranker.adapters.load(adapter)
+        if quantization is not None:
+            reranker.quantize(quantization)
         return reranker
+
+    def quantize(self, how: Quantization = "int8", examples: Sequence[tuple[Any, Any]] | None = None) -> None:
+        """Put the linear layers into 8 bits (`m0.quantize`): half of bfloat16's memory, and with "int8" about twice its speed on x86
+        CPUs. Scores change a little; there is no way back.
+
+        Args:
+            how: "int8": weights and, token by token, inputs; "int8-weights": weights only.
+            examples: (query, document) pairs like those to come, by which "int8" evens out the layers' inputs; None: a few in
+                several languages, with a picture.
+
+        Raises InputError where there are no kernels for it, or where the model has an adapter or is quantized already.
+        """
+        largest = None
+        if how == "int8" and not is_quantized(self.model):
+            with largest_inputs(self.model) as largest:
+                self.score(EXAMPLES if examples is None else examples)
+        quantize(self.model, how, largest)
 
     def save_pretrained(self, directory: str | os.PathLike[str], dtype: str | torch.dtype | None = None) -> None:
         """Write a directory that `from_pretrained` and transformers read. An active adapter must be merged first.
 
         `dtype`: type of the weights in the file; None: as they are. Raises CheckpointError, AdapterError, InputError.
         """
+        if is_quantized(self.model):
+            raise CheckpointError("a quantized model cannot be saved; save it before, and quantize it when it is loaded.")
         if self.adapters.active is not None and not self.adapters.merged:
             raise AdapterError(
                 f"the adapter {self.adapters.active!r} is active; merge it, switch it off, or save it with adapters.save."
@@ -595,7 +629,7 @@ class Reranker:
     def _weights_key(self) -> object:
         """Another one after any weight, the active adapter or the picture settings have changed."""
         versions = tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in self.model.parameters())
-        return self.adapters.active, self.adapters.merged, self.image_settings, versions
+        return self.adapters.active, self.adapters.merged, self.image_settings, is_quantized(self.model), versions
 
     def _kept_fingerprint(self) -> str:
         """`fingerprint`, which reads every weight, once for each state of the weights."""

@@ -14,7 +14,7 @@ ROWS = [
     ["images"],
     ["vision", "decoder", "head", "prompt"],
     ["model"],
-    ["batch"],
+    ["batch", "quantize"],
     ["checkpoint"],
     ["hub", "lora", "documents"],
     ["interp"],

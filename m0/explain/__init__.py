@@ -18,6 +18,7 @@ from m0.explain.gradient import attnlrp, frozen_gradient, gradient_input, integr
 from m0.explain.perturb import occlusion, shapley
 from m0.interp.session import Scorer
 from m0.prompt import Encoding
+from m0.quantize import is_quantized
 
 METHODS: dict[str, Callable[..., Explanation]] = {
     "attention": raw_attention,
@@ -31,6 +32,8 @@ METHODS: dict[str, Callable[..., Explanation]] = {
     "occlusion": occlusion,
     "shapley": shapley,
 }
+WITHOUT_GRADIENTS = ("attention", "rollout", "occlusion", "shapley")
+"""What works on a model in 8 bits."""
 DEFAULT_METHOD = "attnlrp"
 """See docs/explaining.md for what speaks for it, and for what is known of patents."""
 COPIED_PARAMETERS = 10**9
@@ -57,7 +60,13 @@ def explain(
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"{method} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
     notes = [f"what was cut is not explained: {cut}." for cut in encoding.cut]
-    if reranker.model.dtype in (torch.bfloat16, torch.float16):
+    if is_quantized(reranker.model):
+        if method not in WITHOUT_GRADIENTS:
+            raise InputError(
+                f"{method} needs gradients, which a quantized model has not; without them work {', '.join(WITHOUT_GRADIENTS)}."
+            )
+        notes.append("computed in 8 bits, as it ranks.")
+    elif reranker.model.dtype in (torch.bfloat16, torch.float16):
         name = str(reranker.model.dtype).removeprefix("torch.")
         if sum(p.numel() for p in reranker.model.parameters()) <= COPIED_PARAMETERS and not reranker.sessions:
             reranker = _InFloat32(reranker)

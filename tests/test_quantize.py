@@ -1,0 +1,132 @@
+"""Linear layers in 8 bits: close to the plain ones, and refused where plain ones are needed."""
+
+import pytest
+import torch
+from torch import nn
+
+from m0 import Reranker
+from m0.errors import AdapterError, CheckpointError, InputError
+from m0.lora import LoRAConfig
+from m0.quantize import QUANTIZATIONS, Int8Linear, has_kernels, is_quantized, quantize
+from tests.conftest import noise
+
+needs_kernels = pytest.mark.skipif(not has_kernels(), reason="PyTorch has no int8 kernels for this processor")
+HOW = [pytest.param("int8", marks=needs_kernels), "int8-weights"]
+DOCUMENTS = ["the network must be configured", "ein Apfel", noise(84, 56, 1), ["both", noise(56, 56, 2)]]
+
+
+@pytest.fixture
+def fresh(tiny_directory):
+    return Reranker.from_pretrained(tiny_directory, dtype="float32")
+
+
+@needs_kernels
+@pytest.mark.parametrize("bias", [True, False])
+def test_integers_are_summed_exactly(bias):
+    """Against the same products in float64, from the rounded numbers themselves."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(300, 40, bias=bias), torch.randn(9, 300) * torch.rand(9, 1) * 50
+    layer = Int8Linear(linear, weights_only=False)
+    scales = linear.weight.abs().amax(1) / 127
+    rounded = (linear.weight / scales[:, None]).round().double()
+    steps = x.abs().amax(1, keepdim=True) / 127
+    whole = (x / steps).round().double()
+    expected = (whole @ rounded.T) * steps.double() * scales.double()
+    expected = expected + linear.bias.double() if bias else expected
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x).double(), expected, atol=1e-4, rtol=1e-5)
+    assert (expected - linear(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_is_near_the_plain_one(how, dtype):
+    torch.manual_seed(1)
+    linear, x = nn.Linear(256, 128).to(dtype), torch.randn(2, 5, 256).to(dtype)
+    with torch.no_grad():
+        plain, rounded = linear(x), Int8Linear(linear, how == "int8-weights")(x)
+    assert rounded.dtype == dtype
+    assert rounded.shape == plain.shape
+    assert 1e-3 < (rounded - plain).float().norm() / plain.float().norm() < 2e-2
+
+
+@needs_kernels
+def test_one_huge_input_column_does_not_drown_the_others():
+    torch.manual_seed(2)
+    linear, x = nn.Linear(256, 128), torch.randn(50, 256)
+    x[:, 7] = 100.0
+    linear.weight.data[:, 7] = 0.0
+    with torch.no_grad():
+        plain = linear(x)
+        errors = [
+            float((Int8Linear(linear, False, largest)(x) - plain).norm() / plain.norm()) for largest in (None, x.abs().amax(0))
+        ]
+    assert errors[0] > 0.15
+    assert errors[1] < 0.03
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_scores_stay_near(fresh, how):
+    pairs = [("network", document) for document in DOCUMENTS]
+    before = fresh.score(pairs)
+    fresh.quantize(how)
+    assert is_quantized(fresh.model)
+    assert not any(
+        isinstance(module, nn.Linear) for part in (fresh.model.decoder, fresh.model.vision) for module in part.modules()
+    )
+    assert fresh.score(pairs) == pytest.approx(before, abs=5e-3)
+    assert fresh.score(pairs) != before
+    assert [result.score for result in fresh.rank("network", DOCUMENTS)]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_batch_scores_as_one_pair_at_a_time(fresh, how):
+    """Each token has a scale of its own, so what else is in the batch does not matter."""
+    fresh.quantize(how)
+    pairs = [("network", document) for document in DOCUMENTS]
+    assert fresh.logits(pairs) == pytest.approx([fresh.logits([pair])[0] for pair in pairs], abs=1e-5)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_kept_documents_go_with_it(fresh, how):
+    document = "the network must be configured after the system was installed " * 8
+    fresh.prepare([document])
+    plain = fresh.logits([("network", document)])
+    fresh.quantize(how)
+    rounded = fresh.logits([("network", document)])
+    assert rounded != plain
+    fresh.documents.max_bytes = 0
+    fresh.documents.clear()
+    assert fresh.logits([("network", document)]) == pytest.approx(rounded, abs=1e-4)
+
+
+def test_what_needs_plain_weights_is_refused(fresh, tmp_path):
+    fresh.quantize("int8-weights")
+    with pytest.raises(CheckpointError, match="quantized"):
+        fresh.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="quantized"):
+        fresh.adapters.add("new", LoRAConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="gradients"):
+        fresh.explain("network", "a document", method="attnlrp")
+    assert "8 bits" in str(fresh.explain("network", "a document", method="occlusion"))
+    with pytest.raises(InputError, match="already"):
+        fresh.quantize("int8-weights")
+    with pytest.raises(InputError, match="8 bits"):
+        _ = fresh.model.decoder.layers[0].mlp.up_proj.weight
+
+
+def test_arguments(fresh, tiny_directory):
+    with pytest.raises(InputError, match="int4"):
+        quantize(fresh.model, "int4")
+    fresh.adapters.add("new", LoRAConfig(r=2))
+    with pytest.raises(InputError, match="adapter"):
+        fresh.quantize("int8-weights")
+    for how in QUANTIZATIONS[1:]:
+        assert is_quantized(Reranker.from_pretrained(tiny_directory, quantization=how).model)
+
+
+def test_recording_works(fresh):
+    fresh.quantize("int8-weights")
+    with fresh.record("decoder.layers.*.attention.pattern") as cache:
+        fresh.score([("network", "a document")])
+    assert len(cache.names) == 3
