@@ -175,11 +175,17 @@ class Batch:
             tuple(state for state, _ in kept),
         )
 
-    def score(self, model: RerankerModel, image_features: Tensor | None) -> Tensor:
-        """Logits of the prompts, (prompts,). `image_features`: visual tokens of `pictures`, end to end."""
+    def score(self, model: RerankerModel, image_features: Tensor | None, depth: int | None = None) -> Tensor:
+        """Logits of the prompts, (prompts,).
+
+        Args:
+            image_features: visual tokens of `pictures`, end to end.
+            depth: read them after so many layers; None: after all.
+        """
         embeddings = model.embed(self.token_ids, image_features)
         kept = KeptLayers(self.states, self.packing.lengths[: len(self.states)], embeddings) if self.states else None
-        return model.head(model.decoder(embeddings, self.positions, self.packing, kept=kept)[self.pairs])
+        states = model.decoder(embeddings, self.positions, self.packing, kept=kept, depth=depth)
+        return model.head(states[self.pairs])
 
 
 def compute_states(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[DocumentState]:

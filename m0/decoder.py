@@ -117,6 +117,7 @@ class Decoder(nn.Module):
         packing: Packing,
         last_only: bool = True,
         kept: Sequence[KeysValues] | None = None,
+        depth: int | None = None,
     ) -> Tensor:
         """Read packed sequences.
 
@@ -126,13 +127,15 @@ class Decoder(nn.Module):
             packing: where the sequences lie.
             last_only: compute the last layer's queries, output and MLP for the last token of each sequence only.
             kept: for each layer the keys and values of `packing`'s kept sequences, as `keys_values` gave them; None: it has none.
+            depth: stop after so many layers; None: after all.
 
         Returns: final states after the last norm, (sequences, hidden), or (tokens, hidden) where not `last_only`.
         """
         rotation = self._rotation(positions, embeddings.dtype)
         x = embeddings
-        for number, layer in enumerate(self.layers):
-            last = number == len(self.layers) - 1
+        layers = self.layers[:depth]
+        for number, layer in enumerate(layers):
+            last = number == len(layers) - 1
             x = layer(x, rotation, packing, last and last_only, None if kept is None else kept[number])
         return self.norm(x)
 

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from m0.batch import Batch, DocumentState, compute_states
+from m0.cascade import Cascade
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
 from m0.documents import DocumentCache
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
@@ -79,6 +80,8 @@ class RankedDocument:
     """Tokens of the prompt: "document", "query", "template", "total"."""
     cut: tuple[Cut, ...] = ()
     """What was cut to keep within the limits; empty: nothing."""
+    approximate: bool = False
+    """Whether it has only a cascade's first look for a score; such documents stand behind those that were scored in full."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ class Reranker:
         max_length: int = 10240,
         max_query_length: int = 512,
         max_doc_length: int | None = None,
+        cascade: Cascade | None = None,
     ) -> Ranking:
         """Rank documents by their relevance to a query.
 
@@ -230,6 +234,7 @@ class Reranker:
             progress: show a bar on stderr.
             on_error: what happens to a document that cannot be used: "raise", or "skip" it and list it under `failed`.
             max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`.
+            cascade: score only some documents in full, after a cheap look at all (`m0.cascade`); None: score all.
 
         Raises InputError (of a document with its number), one sentence.
         """
@@ -242,6 +247,8 @@ class Reranker:
             raise InputError("the list of documents is empty.")
         limits = Limits(max_length, max_query_length, max_doc_length)
         self.prompt.check(limits)
+        if cascade is not None and (cascade.depth or 0) > (layers := self.model.config.decoder.num_layers):
+            raise InputError(f"the cascade's depth is {cascade.depth}, but the decoder has {layers} layers.")
         query_parts = self._parts(query, "query")
         encodings: dict[int, Encoding] = {}
         failed = []
@@ -255,13 +262,17 @@ class Reranker:
                 failed.append(FailedDocument(index, str(error), document))
             bar.advance()
         bar.close()
-        logits = self._logits(list(encodings.values()), batch_tokens, progress)
+        looked = self._first_look(query_parts, encodings, limits, cascade, batch_tokens, progress) if cascade else {}
+        full = [index for index in encodings if index not in looked]
+        found = self._logits([encodings[index] for index in full], batch_tokens, progress)
+        by_index = dict(zip(full, found.tolist(), strict=True)) | looked
+        logits = torch.tensor([by_index[index] for index in encodings], dtype=found.dtype)
         scores = relevance(logits, self.model.config.logit_bias)
         results = [
-            RankedDocument(index, score, logit, documents[index], encoding.counts, encoding.cut)
+            RankedDocument(index, score, logit, documents[index], encoding.counts, encoding.cut, index in looked)
             for (index, encoding), logit, score in zip(encodings.items(), logits.tolist(), scores.tolist(), strict=True)
         ]
-        results.sort(key=lambda result: (-result.logit, result.index))
+        results.sort(key=lambda result: (result.approximate, -result.logit, result.index))
         return Ranking(results[:top_n], failed)
 
     def score(
@@ -553,12 +564,12 @@ class Reranker:
             encodings.append(encoding)
         return encodings
 
-    def _logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool) -> Tensor:
+    def _logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool, depth: int | None = None) -> Tensor:
         # What is recorded may be used where gradients flow, so then it must not be inference's.
         with torch.no_grad() if self.sessions else torch.inference_mode():
-            return self._scored(encodings, batch_tokens, progress)
+            return self._scored(encodings, batch_tokens, progress, depth)
 
-    def _scored(self, encodings: list[Encoding], batch_tokens: int, progress: bool) -> Tensor:
+    def _scored(self, encodings: list[Encoding], batch_tokens: int, progress: bool, depth: int | None) -> Tensor:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
         batch_tokens = whole_number(batch_tokens, "batch_tokens")
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
@@ -580,7 +591,7 @@ class Reranker:
                 features = pictures.take(batch.pictures)
                 for session in self.sessions:
                     session.meet(members, batch.packing)
-                logits[members] = batch.score(self.model, features).to("cpu", working)
+                logits[members] = batch.score(self.model, features, depth).to("cpu", working)
                 bar.advance(sum(len(different[i]) for i in members))
         bar.close()
         if not torch.isfinite(logits).all():
@@ -588,6 +599,25 @@ class Reranker:
                 f"the model gave a score that is not a number in {self.model.dtype}; its weights are damaged or overflow this type."
             )
         return logits[places]
+
+    def _first_look(
+        self,
+        query: list[Part],
+        encodings: dict[int, Encoding],
+        limits: Limits,
+        cascade: Cascade,
+        batch_tokens: int,
+        progress: bool,
+    ) -> dict[int, float]:
+        """Cheap logits of the documents that a cascade does not score in full."""
+        cheap = encodings
+        if cascade.max_pixels is not None:
+            asked = cascade.smaller(query)
+            shown = {index: cascade.smaller(encoding.parts["document"]) for index, encoding in encodings.items()}
+            cheap = {index: self.prompt.encode(asked, parts, limits) for index, parts in shown.items()}
+        logits = self._logits(list(cheap.values()), batch_tokens, progress, cascade.depth)
+        order = sorted(zip(cheap, logits.tolist(), strict=True), key=lambda pair: -pair[1])
+        return dict(order[cascade.keep :])
 
     # --- documents kept -----------------------------------------------------------------------------------------------
 

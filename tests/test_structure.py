@@ -14,7 +14,7 @@ ROWS = [
     ["images"],
     ["vision", "decoder", "head", "prompt"],
     ["model"],
-    ["batch", "quantize"],
+    ["batch", "quantize", "cascade"],
     ["checkpoint"],
     ["hub", "lora", "documents"],
     ["interp"],

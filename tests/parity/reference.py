@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
-from m0 import RerankerConfig
+from m0 import RerankerConfig, RerankerModel
 
 PAD = 0
+OURS = {"model.language_model.": "decoder.", "model.visual.": "vision.", "score.": "head."}
 
 
 class ReferenceReranker(nn.Module):
@@ -82,3 +84,68 @@ def float64_throughout() -> Iterator[None]:
         yield
     finally:
         modeling_qwen2_vl.torch, torch.Tensor.float = torch, lowered
+
+
+# --- the released size ------------------------------------------------------------------------------------------------
+
+
+def full_size_pair(dtype: torch.dtype = torch.float32) -> tuple[ReferenceReranker, RerankerModel]:
+    """Reference and ours with the same random weights of the released size, in the same memory."""
+    config = RerankerConfig()
+    with torch.device("meta"):
+        reference, model = ReferenceReranker(config).to(dtype), RerankerModel(config)
+    reference.to_empty(device="cpu")
+    for module in reference.modules():  # tables that are computed, not stored
+        if "compute" in " ".join(dir(module)) and hasattr(module, "inv_freq"):
+            name = "compute_axial_rope_parameters" if "Vision" in type(module).__name__ else "compute_default_rope_parameters"
+            frequencies, _ = type(module).__dict__[name].__func__(module.config)
+            module.inv_freq = torch.nn.Buffer(frequencies, persistent=False)
+            module.original_inv_freq = torch.nn.Buffer(frequencies.clone(), persistent=False)
+    fill_full_size(reference)
+    share(reference, model)
+    return reference.eval(), model.eval()
+
+
+def fill_full_size(module: nn.Module) -> None:
+    """Standard deviation 0.02, norms near 1, biases not zero: uniform numbers, which are quick to draw."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            width = 0.02 * 3**0.5
+            parameter.uniform_(-width, width, generator=generator)
+            if name.endswith("weight") and ("norm" in name or "ln_q" in name):
+                parameter.add_(1.0)
+
+
+def share(reference: ReferenceReranker, model: RerankerModel) -> None:
+    """Give ours the reference's weights, without a copy."""
+    state = {}
+    for key, value in reference.state_dict().items():
+        for theirs, ours in OURS.items():
+            if key.startswith(theirs):
+                state[ours + key[len(theirs) :]] = value
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+def share_back(model: RerankerModel, reference: ReferenceReranker) -> None:
+    """Give the reference our weights, without a copy."""
+    state = {}
+    for key, value in model.state_dict().items():
+        for theirs, ours in OURS.items():
+            if key.startswith(ours):
+                state[theirs + key[len(ours) :]] = value
+    missing, unexpected = reference.load_state_dict(state, strict=False, assign=True)
+    assert not unexpected
+    assert all("inv_freq" in key for key in missing)
+
+
+def from_pretrained(folder: Path) -> ReferenceReranker:
+    """The backbone through transformers' own from_pretrained in bfloat16, the head beside it."""
+    found = ReferenceReranker.__new__(ReferenceReranker)
+    nn.Module.__init__(found)
+    config = RerankerConfig.load(folder)
+    found.model = Qwen2VLModel.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa")
+    hidden = config.decoder.hidden_size
+    found.score = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)).bfloat16()
+    found.image_token_id = config.image_token_id
+    return found.eval()

@@ -1,0 +1,50 @@
+"""Fewer full scores: a cheap first look at all documents, the full model for the best of them.
+
+reranker.rank(query, documents, cascade=Cascade(keep=20, depth=14))
+
+The first look reads the ranking head after some of the decoder's layers (as `m0.interp.score_lens` does), shows pictures smaller,
+or both. It is an approximation: a document that it places too low is not scored in full, and results say which were not.
+docs/performance.md shows what it costs and saves on m0-nano.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from m0.errors import InputError
+from m0.images import Picture, prepare_picture
+from m0.prompt import Part, whole_number
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """How the first look is made, and how many documents are scored in full after it."""
+
+    keep: int = 10
+    depth: int | None = None
+    """Read the score after so many of the decoder's layers; None: after all. The released model has 28."""
+    max_pixels: int | None = None
+    """Show pictures with at most so many pixels; None: as large as in full."""
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "depth", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None or name == "keep":
+                object.__setattr__(self, name, whole_number(value, name))
+        if self.depth is None and self.max_pixels is None:
+            raise InputError("a cascade needs depth or max_pixels, else its first look is as dear as the full score.")
+
+    def smaller(self, parts: Sequence[Part]) -> list[Part]:
+        """The same parts with their pictures reduced. Raises ImageError where the limit is below one visual token."""
+        return [self._reduced(part) if isinstance(part, Picture) else part for part in parts]
+
+    def _reduced(self, picture: Picture) -> Picture:
+        if self.max_pixels is None or picture.pixels.shape[0] * picture.pixels.shape[1] <= self.max_pixels:
+            return picture
+        settings = replace(
+            picture.settings, max_pixels=self.max_pixels, min_pixels=min(picture.settings.min_pixels, self.max_pixels)
+        )
+        return replace(prepare_picture(Image.fromarray(picture.pixels), settings), original_size=picture.original_size)

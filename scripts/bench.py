@@ -1,0 +1,393 @@
+"""Speed and memory of the released size (2.2 B random parameters) on this machine, beside transformers' Qwen2-VL.
+
+    python scripts/bench.py [--only NAME ...] [--runs 3] [--threads 2] [--json FILE] [--folder DIR]
+
+Both run in one process on the same weights, in bfloat16, turn by turn; figures are medians. The reference is called as the
+vendor's code calls it: batches of 8, left-padded, SDPA (`tests/parity/reference.py`). Prompts are tokenized and pictures opened
+beforehand for both. `memory` and `load` run in processes of their own.
+
+| name | what is timed | bar |
+| --- | --- | --- |
+| mixed | 8 text pairs of 32 to 512 tokens, 1664 in all | 2.5 times the reference's speed; 85 % of the speed of its matrix products alone |
+| text | one text pair of 512 tokens | 1.15 |
+| short | text pairs of 16, 32 and 128 tokens, one at a time | none |
+| picture | a picture of 768 tokens and a query of 30 | 1.3 |
+| many | 16 queries x 8 documents of 800 tokens, half of them with a picture; the reference's 16 batches are timed once and taken 16 times | 10 |
+| kept | a kept document of 800 tokens and a new query of 16, against the whole pair (both ours) | 15 |
+| growth | ours at 1,000 to 10,000 tokens of text, a token | linear within 25 % after attention's own part |
+| nano | m0-nano, 1000 short documents in float32 against transformers with the same weights | 5 |
+| int8 | mixed, in 8 bits | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
+| memory | peak of 8 pairs with pictures, weights included | 0.7 of the reference's |
+| load | from a bfloat16 file to the first score | 0.25 of the reference's time |
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_training import write_checkpoint
+from PIL import Image
+from torch.nn import functional as F
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
+WORDS = "the network must be configured after the system was installed on the disk of this machine ".split()
+BARS = {"mixed": 2.5, "text": 1.15, "picture": 1.3, "many": 10, "kept": 15, "nano": 5, "int8": 4}
+IN_ONE_PROCESS = ("mixed", "text", "short", "picture", "kept", "many", "growth", "nano", "int8")
+SIZE = (896, 672)
+"""Of a picture of 768 visual tokens."""
+
+
+def text(words: int, first: int = 0) -> str:
+    return " ".join(WORDS[(first + i) % len(WORDS)] for i in range(words))
+
+
+class Bench:
+    """Ours and the reference on the same weights, and the table of what was found."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs, self.rows = runs, []
+        self.plain: float | None = None
+
+    @cached_property
+    def pair(self) -> tuple[Any, Any]:
+        from m0 import Reranker
+        from m0.documents import DocumentCache
+        from m0.hub import locate
+        from m0.images import ImageSettings
+        from m0.prompt import load_tokenizer
+        from tests.parity.reference import full_size_pair
+
+        reference, model = full_size_pair(torch.bfloat16)
+        ours = Reranker(model, load_tokenizer(locate("m0-nano") / "tokenizer.json"), ImageSettings())
+        ours.documents = DocumentCache(max_bytes=0)
+        return reference, ours
+
+    @property
+    def reference(self) -> Any:
+        return self.pair[0]
+
+    @property
+    def ours(self) -> Any:
+        return self.pair[1]
+
+    def encode(self, length: int, query: str = "network", first: int = 0) -> Any:
+        return self.ours.encode(query, text(length, first), max_length=length)
+
+    def our_scores(self, encodings: list[Any]) -> list[float]:
+        return self.ours.logits_of(encodings)
+
+    def their_scores(self, encodings: list[Any]) -> list[float]:
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(encodings), 8):
+                some = encodings[start : start + 8]
+                pictures = [picture for encoding in some for picture in encoding.pictures]
+                patches = torch.cat([p.patches for p in pictures]).bfloat16() if pictures else None
+                found += self.reference([e.token_ids for e in some], patches, [p.grid for p in pictures]).tolist()
+        return found
+
+    def compare(self, name: str, what: str, ours: Callable[[], Any], theirs: Callable[[], Any], times: int = 1) -> float:
+        """A row with the ratio of the medians; `times`: how often the reference's work is needed. Returns our median."""
+        ours(), theirs() if times == 1 else None  # the first call pays for what later ones find
+        our_times, their_times = [], []
+        for _ in range(self.runs):
+            their_times += [times * timed(theirs)] if times == 1 or not their_times else []
+            our_times.append(timed(ours))
+        mine, other = statistics.median(our_times), statistics.median(their_times)
+        self.row(name, what, spread(our_times), spread(their_times), f"{other / mine:.2f}", BARS.get(name))
+        return mine
+
+    def row(self, name: str, what: str, ours: str, theirs: str, ratio: str, bar: Any = None) -> None:
+        self.rows.append([name, what, ours, theirs, ratio, "" if bar is None else str(bar)])
+        print(f"| {' | '.join(self.rows[-1])} |", flush=True)
+
+    # --- workloads ----------------------------------------------------------------------------------------------------
+
+    def mixed(self) -> None:
+        some = [self.encode(length, first=length) for length in LENGTHS]
+        theirs = self.their_scores(some)
+        difference = max(abs(a - b) for a, b in zip(self.our_scores(some), theirs, strict=True))
+        what = f"8 text pairs, {sum(map(len, some))} tokens (logits differ by {difference:.1e} of {max(map(abs, theirs)):.2f})"
+        self.plain = self.compare("mixed", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
+        products = self.products(sum(map(len, some)), len(some))
+        self.row(
+            "mixed", "its matrix products alone", f"{self.plain:.2f}", f"{products:.2f}", f"{products / self.plain:.2f}", 0.85
+        )
+
+    def products(self, rows: int, last_rows: int) -> float:
+        """Seconds of the decoder's linear layers on so many rows, and nothing else: what F.linear reaches here."""
+        layers = self.ours.model.decoder.layers
+        inputs = {size: torch.randn(rows, size).bfloat16() for size in (1536, 8960)}
+
+        def run() -> None:
+            for number, layer in enumerate(layers):
+                for name, linear in layer.named_modules():
+                    if isinstance(linear, torch.nn.Linear):
+                        whole = number < len(layers) - 1 or name.endswith(("k_proj", "v_proj"))
+                        F.linear(inputs[linear.in_features][: rows if whole else last_rows], linear.weight, linear.bias)
+
+        with torch.inference_mode():
+            run()
+            return statistics.median(timed(run) for _ in range(self.runs))
+
+    def text(self) -> None:
+        some = [self.encode(512)]
+        self.compare("text", "one text pair, 512 tokens", lambda: self.our_scores(some), lambda: self.their_scores(some))
+
+    def short(self) -> None:
+        for length in (16, 32, 128):
+            some = [self.encode(length, "a")]
+            what = f"one text pair, {len(some[0])} tokens"
+            self.compare("short", what, lambda some=some: self.our_scores(some), lambda some=some: self.their_scores(some))
+
+    def picture(self) -> None:
+        some = [self.ours.encode(text(26), {"image": picture(1)})]
+        what = f"a picture of {some[0].pictures[0].num_tokens} tokens, {len(some[0])} in all"
+        self.compare("picture", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
+
+    def kept(self) -> None:
+        from m0.documents import DocumentCache
+
+        some, nothing = [self.encode(800, text(14))], self.ours.documents
+        self.ours.documents = DocumentCache()
+        self.our_scores(some), self.our_scores(some)
+        assert self.ours.documents.counts.computed == 1
+        kept = [timed(lambda: self.our_scores(some)) for _ in range(3 * self.runs)]
+        self.ours.documents = nothing
+        anew = [timed(lambda: self.our_scores(some)) for _ in range(self.runs)]
+        own = len(some[0]) - some[0].document_tokens
+        ratio = statistics.median(anew) / statistics.median(kept)
+        self.row("kept", f"{own} of {len(some[0])} tokens new", spread(kept), spread(anew), f"{ratio:.2f}", BARS["kept"])
+
+    def many(self) -> None:
+        queries = [text(12, first) for first in range(16)]
+        documents = [text(790, i) if i % 2 else [{"image": picture(i)}, text(24, i)] for i in range(8)]
+        read = [self.ours.read(document) for document in documents]
+        some = [self.ours.encode(query, document, max_length=810) for query in queries for document in read]
+        first = some[:8]
+        what = f"16 queries x 8 documents, {sum(map(len, some))} tokens"
+        self.compare("many", what, lambda: self.our_scores(some), lambda: self.their_scores(first), times=16)
+
+    def growth(self) -> None:
+        found = []
+        for length in (1000, 2000, 4000, 10_000):
+            some = [self.encode(length)]
+            seconds = min(timed(lambda some=some: self.our_scores(some)) for _ in range(2))
+            attention = self.attention(length)
+            found.append((length, (seconds - attention) / length))
+            self.row(
+                "growth",
+                f"{length} tokens",
+                f"{seconds:.2f}",
+                f"attention {attention:.2f}",
+                f"{1e3 * found[-1][1]:.2f} ms a token",
+            )
+        rates = [rate for _, rate in found]
+        self.row("growth", "largest over smallest, without attention", "", "", f"{max(rates) / min(rates):.2f}", 1.25)
+
+    def attention(self, length: int) -> float:
+        """Seconds of all layers' attention alone on one sequence."""
+        config = self.ours.model.config.decoder
+        query, key, value = (
+            torch.randn(1, heads, length, config.head_dim).bfloat16()
+            for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        )
+
+        def run() -> None:
+            F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+        with torch.inference_mode():
+            run()
+            return (config.num_layers - 1) * min(timed(run) for _ in range(2))
+
+    def nano(self) -> None:
+        from m0 import Reranker
+        from m0.documents import DocumentCache
+        from tests.parity.reference import ReferenceReranker, share_back
+
+        ours = Reranker.from_pretrained("m0-nano", dtype="float32")
+        ours.documents = DocumentCache(max_bytes=0)
+        reference = ReferenceReranker(ours.model.config).eval()
+        share_back(ours.model, reference)
+        some = [ours.encode("network", text(6 + i % 30, i) + f" {i}") for i in range(1000)]
+
+        def theirs() -> list[float]:
+            with torch.inference_mode():
+                return [v for i in range(0, 1000, 8) for v in reference([e.token_ids for e in some[i : i + 8]]).tolist()]
+
+        worst = max(abs(a - b) for a, b in zip(ours.logits_of(some), theirs(), strict=True))
+        what = f"m0-nano, 1000 documents, {sum(map(len, some))} tokens (logits differ by {worst:.0e})"
+        self.compare("nano", what, lambda: ours.logits_of(some), theirs)
+
+    def int8(self) -> None:
+        some = [self.encode(length, first=length) for length in LENGTHS]
+        plain = self.plain or statistics.median(timed(lambda: self.our_scores(some)) for _ in range(self.runs))
+        self.ours.quantize("int8")
+        mine = self.compare("int8", "8 text pairs in 8 bits", lambda: self.our_scores(some), lambda: self.their_scores(some))
+        self.row("int8", "the same against our bfloat16", f"{mine:.2f}", f"{plain:.2f}", f"{plain / mine:.2f}", 1.6)
+
+
+def picture(seed: int) -> Image.Image:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (SIZE[1] // 14, SIZE[0] // 14, 3), dtype=torch.uint8, generator=generator)
+    return Image.fromarray(pixels.numpy()).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+def timed(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
+
+
+# --- in processes of their own ----------------------------------------------------------------------------------------
+
+
+def alone(stage: str, folder: Path, threads: int) -> dict[str, float]:
+    """Run one stage of this script in a new process; what it measured."""
+    command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder), "--threads", str(threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def stage_of(stage: str, folder: Path) -> None:
+    """ours/theirs x load/memory: print seconds to the first score, and the peak memory in GiB."""
+    begin = time.perf_counter()
+    whose, what = stage.split("-")
+    from m0 import Reranker
+
+    if whose == "ours":
+        reranker = Reranker.from_pretrained(folder, dtype="bfloat16")
+        run = reranker.logits_of
+        encoder = reranker
+    else:
+        run, encoder = their_reranker(folder)
+    if what == "load":
+        run([encoder.encode("network", text(12))])
+    else:
+        pictures = [{"image": picture(i)} for i in range(8)]
+        run([encoder.encode(text(20), [shown, text(30, i)]) for i, shown in enumerate(pictures)])
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+
+
+def their_reranker(folder: Path) -> tuple[Callable[[list[Any]], Any], Any]:
+    """transformers' from_pretrained, with the score head as the vendor's class has it; and something that writes prompts."""
+    from m0 import RerankerConfig
+    from m0.images import ImageSettings
+    from m0.prompt import PromptEncoder, load_tokenizer, read_parts
+    from tests.parity.reference import from_pretrained
+
+    reference = from_pretrained(folder)
+    prompt = PromptEncoder(load_tokenizer(folder / "tokenizer.json"), RerankerConfig.load(folder))
+
+    class Encoder:
+        @staticmethod
+        def encode(query: Any, document: Any) -> Any:
+            settings = ImageSettings()
+            return prompt.encode(read_parts(query, "query", settings), read_parts(document, "document", settings))
+
+    def run(encodings: list[Any]) -> list[float]:
+        pictures = [picture for encoding in encodings for picture in encoding.pictures]
+        patches = torch.cat([p.patches for p in pictures]).bfloat16() if pictures else None
+        with torch.inference_mode():
+            return reference([e.token_ids for e in encodings], patches, [p.grid for p in pictures]).tolist()
+
+    return run, Encoder
+
+
+def measure_processes(names: list[str], folder: Path, runs: int, threads: int) -> list[list[str]]:
+    rows = []
+    if names:
+        write = [sys.executable, __file__, "--stage", "write", "--folder", str(folder)]
+        subprocess.run(write, check=True)
+    if "load" in names:
+        alone("ours-load", folder, threads)  # the file is in the page cache for both from here on
+        found = {
+            whose: [alone(f"{whose}-load", folder, threads)["seconds"] for _ in range(runs)] for whose in ("ours", "theirs")
+        }
+        ratio = statistics.median(found["ours"]) / statistics.median(found["theirs"])
+        rows.append(
+            [
+                "load",
+                "file to first score, imports included",
+                spread(found["ours"]),
+                spread(found["theirs"]),
+                f"{ratio:.2f}",
+                "0.25",
+            ]
+        )
+    if "memory" in names:
+        peaks = {whose: alone(f"{whose}-memory", folder, threads)["gib"] for whose in ("ours", "theirs")}
+        ratio = peaks["ours"] / peaks["theirs"]
+        rows.append(
+            [
+                "memory",
+                "8 pairs with pictures, peak GiB",
+                f"{peaks['ours']:.2f}",
+                f"{peaks['theirs']:.2f}",
+                f"{ratio:.2f}",
+                "0.7",
+            ]
+        )
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*IN_ONE_PROCESS, "memory", "load"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--folder", type=Path, help="where to put a checkpoint of 5 GB; default: a temporary folder")
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.stage == "write":
+        write_checkpoint(options.folder)
+        return
+    if options.stage:
+        stage_of(options.stage, options.folder)
+        return
+    print(
+        f"{platform.machine()}, {options.threads} threads, PyTorch {torch.__version__}, medians of {options.runs} runs, seconds\n"
+    )
+    print("| name | what | ours | reference | ratio | bar |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+    apart = [name for name in options.only if name not in IN_ONE_PROCESS]
+    rows = []
+    if apart:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            rows += measure_processes(apart, Path(folder), options.runs, options.threads)
+    if len(apart) < len(options.only):
+        bench = Bench(options.runs)
+        for name in IN_ONE_PROCESS:
+            if name in options.only:
+                getattr(bench, name)()
+        rows += bench.rows
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
