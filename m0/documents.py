@@ -67,7 +67,8 @@ class DocumentCache:
             max_bytes: memory for states; 0: keep nothing there. The released model needs 28 KiB a token in bfloat16.
             precision: how states are stored, see `m0.batch.Precision`. "same" and, for a bfloat16 model, "bfloat16" change no
                 score beyond the order of sums; docs/performance.md says what int8 changes.
-            folder: also keep states as files there, for later processes. It grows without limit. A file is of one document,
+            folder: also keep states as files there, for later processes, each document from its first time on. It grows without
+                limit. A file is of one document,
                 one model with its weights, and one precision; any number of processes may share a folder.
 
         Raises InputError.

@@ -14,13 +14,14 @@ import sys
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -42,6 +43,7 @@ from m0.interp.session import Session, call, look_at
 from m0.interp.taps import Tap, find_taps
 from m0.lora import Adapters
 from m0.model import RerankerModel
+from m0.parallel import shared_out
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
 from m0.quantize import Quantization, is_quantized, largest_inputs, quantize
 
@@ -222,6 +224,7 @@ class Reranker:
         max_query_length: int = 512,
         max_doc_length: int | None = None,
         cascade: Cascade | None = None,
+        shared: bool = False,
     ) -> Ranking:
         """Rank documents by their relevance to a query.
 
@@ -235,6 +238,8 @@ class Reranker:
             on_error: what happens to a document that cannot be used: "raise", or "skip" it and list it under `failed`.
             max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`.
             cascade: score only some documents in full, after a cheap look at all (`m0.cascade`); None: score all.
+            shared: under torchrun, share the documents out over all processes (`m0.parallel.processes`), which must all make
+                this same call; each gets the whole ranking.
 
         Raises InputError (of a document with its number), one sentence.
         """
@@ -249,6 +254,8 @@ class Reranker:
         self.prompt.check(limits)
         if cascade is not None and (cascade.depth or 0) > (layers := self.model.config.decoder.num_layers):
             raise InputError(f"the cascade's depth is {cascade.depth}, but the decoder has {layers} layers.")
+        if shared and not dist.is_initialized():
+            raise InputError("shared is set, but there are no processes to share with; see m0.parallel.processes.")
         query_parts = self._parts(query, "query")
         encodings: dict[int, Encoding] = {}
         failed = []
@@ -262,9 +269,10 @@ class Reranker:
                 failed.append(FailedDocument(index, str(error), document))
             bar.advance()
         bar.close()
-        looked = self._first_look(query_parts, encodings, limits, cascade, batch_tokens, progress) if cascade else {}
+        score = self._shared_logits if shared else self._logits
+        looked = self._first_look(query_parts, encodings, limits, cascade, batch_tokens, progress, score) if cascade else {}
         full = [index for index in encodings if index not in looked]
-        found = self._logits([encodings[index] for index in full], batch_tokens, progress)
+        found = score([encodings[index] for index in full], batch_tokens, progress)
         by_index = dict(zip(full, found.tolist(), strict=True)) | looked
         logits = torch.tensor([by_index[index] for index in encodings], dtype=found.dtype)
         scores = relevance(logits, self.model.config.logit_bias)
@@ -569,6 +577,20 @@ class Reranker:
         with torch.no_grad() if self.sessions else torch.inference_mode():
             return self._scored(encodings, batch_tokens, progress, depth)
 
+    def _shared_logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool, depth: int | None = None) -> Tensor:
+        """The same, each process scoring some of the documents."""
+        families: dict[tuple[bytes, ...], list[int]] = {}
+        for number, encoding in enumerate(encodings):
+            families.setdefault(encoding.document_key, []).append(number)
+        groups = sorted(families.values(), key=lambda members: -sum(len(encodings[i]) for i in members))
+
+        def work(own: list[int]) -> list[float]:
+            return self._logits([encodings[i] for i in own], batch_tokens, progress, depth).tolist()
+
+        found = shared_out(groups, work)
+        working = torch.promote_types(self.model.dtype, torch.float32)
+        return torch.tensor([found[number] for number in range(len(encodings))], dtype=working)
+
     def _scored(self, encodings: list[Encoding], batch_tokens: int, progress: bool, depth: int | None) -> Tensor:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
         batch_tokens = whole_number(batch_tokens, "batch_tokens")
@@ -608,6 +630,7 @@ class Reranker:
         cascade: Cascade,
         batch_tokens: int,
         progress: bool,
+        score: Callable[..., Tensor],
     ) -> dict[int, float]:
         """Cheap logits of the documents that a cascade does not score in full."""
         cheap = encodings
@@ -615,14 +638,14 @@ class Reranker:
             asked = cascade.smaller(query)
             shown = {index: cascade.smaller(encoding.parts["document"]) for index, encoding in encodings.items()}
             cheap = {index: self.prompt.encode(asked, parts, limits) for index, parts in shown.items()}
-        logits = self._logits(list(cheap.values()), batch_tokens, progress, cascade.depth)
+        logits = score(list(cheap.values()), batch_tokens, progress, cascade.depth)
         order = sorted(zip(cheap, logits.tolist(), strict=True), key=lambda pair: -pair[1])
         return dict(order[cascade.keep :])
 
     # --- documents kept -----------------------------------------------------------------------------------------------
 
     def _known_documents(self, encodings: list[Encoding]) -> set[tuple[bytes, ...]]:
-        """Keys of the documents that are kept or worth keeping: long enough, and met in an earlier call."""
+        """Keys of the documents that are kept or worth keeping: long enough, and met in an earlier call or kept on disk anyway."""
         self._check_documents()
         if not self.documents.max_bytes and self.documents.folder is None:
             return set()
@@ -631,7 +654,8 @@ class Reranker:
         return {
             key
             for key, length in lengths.items()
-            if self.documents.has(key, self._kept_fingerprint) or (length >= MIN_KEPT_TOKENS and key in met)
+            if self.documents.has(key, self._kept_fingerprint)
+            or (length >= MIN_KEPT_TOKENS and (key in met or self.documents.folder is not None))
         }
 
     def _take_states(

@@ -260,6 +260,13 @@ def test_a_folder_that_refuses(fresh, documents, expected, folder, monkeypatch):
     torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
 
 
+def test_with_a_folder_documents_are_kept_from_the_first_time(fresh, documents, tmp_path):
+    fresh.documents = DocumentCache(folder=tmp_path)
+    fresh.rank("network", documents)
+    long = [document for document in documents if fresh.encode("q", document).document_tokens >= 64]
+    assert 0 < len(long) == len(list(tmp_path.iterdir()))
+
+
 # --- what cannot be used ----------------------------------------------------------------------------------------------
 
 

@@ -8,13 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
-    ["errors", "parallel"],
+    ["errors"],
+    ["parallel"],
     ["config"],
     ["rotary", "attention"],
     ["images"],
     ["vision", "decoder", "head", "prompt"],
     ["model"],
-    ["batch", "quantize", "cascade"],
+    ["batch", "quantize", "cascade", "tensor_parallel"],
     ["checkpoint"],
     ["hub", "lora", "documents"],
     ["interp"],

@@ -1,0 +1,112 @@
+"""Work shared over processes, and one model over several of them: the same scores as one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m0 import Cascade
+from m0.errors import InputError
+from m0.tensor_parallel import split
+from tests.conftest import noise
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["the network must be configured after the installation", "ein Apfel", "a needle that points north", "x", "x"]
+PROGRAM = """
+import json, sys
+import torch
+from m0 import Cascade, Reranker
+from m0.errors import M0Error
+from m0.parallel import processes
+from m0.tensor_parallel import split
+from tests.conftest import noise
+from tests.test_parallel import DOCUMENTS
+
+documents = [*DOCUMENTS, noise(84, 56, 1), ["both", noise(56, 56, 2)]]
+with processes() as first:
+    reranker = Reranker.from_pretrained(sys.argv[1], dtype="float32")
+    found = {"sizes": []}
+    reranker.model.decoder.register_forward_pre_hook(lambda module, args: found["sizes"].append(len(args[0])))
+    found["shared"] = {r.index: r.logit for r in reranker.rank("network", documents, shared=True)}
+    found["cascade"] = [r.index for r in reranker.rank("network", documents, shared=True, cascade=Cascade(keep=3, depth=2))]
+    bias = reranker.model.head[0].bias
+    before = bias.detach().clone()
+    with torch.no_grad():
+        bias.fill_(float("nan") if not first else 1.0)
+    try:
+        reranker.rank("network", documents[:4], shared=True)
+    except M0Error as error:
+        found["error"] = str(error)
+    with torch.no_grad():
+        bias.copy_(before)
+    split(reranker.model)
+    found["heads"] = reranker.model.decoder.layers[0].self_attn.num_heads
+    found["split"] = {r.index: r.logit for r in reranker.rank("network", documents)}
+    with open(f"{sys.argv[2]}/{torch.distributed.get_rank()}.json", "w") as file:
+        json.dump(found, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tiny_directory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", str(folder / "program.py"), str(tiny_directory), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny):
+    documents = [*DOCUMENTS, noise(84, 56, 1), ["both", noise(56, 56, 2)]]
+    ranking = tiny.rank("network", documents)
+    cascade = tiny.rank("network", documents, cascade=Cascade(keep=3, depth=2))
+    return {str(r.index): r.logit for r in ranking}, [r.index for r in cascade]
+
+
+def test_shared_ranking(found, alone):
+    for process in found:
+        assert process["shared"] == pytest.approx(alone[0], abs=1e-5)
+        assert process["cascade"] == alone[1]
+    assert found[0]["sizes"][0] != found[1]["sizes"][0]  # each did a part
+
+
+def test_a_process_that_fails_takes_the_others_along(found):
+    assert "process 1 could not do its part" in found[0]["error"]
+    assert "not a number" in found[1]["error"]
+
+
+def test_a_split_model(found, alone, tiny):
+    for process in found:
+        assert process["split"] == pytest.approx(alone[0], abs=1e-5)
+        assert process["heads"] == tiny.model.config.decoder.num_heads // 2
+
+
+def test_without_processes(tiny):
+    with pytest.raises(InputError, match="processes"):
+        tiny.rank("network", DOCUMENTS, shared=True)
+    with pytest.raises(InputError, match="torchrun"):
+        split(tiny.model)
+
+
+def test_rank_under_torchrun(tiny_directory, tmp_path):
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS[:4]))
+    arguments = ["-m", "m0", "rank", "network", str(tmp_path / "documents.jsonl"), "--model", str(tiny_directory), "--json"]
+    arguments += ["--dtype", "float32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    results = []
+    for launcher in (
+        [],
+        ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"],
+    ):
+        command = [sys.executable, *launcher, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append([(result["name"], round(result["logit"], 4)) for result in json.loads(done.stdout)["results"]])
+    assert results[0] == results[1]
