@@ -14,7 +14,7 @@ from typing import cast
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from m0.decoder import Attention
 from m0.errors import InputError
@@ -46,7 +46,7 @@ def split(model: RerankerModel, mesh: DeviceMesh | None = None) -> None:
         )
     by_outputs, by_inputs = ColwiseParallel(), RowwiseParallel()
     for layer in model.decoder.layers:
-        plan = {f"self_attn.{name}_proj": by_outputs for name in "qkv"} | {"self_attn.o_proj": by_inputs}
+        plan: dict[str, ParallelStyle] = {f"self_attn.{name}_proj": by_outputs for name in "qkv"} | {"self_attn.o_proj": by_inputs}
         plan |= {"mlp.gate_proj": by_outputs, "mlp.up_proj": by_outputs, "mlp.down_proj": by_inputs}
         parallelize_module(layer, mesh, plan)
         attention = cast(Attention, layer.self_attn)

@@ -23,6 +23,9 @@ from m0.interp.session import Scorer
 from m0.model import RerankerModel
 from m0.prompt import Encoding, whole_number
 
+NEUTRAL = "."
+"""The text whose first token stands for no word. Not a line break, which is also the template's: m0-nano takes a document of line
+breaks for no document at all and scores it high."""
 GREY = 127
 """Brightness of the picture that stands for no picture."""
 NODES = (32, 64, 128, 256)
@@ -85,7 +88,7 @@ def integrated_gradients(
 ) -> Explanation:
     """Integrated gradients (Sundararajan et al. 2017) along a straight line from a prompt that says nothing, by Gauss-Legendre.
 
-    The baseline has a line break's embedding for every token of query and document, and a grey picture in every picture's place;
+    The baseline has a full stop's embedding for every token of query and document, and a grey picture in every picture's place;
     the template stays. Zeros would be a bad baseline: RMSNorm is ill-behaved there. Signed; the sum is the difference of the two
     logits but for `ledger["gap"]`.
 
@@ -135,10 +138,10 @@ def _line(
 
 
 def baseline_of(reranker: Scorer, encoding: Encoding) -> Inputs:
-    """A prompt of the same shape that says nothing: a line break for every token of a text, grey for pictures."""
+    """A prompt of the same shape that says nothing: a full stop for every token of a text, grey for pictures."""
     blank = [replace(picture, pixels=np.full_like(picture.pixels, GREY)) for picture in encoding.pictures]
     ids = encoding.token_ids.clone()
-    neutral = reranker.prompt.tokenizer.encode("\n", add_special_tokens=False).ids[0]
+    neutral = reranker.prompt.tokenizer.encode(NEUTRAL, add_special_tokens=False).ids[0]
     ids[[origin.kind == "text" for origin in encoding.origins]] = neutral
     return inputs_of(reranker, replace(encoding, token_ids=ids, pictures=blank))
 

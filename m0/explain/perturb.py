@@ -1,6 +1,6 @@
 """Explanations by leaving things out: occlusion and Shapley values over words, sentences and picture regions.
 
-What is left out is replaced by what says nothing: a line break's embedding for a token, grey for a stretch of a picture, which
+What is left out is replaced by what says nothing: a full stop's embedding for a token, grey for a stretch of a picture, which
 then goes through the vision tower anew. All else stays where it stood. Works with models whose inside is unknown, too: only
 scores are asked for.
 """

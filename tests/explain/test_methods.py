@@ -183,8 +183,8 @@ def test_the_baseline_says_nothing(tiny):
     assert (baseline.embeddings[texts] == baseline.embeddings[texts[0]]).all()
     assert not torch.equal(baseline.embeddings[texts], start.embeddings[texts])
     assert baseline.patches.std() < start.patches.std()
-    (line_break,) = tiny.prompt.tokenizer.encode("\n", add_special_tokens=False).ids
-    torch.testing.assert_close(baseline.embeddings[texts[0]], tiny.model.decoder.embed_tokens.weight[line_break].detach())
+    (full_stop,) = tiny.prompt.tokenizer.encode(".", add_special_tokens=False).ids
+    torch.testing.assert_close(baseline.embeddings[texts[0]], tiny.model.decoder.embed_tokens.weight[full_stop].detach())
 
 
 def test_gradients_by_finite_differences(double):
