@@ -13,8 +13,9 @@ import shutil
 import sys
 import time
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -50,6 +51,10 @@ from m0.quantize import Quantization, is_quantized, largest_inputs, quantize
 DEFAULT_BATCH_TOKENS = 8192
 KEPT_VISUAL_TOKENS = 16384
 """Visual tokens of pictures already looked at that are kept during a call, for pairs that show them again."""
+STRETCH_BATCHES = 4
+"""A long list is scored this many batches at a time, while the next documents are opened."""
+READERS, READ_AHEAD = 2, 64
+"""Threads that open pictures, and how many documents they are ahead."""
 MIN_KEPT_TOKENS = 64
 """Shorter documents are not kept without being told so."""
 MAX_SIBLING_TOKENS = 1024
@@ -257,29 +262,44 @@ class Reranker:
         if shared and not dist.is_initialized():
             raise InputError("shared is set, but there are no processes to share with; see m0.parallel.processes.")
         query_parts = self._parts(query, "query")
-        encodings: dict[int, Encoding] = {}
-        failed = []
+        whole_number(batch_tokens, "batch_tokens")
+        score = self._shared_logits if shared else self._logits
+        results: list[RankedDocument] = []
+        failed: list[FailedDocument] = []
+        waiting: dict[int, Encoding] = {}
+
+        def finish() -> None:
+            """Score what waits."""
+            looked = self._first_look(query_parts, waiting, limits, cascade, batch_tokens, progress, score) if cascade else {}
+            full = [index for index in waiting if index not in looked]
+            found = score([waiting[index] for index in full], batch_tokens, progress)
+            by_index = dict(zip(full, found.tolist(), strict=True)) | looked
+            logits = torch.tensor([by_index[index] for index in waiting], dtype=found.dtype)
+            scores = relevance(logits, self.model.config.logit_bias)
+            for (index, encoding), logit, value in zip(waiting.items(), logits.tolist(), scores.tolist(), strict=True):
+                about = encoding.counts, encoding.cut
+                results.append(RankedDocument(index, value, logit, documents[index], *about, index in looked))
+            waiting.clear()
+
         bar = Progress(len(documents), "reading", progress)
-        for index, document in enumerate(documents):
+        tokens = 0
+        for index, parts in enumerate(self._read_ahead(documents)):
             try:
-                encodings[index] = self.prompt.encode(query_parts, self._parts(document, "document"), limits)
+                if isinstance(parts, InputError):
+                    raise parts
+                waiting[index] = self.prompt.encode(query_parts, parts, limits)
+                tokens += len(waiting[index])
             except InputError as error:
                 if on_error == "raise":
                     raise type(error)(f"document {index}: {error}") from None
-                failed.append(FailedDocument(index, str(error), document))
+                failed.append(FailedDocument(index, str(error), documents[index]))
             bar.advance()
+            # While these are computed, the next are opened.
+            if tokens >= STRETCH_BATCHES * batch_tokens and cascade is None and not shared:
+                finish()
+                tokens = 0
         bar.close()
-        score = self._shared_logits if shared else self._logits
-        looked = self._first_look(query_parts, encodings, limits, cascade, batch_tokens, progress, score) if cascade else {}
-        full = [index for index in encodings if index not in looked]
-        found = score([encodings[index] for index in full], batch_tokens, progress)
-        by_index = dict(zip(full, found.tolist(), strict=True)) | looked
-        logits = torch.tensor([by_index[index] for index in encodings], dtype=found.dtype)
-        scores = relevance(logits, self.model.config.logit_bias)
-        results = [
-            RankedDocument(index, score, logit, documents[index], encoding.counts, encoding.cut, index in looked)
-            for (index, encoding), logit, score in zip(encodings.items(), logits.tolist(), scores.tolist(), strict=True)
-        ]
+        finish()
         results.sort(key=lambda result: (result.approximate, -result.logit, result.index))
         return Ranking(results[:top_n], failed)
 
@@ -561,6 +581,31 @@ class Reranker:
         if isinstance(value, str):
             _warn_if_picture(value, side)
         return read_parts(value, side, self.image_settings)
+
+    def _read_ahead(self, documents: Sequence[Any]) -> Iterator[list[Part] | InputError]:
+        """Documents opened, or why one cannot be: pictures by other threads, some ahead of the one that is asked for."""
+
+        def read(document: Any) -> list[Part] | InputError:
+            try:
+                return self._parts(document, "document")
+            except InputError as error:
+                return error
+
+        with ThreadPoolExecutor(READERS) as pool:
+            ahead: deque[Future[list[Part] | InputError]] = deque()
+            try:
+                for document in documents:
+                    if isinstance(document, str):
+                        ahead.append(Future())
+                        ahead[-1].set_result(read(document))
+                    else:
+                        ahead.append(pool.submit(read, document))
+                    if len(ahead) > READ_AHEAD:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _encode_pairs(self, pairs: Sequence[tuple[Any, Any]], limits: Limits, first: int = 0) -> list[Encoding]:
         encodings = []

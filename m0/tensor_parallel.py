@@ -46,7 +46,9 @@ def split(model: RerankerModel, mesh: DeviceMesh | None = None) -> None:
         )
     by_outputs, by_inputs = ColwiseParallel(), RowwiseParallel()
     for layer in model.decoder.layers:
-        plan: dict[str, ParallelStyle] = {f"self_attn.{name}_proj": by_outputs for name in "qkv"} | {"self_attn.o_proj": by_inputs}
+        plan: dict[str, ParallelStyle] = {f"self_attn.{name}_proj": by_outputs for name in "qkv"} | {
+            "self_attn.o_proj": by_inputs
+        }
         plan |= {"mlp.gate_proj": by_outputs, "mlp.up_proj": by_outputs, "mlp.down_proj": by_inputs}
         parallelize_module(layer, mesh, plan)
         attention = cast(Attention, layer.self_attn)

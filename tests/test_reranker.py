@@ -26,6 +26,19 @@ MIXED = [
 ]
 
 
+def test_a_long_list_is_scored_in_stretches(tiny):
+    """While one stretch is computed the next is opened; results and numbers are as if it were one."""
+    documents = [f"document {number} of many" if number % 3 else noise(56, 56, number) for number in range(30)]
+    whole = tiny.rank("network", documents)
+    short = tiny.rank("network", documents, batch_tokens=16)
+    assert [result.index for result in short] == [result.index for result in whole]
+    assert [result.logit for result in short] == pytest.approx([result.logit for result in whole], abs=1e-5)
+    with pytest.raises(InputError, match="document 29: "):
+        tiny.rank("network", [*documents[:29], ""], batch_tokens=16)
+    broken = tiny.rank("network", [*documents, b"no picture"], batch_tokens=16, on_error="skip")
+    assert [failed.index for failed in broken.failed] == [30]
+
+
 def test_a_ranking_is_ordered_and_complete(tiny):
     ranking = tiny.rank("two dogs", MIXED)
     assert sorted(result.index for result in ranking) == list(range(len(MIXED)))
