@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from evaluate_nano import shown, write_between
-from nano.material import SECTION_CHARACTERS, read
+from nano.material import Box, read, sheet
 from PIL import Image
 from torch import Tensor
 
@@ -39,7 +39,9 @@ from m0.interp.grid import correlation, ranks
 from m0.prompt import Encoding
 
 SEED = 5
-STEPS = 10
+STEPS = 8
+CHARACTERS = 300
+"""Of a section's beginning."""
 SPACE = 84
 """Pixels of a picture that one emoji has for itself."""
 MARKS = ("<!-- figures: written by scripts/evaluate_explanations.py -->", "<!-- end of figures -->")
@@ -55,28 +57,23 @@ def text_pairs(data: Path, count: int, reranker: Reranker) -> list[Encoding]:
     rng = random.Random(SEED)
     rows = [row for row in read(data / "sections.jsonl") if row["held_out"] and len(row["text"]) > 120]
     rng.shuffle(rows)
-    return [reranker.encode(row["heading"], row["text"][:SECTION_CHARACTERS]) for row in rows[:count]]
+    return [reranker.encode(row["heading"], row["text"][:CHARACTERS]) for row in rows[:count]]
 
 
-def picture_pairs(data: Path, count: int, reranker: Reranker) -> tuple[list[Encoding], list[tuple[int, int]]]:
-    """Names that were held out, each with a picture of 2 x 3 emoji, and the row and column of the one named."""
+def picture_pairs(data: Path, count: int, reranker: Reranker) -> tuple[list[Encoding], list[Box]]:
+    """Names that were held out, each with a picture of 2 x 3 emoji, and where the one named lies."""
     rng = random.Random(SEED)
     emoji = read(data / "emoji.jsonl")
     named = [(row, language) for row in emoji for language in row["held_out"]]
-    encodings, places = [], []
+    encodings, boxes = [], []
     for row, language in rng.sample(named, count):
         others = rng.sample([other for other in emoji if other is not row], 5)
         six = [row, *others]
         rng.shuffle(six)
-        paper = Image.new("RGB", (3 * SPACE, 2 * SPACE), (255, 255, 255))
-        for number, drawn in enumerate(six):
-            picture = Image.open(data / drawn["image"]).convert("RGBA")
-            corner = (number % 3 * SPACE + (SPACE - picture.width) // 2, number // 3 * SPACE + (SPACE - picture.height) // 2)
-            paper.paste(picture, corner, picture)
-        place = six.index(row)
+        paper, found = sheet([Image.open(data / drawn["image"]).convert("RGBA") for drawn in six], rng, (2, 3), SPACE)
         encodings.append(reranker.encode(row["names"][language], {"image": paper}))
-        places.append((place // 3, place % 3))
-    return encodings, places
+        boxes.append(found[six.index(row)])
+    return encodings, boxes
 
 
 def curves(game: Game, order: list[int]) -> tuple[float, float]:
@@ -121,13 +118,14 @@ def faithfulness(
     return found
 
 
-def pointing(reranker: Reranker, encodings: list[Encoding], places: list[tuple[int, int]], method: str) -> list[float]:
+def pointing(reranker: Reranker, encodings: list[Encoding], boxes: list[Box], method: str) -> list[float]:
+    """Whether the middle of the hottest cell lies on the emoji that the query names."""
     hits = []
-    for encoding, (row, column) in zip(encodings, places, strict=True):
-        cells = explain(reranker, encoding, method, **OPTIONS.get(method, {})).pictures[0].cells
-        hottest = int(cells.argmax())
-        y, x = (hottest // cells.shape[1] + 0.5) / cells.shape[0], (hottest % cells.shape[1] + 0.5) / cells.shape[1]
-        hits.append(float(int(2 * y) == row and int(3 * x) == column))
+    for encoding, (left, top, right, bottom) in zip(encodings, boxes, strict=True):
+        shown = explain(reranker, encoding, method, **OPTIONS.get(method, {})).pictures[0]
+        row, column = divmod(int(shown.cells.argmax()), shown.cells.shape[1])
+        x0, y0, x1, y1 = shown.picture.cell_box(row, column)
+        hits.append(float(left <= (x0 + x1) / 2 <= right and top <= (y0 + y1) / 2 <= bottom))
     return hits
 
 
@@ -173,13 +171,13 @@ def main() -> None:
     torch.set_num_threads(2)
     reranker = Reranker.from_pretrained(options.model, dtype="float32")
     texts = text_pairs(options.data, options.pairs, reranker)
-    pictures, places = picture_pairs(options.data, options.pairs, reranker)
+    pictures, boxes = picture_pairs(options.data, options.pairs, reranker)
     methods = [*options.methods, "random order"]
     by_kind = {
         "text": faithfulness(reranker, texts, methods, "texts"),
         "picture": faithfulness(reranker, pictures, methods, "pictures"),
     }
-    points = {method: pointing(reranker, pictures, places, method) for method in options.methods}
+    points = {method: pointing(reranker, pictures, boxes, method) for method in options.methods}
     weights = randomised(options.model, texts[:40], options.recommended)
     lines = [
         "| method | text: deletion | text: insertion | picture: deletion | picture: insertion | pointing |",
@@ -188,7 +186,7 @@ def main() -> None:
     figures: dict[str, Any] = {"pairs": {kind: len(found["random order"]["deletion"]) for kind, found in by_kind.items()}}
     for method in methods:
         cells = [shown(estimate(by_kind[kind][method][measure])) for kind in by_kind for measure in ("deletion", "insertion")]
-        cells.append(shown(estimate(points[method])) if method in points else "0.167 (chance)")
+        cells.append(shown(estimate(points[method])) if method in points else "0.08 (chance: what an emoji covers)")
         lines.append(f"| {method} | {' | '.join(cells)} |")
         figures[method] = {
             kind: {measure: vars(estimate(values)) for measure, values in by_kind[kind][method].items()} for kind in by_kind
@@ -197,7 +195,7 @@ def main() -> None:
             figures[method]["pointing"] = vars(estimate(points[method]))
     lines += [
         "",
-        f"{figures['pairs']['text']} text pairs, {figures['pairs']['picture']} picture pairs, {len(places)} pointing games.",
+        f"{figures['pairs']['text']} text pairs, {figures['pairs']['picture']} picture pairs, {len(boxes)} pointing games.",
     ]
     lines += [
         "",

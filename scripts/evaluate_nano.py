@@ -10,6 +10,7 @@
 | emoji name to picture | a held-out name | 20 emoji as their files are |
 | changed pictures | a held-out name | 20 emoji on another background, of another size, cropped, blurred, turned by 10 degrees |
 | picture to emoji name | an emoji as its file is | 20 names in one language, the right one held out |
+| emoji name to sheet | a held-out name | 10 sheets of six emoji; the right one has it among them |
 | picture to picture | an emoji, changed | 20 emoji as their files are |
 | clip-art name to picture | a held-out name | 20 held-out drawings on white |
 | heading to page | heading of a held-out section | pages of 20 held-out sections, any language |
@@ -36,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nano.material import SECTION_CHARACTERS, on_white, read
+from nano.material import SECTION_CHARACTERS, on_white, read, sheet
 from PIL import Image, ImageFilter
 
 from m0 import Reranker
@@ -172,11 +173,24 @@ def emoji_tasks(data: Path, rng: random.Random) -> list[Task]:
             as_picture |= {right} if shown_right else set()
             both = [files[i] if i in as_picture else words[i] for i in range(20)]
             mixed.questions.append(Question(row["names"][language], both, right, language))
+    sheets = Task("emoji name to sheet of six, 10", "Success@1", "")
+    own = random.Random(SEED + 1)  # so that the other tasks ask what they asked before there was this one
+    several = [(row, language) for language, rows in sorted(held.items()) for row in rows]
+    for row, language in own.sample(several, 300):
+        drawn = [row, *own.sample([o for o in emoji if o is not row], 59)]
+        papers = [
+            sheet([o["picture"].convert("RGBA") for o in drawn[start : start + 6]], own, (2, 3), 84)[0]
+            for start in range(0, 60, 6)
+        ]
+        first = papers[0]
+        own.shuffle(papers)
+        right = next(number for number, paper in enumerate(papers) if paper is first)
+        sheets.questions.append(Question(row["names"][language], papers, right, language))
     alike = Task("picture to picture, 20", "Success@1", "")
     for row in rng.sample(emoji, 300):
         candidates, right = shuffled(row, rng.sample([o for o in emoji if o is not row], 19), rng)
         alike.questions.append(Question(as_on_a_screen(row["picture"], rng), [c["file"] for c in candidates], right, "all"))
-    return [to_picture, changed, to_name, alike, pictures, texts, mixed]
+    return [to_picture, changed, to_name, sheets, alike, pictures, texts, mixed]
 
 
 def shuffled(row: dict, others: list[dict], rng: random.Random) -> tuple[list[dict], int]:

@@ -189,11 +189,13 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
 
-def sheet(emoji: Sequence[Emoji], rng: random.Random, places: tuple[int, int], side: int) -> tuple[Image.Image, list[Box]]:
+def sheet(
+    pictures: Sequence[Image.Image], rng: random.Random, places: tuple[int, int], side: int
+) -> tuple[Image.Image, list[Box]]:
     """Several emoji on one paper in rows and columns, each in a place of its own, some places perhaps empty.
 
     Args:
-        emoji: at most as many as there are places.
+        pictures: RGBA, at most as many as there are places.
         places: rows and columns.
         side: pixels of a place.
 
@@ -203,8 +205,7 @@ def sheet(emoji: Sequence[Emoji], rng: random.Random, places: tuple[int, int], s
     rows, columns = places
     colour = (255, 255, 255) if rng.random() < 0.6 else tuple(rng.randrange(256) for _ in range(3))
     paper, boxes = Image.new("RGB", (columns * side, rows * side), colour), []
-    for one, place in zip(emoji, rng.sample(range(rows * columns), len(emoji)), strict=True):
-        picture = one.image
+    for picture, place in zip(pictures, rng.sample(range(rows * columns), len(pictures)), strict=True):
         if rng.random() < 0.3:
             picture = picture.rotate(rng.uniform(-15, 15), resample=Image.Resampling.BILINEAR)
         length = round(side * rng.uniform(0.65, 0.98))
@@ -221,7 +222,7 @@ def any_sheet(emoji: list[Emoji], rng: random.Random) -> tuple[list[int], Image.
     rows, columns = rng.choice([(1, 2), (2, 1), (2, 2), (2, 2), (2, 3), (3, 2), (3, 3)])
     count = rng.randint(max(2, rows * columns - 2), rows * columns)
     numbers = rng.sample(range(len(emoji)), count)
-    return numbers, *sheet([emoji[i] for i in numbers], rng, (rows, columns), rng.randint(56, 92))
+    return numbers, *sheet([emoji[i].image for i in numbers], rng, (rows, columns), rng.randint(56, 92))
 
 
 def on_white(path: Path) -> Image.Image:
