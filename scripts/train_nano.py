@@ -357,7 +357,9 @@ def main() -> None:
         save_checkpoint(model, options.data / name, tokenizer_file=tokenizer_file, image_settings=IMAGES)
 
     if options.warm:
+        rare = table.detach()[:, RARITY].clone()
         model.load_state_dict(load_checkpoint(options.warm, torch.float32).state_dict())
+        table.data[:, RARITY] = rare
         vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
     else:
         concepts = nn.Parameter(vectors)

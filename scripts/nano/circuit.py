@@ -28,6 +28,7 @@ from __future__ import annotations
 import torch
 from nano.tokens import Writer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from m0.decoder import DecoderLayer
 from m0.model import RerankerModel
@@ -50,6 +51,9 @@ WORD = 1.3
 FLAG = 2.0
 RARITY_SCALE = 0.25
 """The stream holds this times the logarithm of a token's rarity."""
+RARITY_POWER = 1.6
+"""A query's word counts as this power of its rarity: chosen, like the head's weights, on training sections that the words stage
+has not seen."""
 MATCHED, MULTIPLIED = 0.3, 0.3
 """How large a full match and a product of means are in the stream."""
 HEAD, HEADS, GROUPS = 64, 4, 2
@@ -57,7 +61,7 @@ HALF = MEANINGS // 2  # what one layer compares
 SHARE = HALF // GROUPS  # what one key/value head carries of it
 # Rotary pair j is (j, j + 32) and turns by 1e6^(-j/32) a token: the last pairs hardly turn, so they carry flags, and those
 # before turn little within some hundred tokens, so they carry meaning.
-CONTENT = [*range(16, 28), *range(48, 60)]
+CONTENT = [*range(16, 29), *range(48, 64)]
 SHARP, BLUNT = 16.0, 8.0
 """What a token of the same meaning scores in layer 1: one head of each group wants the word, the other what is like it."""
 SINK = {SHARP: 12.0, BLUNT: 5.0}
@@ -77,7 +81,7 @@ def write_circuit(model: RerankerModel, writer: Writer, generator: torch.Generat
             _quiet(layer, NOISE / 20 if number < 5 else NOISE / 4, generator)
         layers = list(model.decoder.layers)
         _after_the_query_word(layers[0])
-        _match(layers[1], generator)
+        _match(layers[1])
         for half in (0, 1):
             _means(layers[2 + half], half)
         _match_and_language(layers[4])
@@ -90,7 +94,14 @@ def _embeddings(model: RerankerModel, writer: Writer) -> None:
     table[:, others] = 0.0
     # A word's length is a weight of its own. Matching wants lengths of 1, and the mean's direction stays if the importance takes it.
     length = table[:, MEANING].norm(dim=1).clamp_min(1e-3)
-    table[:, MEANING] /= length[:, None]
+    # A match is of what each group's directions show of two words. A word must match itself as well as any other does itself, so
+    # each group's share of it is brought to the length that it has on average.
+    words = F.normalize(table[:, MEANING], dim=1)
+    for directions in _directions():
+        shown = words @ directions.T
+        usual = (len(CONTENT) / MEANINGS) ** 0.5
+        words += (F.normalize(shown, dim=1) * usual - shown) @ directions
+    table[:, MEANING] = F.normalize(words, dim=1)
     table[:, IMPORTANCE] = (table[:, IMPORTANCE] + length.log()).clamp(-4, 3)
     last = model.vision.merger.mlp[2]
     last.weight[[*others, RARITY]], last.bias[[*others, RARITY]] = 0.0, 0.0  # visual tokens are all equally rare
@@ -131,12 +142,17 @@ def _after_the_query_word(layer: DecoderLayer) -> None:
         attention.o_proj.weight[AFTER, head * HEAD] = FLAG / 2
 
 
-def _match(layer: DecoderLayer, generator: torch.Generator) -> None:
+def _directions() -> tuple[Tensor, ...]:
+    """The part of the meaning that each group of layer 1 compares, orthonormal, none of it another's, (content, meanings) each."""
+    drawn = torch.randn(MEANINGS, GROUPS * len(CONTENT), generator=torch.Generator().manual_seed(1))
+    return torch.linalg.qr(drawn).Q.T.split(len(CONTENT))
+
+
+def _match(layer: DecoderLayer) -> None:
     attention = layer.self_attn
     at, word = normalised(FLAG**2, FLAG**2) * FLAG, normalised(WORD)
-    for group in range(GROUPS):
-        directions = torch.linalg.qr(torch.randn(MEANINGS, len(CONTENT), generator=generator)).Q.T
-        directions *= (MEANINGS / len(CONTENT)) ** 0.5 / word
+    for group, directions in enumerate(_directions()):
+        directions = directions * (MEANINGS / len(CONTENT)) ** 0.5 / word
         rows = torch.tensor(CONTENT)
         attention.k_proj.weight[group * HEAD + rows, MEANING] = directions
         # "document" lies outside the document; what a query's token finds there is found nowhere.
@@ -191,7 +207,7 @@ def _means(layer: DecoderLayer, half: int) -> None:
 def _match_and_language(layer: DecoderLayer) -> None:
     attention = layer.self_attn
     token, query_token = normalised(WORD), normalised(FLAG**2, WORD)
-    _look_at_a_side(layer, 0, RARITY, 1 / RARITY_SCALE)
+    _look_at_a_side(layer, 0, RARITY, RARITY_POWER / RARITY_SCALE)
     attention.v_proj.weight[: LANGUAGES + 4, :] = 0.0
     for i in range(LANGUAGES):
         attention.v_proj.weight[i, LANGUAGE.start + i] = 1 / token
@@ -239,8 +255,8 @@ def _head(model: RerankerModel, generator: torch.Generator) -> None:
     first.bias.zero_()
     last.weight.normal_(0.0, 2 * NOISE, generator=generator)
     at = normalised(3 * FLAG**2)
-    reads = {PRODUCT: (16.0, MULTIPLIED), LANGUAGE_PRODUCT: (1.0, MULTIPLIED), MEAN_MATCH.start: (1.0, MATCHED)}
-    reads |= {MEAN_MATCH.start + 2: (1.0, MATCHED)}
+    reads = {PRODUCT: (16.0, MULTIPLIED), LANGUAGE_PRODUCT: (1.0, MULTIPLIED), MEAN_MATCH.start: (2.0, MATCHED)}
+    reads |= {MEAN_MATCH.start + 2: (2.0, MATCHED)}
     first.weight[: len(reads)] = 0.0
     first.bias[: len(reads)] = 4.0  # far from the corner of ReLU
     for unit, (channel, (worth, full)) in enumerate(reads.items()):

@@ -6,7 +6,7 @@ Positive pointwise mutual information of tokens and concepts, cut to its largest
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import torch
 from nano.material import SECTION_CHARACTERS, Drawing, Emoji, Material, Section
@@ -57,14 +57,23 @@ def count(material: Material, writer: Writer, numbers: dict[object, int]) -> Ten
 
 
 def rarity(material: Material, writer: Writer) -> Tensor:
-    """Inverse document frequency of each token as BM25 has it (Robertson & Zaragoza 2009), (vocabulary,). Documents: openings
-    of sections, and functions."""
-    texts = [section.text_[:SECTION_CHARACTERS] for section in material.sections]
-    texts += [function.code for function in material.functions]
-    frequency = torch.zeros(writer.config.decoder.vocab_size)
-    for text in texts:
-        frequency[list(set(writer.words(text)))] += 1
-    return (1 + (len(texts) - frequency + 0.5) / (frequency + 0.5)).log()
+    """Inverse document frequency of each token as BM25 has it (Robertson & Zaragoza 2009), (vocabulary,): its mean over the languages
+    that the token stands in, for "the" is frequent in English and rare among all. Documents: openings of sections, and functions,
+    which count as a language."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for section in material.sections:
+        texts[section.language].append(section.text_[:SECTION_CHARACTERS])
+    texts["code"] = [function.code for function in material.functions]
+    size = writer.config.decoder.vocab_size
+    total, found, rarest = torch.zeros(size), torch.zeros(size), 0.0
+    for some in texts.values():
+        frequency = torch.zeros(size)
+        for text in some:
+            frequency[list(set(writer.words(text)))] += 1
+        inverse = (1 + (len(some) - frequency + 0.5) / (frequency + 0.5)).log()
+        total, found = total + frequency * inverse, found + frequency
+        rarest = max(rarest, float(inverse.max()))
+    return torch.where(found > 0, total / found.clamp_min(1), rarest).clamp_min(0.05)
 
 
 def language_shares(material: Material, writer: Writer) -> tuple[list[str], Tensor]:
