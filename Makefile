@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What the tests run with. pyproject.toml keeps the wider ranges that users may have.
 TORCH := torch==2.13.0
 
-.PHONY: demo test parity format wheel nano bench-training bench-explaining explaining clean
+.PHONY: demo test parity format wheel nano bench bench-training bench-explaining explaining clean
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,15 +43,18 @@ nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and
 	$(BIN)/python scripts/train_nano.py
 	$(BIN)/python scripts/evaluate_nano.py --write weights/m0-nano/README.md
 
+bench: $(VENV)/.dev  ## speed and memory of the released size beside transformers, random weights: about half an hour, 5 GB of disk
+	$(BIN)/python scripts/bench.py
+
 bench-training: $(VENV)/.dev  ## memory of a LoRA step at the released size: 2.2 B random parameters, 5 GB of disk
 	$(BIN)/python scripts/bench_training.py
 
 bench-explaining: $(VENV)/.dev  ## time and memory of one explanation at the released size: 2.2 B random parameters, 5 GB of disk
 	$(BIN)/python scripts/bench_explaining.py
 
-explaining: $(VENV)/.dev  ## figures and tables of docs/explaining.md (needs what `make nano` builds)
+explaining: $(VENV)/.dev  ## figures and tables of docs/explaining.md and docs/study.md (needs what `make nano` builds)
 	$(BIN)/python scripts/evaluate_explanations.py --write docs/explaining.md
-	$(BIN)/python scripts/draw_figures.py
+	$(BIN)/python scripts/draw_figures.py --write docs/study.md
 
 clean:
 	rm -rf $(VENV) build dist
