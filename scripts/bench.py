@@ -17,6 +17,7 @@ beforehand for both. `memory` and `load` run in processes of their own.
 | growth | ours at 1,000 to 10,000 tokens of text, a token | linear within 25 % after attention's own part |
 | nano | m0-nano, 1000 short documents in float32 against transformers with the same weights | 5 |
 | int8 | mixed, in 8 bits | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
+| profile | where our time goes in mixed and picture, by kind of operation | none |
 | memory | peak of 8 pairs with pictures, weights included | 0.7 of the reference's |
 | load | from a bfloat16 file to the first score | 0.25 of the reference's time |
 """
@@ -47,7 +48,13 @@ sys.path.insert(0, str(ROOT))
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 WORDS = "the network must be configured after the system was installed on the disk of this machine ".split()
 BARS = {"mixed": 2.5, "text": 1.15, "picture": 1.3, "many": 10, "kept": 15, "nano": 5, "int8": 4}
-IN_ONE_PROCESS = ("mixed", "text", "short", "picture", "kept", "many", "growth", "nano", "int8")
+IN_ONE_PROCESS = ("mixed", "text", "short", "picture", "profile", "kept", "many", "growth", "nano", "int8")
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::matmul", "aten::bmm", "aten::mkldnn_linear"),
+    "attention": ("flash_attention", "scaled_dot_product"),
+    "copies and casts": ("aten::copy_", "aten::cat", "aten::index", "aten::index_select", "aten::_to_copy"),
+}
+"""By the beginnings (or parts) of PyTorch's names; all others are norms, activations, rotations and sums."""
 SIZE = (896, 672)
 """Of a picture of 768 visual tokens."""
 
@@ -182,6 +189,22 @@ class Bench:
         first = some[:8]
         what = f"16 queries x 8 documents, {sum(map(len, some))} tokens"
         self.compare("many", what, lambda: self.our_scores(some), lambda: self.their_scores(first), times=16)
+
+    def profile(self) -> None:
+        for name, some in (
+            ("mixed", [self.encode(length, first=length) for length in LENGTHS]),
+            ("picture", [self.ours.encode(text(26), {"image": picture(1)})]),
+        ):
+            self.our_scores(some)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                self.our_scores(some)
+            spent = dict.fromkeys([*KINDS, "all else"], 0.0)
+            for event in profile.key_averages():
+                kind = next((k for k, parts in KINDS.items() if any(part in event.key for part in parts)), "all else")
+                spent[kind] += event.self_cpu_time_total
+            total = sum(spent.values())
+            shares = ", ".join(f"{kind} {time / total:.1%}" for kind, time in spent.items())
+            self.row("profile", f"{name}: {shares}", f"{total / 1e6:.2f}", "", "")
 
     def growth(self) -> None:
         found = []
