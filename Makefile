@@ -38,7 +38,7 @@ format: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build
 
-nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 95 minutes on 2 cores)
+nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 2.7 hours on 2 cores)
 	$(BIN)/python scripts/build_nano_data.py
 	$(BIN)/python scripts/train_nano.py
 	$(BIN)/python scripts/evaluate_nano.py --write weights/m0-nano/README.md

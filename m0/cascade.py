@@ -36,9 +36,11 @@ class Cascade:
                 object.__setattr__(self, name, whole_number(value, name))
         if self.depth is None and self.max_pixels is None:
             raise InputError("a cascade needs depth or max_pixels, else its first look is as dear as the full score.")
+        if self.max_pixels is not None and self.max_pixels < 28 * 28:
+            raise InputError(f"the cascade's max_pixels is {self.max_pixels}, but one visual token takes {28 * 28} pixels.")
 
     def smaller(self, parts: Sequence[Part]) -> list[Part]:
-        """The same parts with their pictures reduced. Raises ImageError where the limit is below one visual token."""
+        """The same parts with their pictures reduced. Raises ImageError where one is too long and narrow for that."""
         return [self._reduced(part) if isinstance(part, Picture) else part for part in parts]
 
     def _reduced(self, picture: Picture) -> Picture:

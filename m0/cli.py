@@ -184,8 +184,8 @@ class Ranked:
     """Number on the command line, source, result; best first."""
     failures: list[tuple[int, str, str]]
 
-    def status(self, quiet: bool = False) -> int:
-        for _, name, error in () if quiet else self.failures:
+    def status(self) -> int:
+        for _, name, error in self.failures:
             print(f"m0: {name}: {error}" if name not in error else f"m0: {error}", file=sys.stderr)
         return 2 if not self.rows else 1 if self.failures else 0
 
@@ -232,11 +232,17 @@ def _ranked(options: argparse.Namespace, shared: bool = False) -> Ranked:
 
 
 def _rank(options: argparse.Namespace) -> int:
+    import torch.distributed as dist
+
     from m0.parallel import processes
 
     with processes() as first:
-        found = _ranked(options, shared="RANK" in os.environ)
-        return _show_ranking(options, found) if first else found.status(quiet=True)
+        shared = dist.is_initialized()
+        if shared and "-" in options.documents:
+            raise InputError("several processes cannot share the standard input; give a file.")
+        found = _ranked(options, shared)
+        # One process speaks for all, for torchrun stops the others as soon as one of them says that something failed.
+        return _show_ranking(options, found) if first else 0
 
 
 def _show_ranking(options: argparse.Namespace, found: Ranked) -> int:

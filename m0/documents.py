@@ -7,6 +7,7 @@ print(reranker.documents.counts)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import OrderedDict
@@ -77,15 +78,15 @@ class DocumentCache:
         if precision not in ("same", "bfloat16", "int8"):
             raise InputError(f"precision is {precision!r}, but must be 'same', 'bfloat16' or 'int8'.")
         self.precision: Precision = precision
-        self.folder = None if folder is None else Path(folder)
-        if self.folder is not None:
-            try:
+        try:
+            self.folder = None if folder is None else Path(folder)
+            if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{folder} cannot hold documents: {error.strerror or error}.") from None
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{folder!r} cannot hold documents: {getattr(error, 'strerror', None) or error}.") from None
         self.counts, self.bytes = Counts(), 0
         self._states: OrderedDict[Key, DocumentState] = OrderedDict()
-        self._met: OrderedDict[Key, None] = OrderedDict()
+        self._met: OrderedDict[bytes, None] = OrderedDict()
         self._of: object = None
         self._lock = RLock()
 
@@ -115,9 +116,10 @@ class DocumentCache:
     def meet(self, key: Key) -> bool:
         """Whether this document was met before: then it is worth keeping. It counts as met from now on."""
         with self._lock:
-            before = key in self._met
-            self._met[key] = None
-            self._met.move_to_end(key)
+            short = _digest(key)  # what was only met must not cost memory
+            before = short in self._met
+            self._met[short] = None
+            self._met.move_to_end(short)
             while len(self._met) > MET:
                 self._met.popitem(last=False)
             return before
@@ -162,10 +164,7 @@ class DocumentCache:
 
     def _path(self, key: Key, fingerprint: str) -> Path:
         assert self.folder is not None
-        digest = blake2b(f"{VERSION} {fingerprint} {self.precision}".encode(), digest_size=20)
-        for part in key:
-            digest.update(len(part).to_bytes(8, "little") + part)
-        return self.folder / f"{digest.hexdigest()}.safetensors"
+        return self.folder / f"{_digest(key, f'{VERSION} {fingerprint} {self.precision}').hex()}.safetensors"
 
     def _write(self, key: Key, state: DocumentState, fingerprint: str) -> None:
         about = {"model": fingerprint, "runs": json.dumps(state.runs), "digests": json.dumps([d.hex() for d in state.digests])}
@@ -194,8 +193,16 @@ class DocumentCache:
         except (CheckpointError, SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError):
             pass
         self.counts.damaged += 1
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # in a folder of another's it may have to stay
+            path.unlink(missing_ok=True)
         return None
+
+
+def _digest(key: Key, about: str = "") -> bytes:
+    digest = blake2b(about.encode(), digest_size=20)
+    for part in key:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
 
 
 def _checksum(state: DocumentState) -> str:

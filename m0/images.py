@@ -152,6 +152,31 @@ def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int,
     return new_height, new_width
 
 
+class _WithoutWarnings:
+    """`warnings.catch_warnings` for several threads at once: the filters are put back when the last of them is out."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.caught: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore")
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside and self.caught is not None:
+                self.caught.__exit__(None, None, None)
+
+
+_without_warnings = _WithoutWarnings()
+
+
 def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Picture:
     """Open, orient, convert and resize a picture.
 
@@ -189,8 +214,7 @@ def open_image(
         image = _decode(data, name, max_image_pixels)
     try:
         image = ImageOps.exif_transpose(image)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of palettes whose transparency is dropped: that is meant
+        with _without_warnings:  # Pillow warns of palettes whose transparency is dropped: that is meant
             if background is not None and image.has_transparency_data:
                 paper = Image.new("RGBA", image.size, (*background, 255))
                 image = Image.alpha_composite(paper, image.convert("RGBA"))
@@ -270,8 +294,7 @@ def _read_url(url: str) -> bytes:
 
 def _looks_like_picture(data: bytes) -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _without_warnings:
             Image.open(io.BytesIO(data)).close()
         return True
     except Image.DecompressionBombError:
@@ -314,8 +337,7 @@ def _decode(data: bytes, name: str, max_image_pixels: int) -> Image.Image:
             finally:
                 Image.MAX_IMAGE_PIXELS = pillow_limit
         _check_pixels(image, name, max_image_pixels)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
+        with _without_warnings:  # Pillow warns of odd metadata; the pixels are what counts
             image.load()
         return image
     except UnidentifiedImageError:

@@ -9,9 +9,12 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from m0.errors import M0Error
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells its processes."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -22,7 +25,7 @@ def processes() -> Iterator[bool]:
 
     Gives whether this is the first process, the one that talks and writes; alone, it is.
     """
-    if "RANK" not in os.environ or dist.is_initialized():
+    if dist.is_initialized() or not all(name in os.environ for name in TORCHRUN):
         yield not dist.is_initialized() or dist.get_rank() == 0
         return
     gpu = torch.cuda.is_available()
@@ -31,9 +34,22 @@ def processes() -> Iterator[bool]:
     dist.init_process_group("nccl" if gpu else "gloo")
     try:
         yield dist.get_rank() == 0
+        dist.barrier()  # nobody ends while another still writes
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether weights are DTensors, of which each process holds a part."""
+    return any(hasattr(parameter, "to_local") for parameter in model.parameters())
+
+
+def agreed(value: Item) -> list[Item]:
+    """What each process has to say, in their order; every process must call this."""
+    gathered: list[Item | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return [item for item in gathered if item is not None]
 
 
 def shared_out(groups: Sequence[Sequence[Item]], work: Callable[[list[Item]], Sequence[Result]]) -> dict[Item, Result]:
@@ -55,10 +71,9 @@ def shared_out(groups: Sequence[Sequence[Item]], work: Callable[[list[Item]], Se
         found = list(work(own))
     except Exception as raised:
         error = raised
-    gathered: list[list[tuple[Item, Result]] | None] = [None] * world
-    dist.all_gather_object(gathered, None if found is None else list(zip(own, found, strict=True)))
+    parts = agreed((found is not None, list(zip(own, found, strict=True)) if found is not None else []))
     if error is not None:
         raise error
-    if failed := [number for number, part in enumerate(gathered) if part is None]:
+    if failed := [number for number, (done, _) in enumerate(parts) if not done]:
         raise M0Error(f"process {failed[0]} could not do its part.")
-    return {item: result for part in gathered if part is not None for item, result in part}
+    return {item: result for _, part in parts for item, result in part}

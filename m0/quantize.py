@@ -7,13 +7,14 @@ the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts
 memory, but no faster.
 
 Scores change a little: docs/performance.md says by how much. What needs plain weights or gradients (adapters, training, saving,
-gradient-based explanations) is refused.
+gradient-based explanations) is refused, and a quantized model stays on its device and in its type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from hashlib import blake2b
 from typing import Literal, NoReturn, cast
 
@@ -39,7 +40,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear, weights_only: bool, largest: Tensor | None = None) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
-        if largest is not None:
+        if largest is not None and not weights_only:
             columns = weight.abs().amax(0).clamp_min(1e-6) ** (1 - EVENNESS)
             factors = largest.float().clamp_min(1e-6) ** EVENNESS / columns
             weight = weight * factors
@@ -110,22 +111,38 @@ def quantize(model: RerankerModel, how: Quantization, largest: Mapping[nn.Module
     if how not in QUANTIZATIONS:
         raise InputError(f"quantization is {how!r}, but must be one of {', '.join(QUANTIZATIONS)}.")
     if how == "int8" and (model.device.type != "cpu" or not has_kernels()):
-        raise InputError("int8 needs PyTorch's oneDNN kernels, which it has for x86 CPUs; int8-weights works everywhere.")
-    for part in (model.vision.blocks, model.vision.merger, model.decoder.layers):
-        for module in list(part.modules()):
-            if isinstance(module, Int8Linear):
-                raise InputError("the model is in 8 bits already.")
-            for name, child in list(module.named_children()):
-                if not isinstance(child, nn.Linear):
-                    continue
-                if type(child) is not nn.Linear:
-                    raise InputError("the model has an adapter; merge it, save the model and load that to quantize it.")
-                setattr(module, name, Int8Linear(child, how == "int8-weights", (largest or {}).get(child)))
+        raise InputError(
+            "int8 needs a CPU whose oneDNN kernels sum exactly in 32 bits (x86 with VNNI); int8-weights works everywhere."
+        )
+    if is_quantized(model):
+        raise InputError("the model is in 8 bits already.")
+    found = [
+        (module, name, child)
+        for part in (model.vision.blocks, model.vision.merger, model.decoder.layers)
+        for module in part.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.Linear)
+    ]
+    if any(type(child) is not nn.Linear for _, _, child in found):
+        raise InputError("the model has or had an adapter; merge it, save the model and load that to quantize it.")
+    for module, name, child in found:
+        setattr(module, name, Int8Linear(child, how == "int8-weights", (largest or {}).get(child)))
 
 
 def is_quantized(model: RerankerModel) -> bool:
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
+@cache
 def has_kernels() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    """Whether PyTorch has the kernels here, and they sum exactly: processors without VNNI add up in 16 bits and overflow."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
+        return False
+    size = 64
+    try:
+        layer = Int8Linear(nn.Linear(size, size, bias=False).requires_grad_(False), weights_only=False)
+        ones = torch.full((size, size), LIMIT, dtype=torch.int8)
+        layer.packed, layer.scales = torch.ops.onednn.qlinear_prepack(ones, None), torch.ones(size)
+        return bool((layer(torch.full((2, size), float(LIMIT))) == size * LIMIT * LIMIT).all())
+    except RuntimeError:
+        return False

@@ -31,7 +31,7 @@ from m0.batch import Batch, DocumentState, compute_states
 from m0.cascade import Cascade
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
 from m0.documents import DocumentCache
-from m0.errors import AdapterError, CheckpointError, InputError, M0Error
+from m0.errors import AdapterError, CheckpointError, ImageError, InputError, M0Error
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
 from m0.explain.html import page
 from m0.head import relevance
@@ -44,9 +44,9 @@ from m0.interp.session import Session, call, look_at
 from m0.interp.taps import Tap, find_taps
 from m0.lora import Adapters
 from m0.model import RerankerModel
-from m0.parallel import shared_out
+from m0.parallel import agreed, is_split, shared_out
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
-from m0.quantize import Quantization, is_quantized, largest_inputs, quantize
+from m0.quantize import Quantization, has_kernels, is_quantized, largest_inputs, quantize
 
 DEFAULT_BATCH_TOKENS = 8192
 KEPT_VISUAL_TOKENS = 16384
@@ -55,6 +55,8 @@ STRETCH_BATCHES = 4
 """A long list is scored this many batches at a time, while the next documents are opened."""
 READERS, READ_AHEAD = 2, 64
 """Threads that open pictures, and how many documents they are ahead."""
+SAMPLED = 16
+"""Numbers of each weight that are looked at to see whether it has changed."""
 MIN_KEPT_TOKENS = 64
 """Shorter documents are not kept without being told so."""
 MAX_SIBLING_TOKENS = 1024
@@ -196,9 +198,16 @@ class Reranker:
         Raises InputError where there are no kernels for it, or where the model has an adapter or is quantized already.
         """
         largest = None
-        if how == "int8" and not is_quantized(self.model):
-            with largest_inputs(self.model) as largest:
-                self.score(EXAMPLES if examples is None else examples)
+        if how == "int8" and not is_quantized(self.model) and has_kernels():
+            kept, settings = self.documents, self.image_settings
+            try:
+                self.documents = DocumentCache(max_bytes=0)  # every layer must see every token
+                if examples is None:
+                    self.image_settings = replace(settings, max_image_pixels=ImageSettings.max_image_pixels)
+                with largest_inputs(self.model) as largest:
+                    self.score(EXAMPLES if examples is None else examples)
+            finally:
+                self.documents, self.image_settings = kept, settings
         quantize(self.model, how, largest)
 
     def save_pretrained(self, directory: str | os.PathLike[str], dtype: str | torch.dtype | None = None) -> None:
@@ -208,6 +217,8 @@ class Reranker:
         """
         if is_quantized(self.model):
             raise CheckpointError("a quantized model cannot be saved; save it before, and quantize it when it is loaded.")
+        if is_split(self.model):
+            raise CheckpointError("a split model cannot be saved, since no process holds all of it; save it before.")
         if self.adapters.active is not None and not self.adapters.merged:
             raise AdapterError(
                 f"the adapter {self.adapters.active!r} is active; merge it, switch it off, or save it with adapters.save."
@@ -257,6 +268,8 @@ class Reranker:
             raise InputError("the list of documents is empty.")
         limits = Limits(max_length, max_query_length, max_doc_length)
         self.prompt.check(limits)
+        if cascade is not None and not isinstance(cascade, Cascade):
+            raise InputError(f"cascade is {type(cascade).__name__}, but must be a Cascade.")
         if cascade is not None and (cascade.depth or 0) > (layers := self.model.config.decoder.num_layers):
             raise InputError(f"the cascade's depth is {cascade.depth}, but the decoder has {layers} layers.")
         if shared and not dist.is_initialized():
@@ -268,11 +281,13 @@ class Reranker:
         failed: list[FailedDocument] = []
         waiting: dict[int, Encoding] = {}
 
+        pictures = _PictureFeatures(self.model, self.sessions)
+
         def finish() -> None:
             """Score what waits."""
             looked = self._first_look(query_parts, waiting, limits, cascade, batch_tokens, progress, score) if cascade else {}
             full = [index for index in waiting if index not in looked]
-            found = score([waiting[index] for index in full], batch_tokens, progress)
+            found = score([waiting[index] for index in full], batch_tokens, progress, pictures=pictures)
             by_index = dict(zip(full, found.tolist(), strict=True)) | looked
             logits = torch.tensor([by_index[index] for index in waiting], dtype=found.dtype)
             scores = relevance(logits, self.model.config.logit_bias)
@@ -281,8 +296,12 @@ class Reranker:
                 results.append(RankedDocument(index, value, logit, documents[index], *about, index in looked))
             waiting.clear()
 
+        for document in documents:  # here, for in other threads warnings are not to be trusted
+            if isinstance(document, str):
+                _warn_if_picture(document, "document", 3)
         bar = Progress(len(documents), "reading", progress)
         tokens = 0
+        refused: InputError | None = None
         for index, parts in enumerate(self._read_ahead(documents)):
             try:
                 if isinstance(parts, InputError):
@@ -290,15 +309,20 @@ class Reranker:
                 waiting[index] = self.prompt.encode(query_parts, parts, limits)
                 tokens += len(waiting[index])
             except InputError as error:
-                if on_error == "raise":
-                    raise type(error)(f"document {index}: {error}") from None
                 failed.append(FailedDocument(index, str(error), documents[index]))
+                if on_error == "raise":
+                    refused = type(error)(f"document {index}: {error}")
+                    break
             bar.advance()
             # While these are computed, the next are opened.
             if tokens >= STRETCH_BATCHES * batch_tokens and cascade is None and not shared:
                 finish()
                 tokens = 0
         bar.close()
+        if shared:
+            refused = _agree(documents, waiting, failed, refused)
+        if refused is not None:
+            raise refused
         finish()
         results.sort(key=lambda result: (result.approximate, -result.logit, result.index))
         return Ranking(results[:top_n], failed)
@@ -329,9 +353,8 @@ class Reranker:
         """Compute documents ahead of time, so that scoring one costs only the query's tokens.
 
         What is kept stays in `self.documents`: in memory while there is room, and on disk where it has a folder. `rank`, `score`
-        and `evaluate` use it by themselves, and keep documents by themselves that they meet a second time. It is dropped when a
-        weight or the active adapter changes; after changing weights through `.data`, which PyTorch does not count, call
-        `reranker.documents.clear()`.
+        and `evaluate` use it by themselves, and keep documents by themselves that they meet a second time. It is dropped when
+        weights or the active adapter change (see docs/speed.md for how that is noticed).
 
         Args:
             documents: as for `rank`. Other arguments as there: a document cut at another place is another one.
@@ -396,7 +419,11 @@ class Reranker:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides a score: config, every weight, the active adapter, tokenizer, picture settings."""
-        digest = sha256(repr((self.model.config, self.image_settings, self.adapters.active, self.adapters.merged)).encode())
+        if is_split(self.model):
+            raise InputError(
+                "a split model has no fingerprint, since no process holds all of it; keep documents in memory only."
+            )
+        digest = sha256(repr((self.model.config, self.image_settings, *self._adapter_state())).encode())
         digest.update(self.prompt.tokenizer.to_str().encode())
         for name, value in self.model.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -583,11 +610,12 @@ class Reranker:
         return read_parts(value, side, self.image_settings)
 
     def _read_ahead(self, documents: Sequence[Any]) -> Iterator[list[Part] | InputError]:
-        """Documents opened, or why one cannot be: pictures by other threads, some ahead of the one that is asked for."""
+        """Documents opened, or why one cannot be: pictures by other threads, some ahead of the one that is asked for. What Pillow
+        has opened already is read here, for its pictures are not made for several threads."""
 
         def read(document: Any) -> list[Part] | InputError:
             try:
-                return self._parts(document, "document")
+                return read_parts(document, "document", self.image_settings)
             except InputError as error:
                 return error
 
@@ -595,7 +623,7 @@ class Reranker:
             ahead: deque[Future[list[Part] | InputError]] = deque()
             try:
                 for document in documents:
-                    if isinstance(document, str):
+                    if isinstance(document, str) or _holds_opened(document):
                         ahead.append(Future())
                         ahead[-1].set_result(read(document))
                     else:
@@ -617,12 +645,27 @@ class Reranker:
             encodings.append(encoding)
         return encodings
 
-    def _logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool, depth: int | None = None) -> Tensor:
+    def _logits(
+        self,
+        encodings: list[Encoding],
+        batch_tokens: int,
+        progress: bool,
+        cascade: Cascade | None = None,
+        pictures: _PictureFeatures | None = None,
+    ) -> Tensor:
         # What is recorded may be used where gradients flow, so then it must not be inference's.
         with torch.no_grad() if self.sessions else torch.inference_mode():
-            return self._scored(encodings, batch_tokens, progress, depth)
+            pictures = pictures or _PictureFeatures(self.model, self.sessions)
+            return self._scored(encodings, batch_tokens, progress, cascade, pictures)
 
-    def _shared_logits(self, encodings: list[Encoding], batch_tokens: int, progress: bool, depth: int | None = None) -> Tensor:
+    def _shared_logits(
+        self,
+        encodings: list[Encoding],
+        batch_tokens: int,
+        progress: bool,
+        cascade: Cascade | None = None,
+        pictures: _PictureFeatures | None = None,
+    ) -> Tensor:
         """The same, each process scoring some of the documents."""
         families: dict[tuple[bytes, ...], list[int]] = {}
         for number, encoding in enumerate(encodings):
@@ -630,25 +673,32 @@ class Reranker:
         groups = sorted(families.values(), key=lambda members: -sum(len(encodings[i]) for i in members))
 
         def work(own: list[int]) -> list[float]:
-            return self._logits([encodings[i] for i in own], batch_tokens, progress, depth).tolist()
+            return self._logits([encodings[i] for i in own], batch_tokens, progress, cascade, pictures).tolist()
 
         found = shared_out(groups, work)
         working = torch.promote_types(self.model.dtype, torch.float32)
         return torch.tensor([found[number] for number in range(len(encodings))], dtype=working)
 
-    def _scored(self, encodings: list[Encoding], batch_tokens: int, progress: bool, depth: int | None) -> Tensor:
-        """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU."""
+    def _scored(
+        self,
+        encodings: list[Encoding],
+        batch_tokens: int,
+        progress: bool,
+        cascade: Cascade | None,
+        pictures: _PictureFeatures,
+    ) -> Tensor:
+        """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU. `cascade`: they are its first look."""
         batch_tokens = whole_number(batch_tokens, "batch_tokens")
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
         numbers: dict[Any, int] = {}
         keys = [place if self.sessions else encoding.key for place, encoding in enumerate(encodings)]
         places = [numbers.setdefault(key, len(numbers)) for key in keys]
         different = list(dict(zip(places, encodings, strict=True)).values())
-        pictures = _PictureFeatures(self.model, self.sessions)
         working = torch.promote_types(self.model.dtype, torch.float32)
         logits = torch.empty(len(different), dtype=working)
         bar = Progress(sum(len(encoding) for encoding in different), "scoring", progress)
-        known = set() if self.sessions else self._known_documents(different)
+        # A first look is no reason to compute a document whole, nor to call it met.
+        known = set() if self.sessions or cascade else self._known_documents(different)
         with call(self, different):
             for members in _batches(different, batch_tokens, known):
                 some = [different[i] for i in members]
@@ -658,7 +708,7 @@ class Reranker:
                 features = pictures.take(batch.pictures)
                 for session in self.sessions:
                     session.meet(members, batch.packing)
-                logits[members] = batch.score(self.model, features, depth).to("cpu", working)
+                logits[members] = batch.score(self.model, features, cascade.depth if cascade else None).to("cpu", working)
                 bar.advance(sum(len(different[i]) for i in members))
         bar.close()
         if not torch.isfinite(logits).all():
@@ -680,10 +730,14 @@ class Reranker:
         """Cheap logits of the documents that a cascade does not score in full."""
         cheap = encodings
         if cascade.max_pixels is not None:
-            asked = cascade.smaller(query)
-            shown = {index: cascade.smaller(encoding.parts["document"]) for index, encoding in encodings.items()}
-            cheap = {index: self.prompt.encode(asked, parts, limits) for index, parts in shown.items()}
-        logits = score(list(cheap.values()), batch_tokens, progress, cascade.depth)
+            cheap = {}
+            for index, encoding in encodings.items():
+                try:
+                    small = cascade.smaller(query), cascade.smaller(encoding.parts["document"])
+                    cheap[index] = self.prompt.encode(*small, limits)
+                except ImageError:  # too long and narrow to be made smaller
+                    cheap[index] = encoding
+        logits = score(list(cheap.values()), batch_tokens, progress, cascade)
         order = sorted(zip(cheap, logits.tolist(), strict=True), key=lambda pair: -pair[1])
         return dict(order[cascade.keep :])
 
@@ -726,9 +780,19 @@ class Reranker:
         self.documents.belongs_to(self._weights_key())
 
     def _weights_key(self) -> object:
-        """Another one after any weight, the active adapter or the picture settings have changed."""
-        versions = tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in self.model.parameters())
-        return self.adapters.active, self.adapters.merged, self.image_settings, is_quantized(self.model), versions
+        """Another one after any weight, the active adapter or the picture settings have changed. PyTorch counts changes, but not
+        those of fused optimizers or through `.data`, so a few numbers of each weight are looked at as well."""
+        parameters = [
+            getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters()
+        ]  # of a split model, the part here
+        versions = tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters)
+        with torch.no_grad():
+            samples = torch.stack([p.flatten()[:: max(1, p.numel() // SAMPLED)].double().sum() for p in parameters])
+        return (*self._adapter_state(), self.image_settings, is_quantized(self.model), versions, tuple(samples.tolist()))
+
+    def _adapter_state(self) -> tuple[object, ...]:
+        adapters = self.adapters
+        return adapters.active, adapters.merged, repr(adapters.configs.get(adapters.active or ""))
 
     def _kept_fingerprint(self) -> str:
         """`fingerprint`, which reads every weight, once for each state of the weights."""
@@ -765,10 +829,15 @@ def _batches(encodings: list[Encoding], batch_tokens: int, known: Collection[tup
     for number, encoding in enumerate(encodings):
         families.setdefault(encoding.document_key, []).append(number)
     batch: list[int] = []
-    size = 0
+    size = held = 0
     for members in sorted(families.values(), key=lambda members: len(encodings[members[0]])):
         first, siblings = encodings[members[0]], 0
         kept = first.document_key in known
+        # Kept documents cost no tokens, but memory.
+        if batch and kept and held + first.document_tokens > STRETCH_BATCHES * batch_tokens:
+            yield batch
+            batch, size, held = [], 0, 0
+        held += first.document_tokens if kept else 0
         shared = first.counts["document"] if len(members) > 1 or kept else 0
         for place, number in enumerate(members):
             own = len(encodings[number]) - shared
@@ -802,8 +871,35 @@ def _typed(value: Any, kind: str) -> Any:
     return {"image": value} if kind == "image" and not isinstance(value, dict | list) else value
 
 
-def _warn_if_picture(text: str, side: str) -> None:
-    """A string is text. Say so where it looks as if a picture was meant."""
+def _agree(
+    documents: Sequence[Any], waiting: dict[int, Encoding], failed: list[FailedDocument], refused: InputError | None
+) -> InputError | None:
+    """Processes that share a ranking settle what they have read: what one of them cannot use, none does. Returns what all raise."""
+    said = agreed((str(refused) if refused else "", {f.index: f.error for f in failed}))
+    if refusals := [text for text, _ in said if text]:
+        return InputError(refusals[0])
+    lost = {index: error for _, errors in said for index, error in errors.items()}
+    known = {f.index for f in failed}
+    failed += [FailedDocument(i, error, documents[i]) for i, error in sorted(lost.items()) if i not in known]
+    for index in lost:
+        waiting.pop(index, None)
+    keys = agreed(sha256(repr([encoding.key for encoding in waiting.values()]).encode()).hexdigest())
+    if len(set(keys)) > 1:
+        return InputError("the processes that share a ranking were given different documents or queries.")
+    return None
+
+
+def _holds_opened(document: Any) -> bool:
+    """Whether there is a picture in it that Pillow has opened."""
+    if isinstance(document, Mapping):
+        return any(_holds_opened(value) for value in document.values())
+    if isinstance(document, list | tuple):
+        return any(_holds_opened(value) for value in document)
+    return isinstance(document, Image.Image)
+
+
+def _warn_if_picture(text: str, side: str, level: int = 4) -> None:
+    """A string is text. Say so where it looks as if a picture was meant. `level`: how far up the caller is."""
     looks = text.startswith("data:image/") or (
         text.lower().endswith(PICTURE_SUFFIXES) and len(text) < 1000 and "\n" not in text
         and (text.startswith(("http://", "https://")) or _exists(text))
@@ -811,7 +907,8 @@ def _warn_if_picture(text: str, side: str) -> None:
     if looks:
         shown = text if len(text) < 80 else f"{text[:60]}..."
         warnings.warn(
-            f'the {side} {shown!r} is read as text; to show the picture, pass {{"image": ...}} or a pathlib.Path.', stacklevel=4
+            f'the {side} {shown!r} is read as text; to show the picture, pass {{"image": ...}} or a pathlib.Path.',
+            stacklevel=level,
         )
 
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from m0.decoder import Attention
 from m0.errors import InputError
 from m0.model import RerankerModel
+from m0.parallel import is_split
 
 
 def split(model: RerankerModel, mesh: DeviceMesh | None = None) -> None:
@@ -40,6 +41,8 @@ def split(model: RerankerModel, mesh: DeviceMesh | None = None) -> None:
     ):
         if count % parts:
             raise InputError(f"the model has {count} {name}, which {parts} processes cannot share evenly.")
+    if is_split(model):
+        raise InputError("the model is split already.")
     if any(type(module).__name__ != "Linear" for module in model.modules() if hasattr(module, "in_features")):
         raise InputError(
             "a model with an adapter or in 8 bits cannot be split; merge the adapter, save the model and load that."

@@ -206,8 +206,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="training of the vision tower where it is another one")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     ablations = Ablations(options.data, options.steps, options.minutes)
     for name in options.only:
         ablations.run(name)

@@ -1,6 +1,6 @@
 """Train m0-nano from nothing on the data of `build_nano_data.py`, on two CPU cores.
 
-    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 78]
+    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 140]
 
 1. A byte-level BPE is trained on the training texts (what is held out is left out).
 2. Meanings of tokens and concepts in closed form (`nano/latent.py`): which tokens occur with which emoji, sections and folders
@@ -322,7 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
-    parser.add_argument("--minutes", type=float, default=78.0, help="of all stages together")
+    parser.add_argument("--minutes", type=float, default=140.0, help="of all stages together")
     parser.add_argument(
         "--tower", type=Path, help="begin stage 4 with the vision tower that an earlier run saved under DATA/warm"
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from m0 import Cascade, Reranker
-from m0.errors import ImageError, InputError
+from m0.errors import InputError
 from m0.interp import score_lens
 from tests.conftest import noise
 
@@ -55,6 +55,19 @@ def test_smaller_pictures(fresh):
     assert ranking[0].tokens["total"] > len(reduced)
 
 
+def test_a_first_look_computes_no_document_whole(fresh):
+    documents = [f"{number} " + "the network must be configured after the system was installed " * 8 for number in range(6)]
+    for _ in range(3):
+        fresh.rank("network", documents, cascade=Cascade(keep=1, depth=1))
+    assert fresh.documents.counts.computed <= 1
+
+
+def test_a_picture_too_narrow_to_be_reduced_is_looked_at_in_full(fresh):
+    narrow = noise(28, 28 * 190, 4)
+    ranking = fresh.rank("network", [narrow, *DOCUMENTS], cascade=Cascade(keep=1, max_pixels=5000))
+    assert len(ranking) == len(DOCUMENTS) + 1
+
+
 def test_when_all_are_kept_nothing_is_approximate(fresh):
     ranking = fresh.rank("network", DOCUMENTS, cascade=Cascade(keep=6, depth=1))
     assert not any(result.approximate for result in ranking)
@@ -73,5 +86,7 @@ def test_arguments(fresh):
         Cascade(keep=0, depth=1)
     with pytest.raises(InputError, match="has 3 layers"):
         fresh.rank("network", DOCUMENTS, cascade=Cascade(depth=4))
-    with pytest.raises(ImageError, match="max_pixels"):
-        fresh.rank("network", DOCUMENTS, cascade=Cascade(keep=1, max_pixels=100))
+    with pytest.raises(InputError, match="max_pixels"):
+        Cascade(keep=1, max_pixels=100)
+    with pytest.raises(InputError, match="must be a Cascade"):
+        fresh.rank("network", DOCUMENTS, cascade=5)

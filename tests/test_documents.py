@@ -148,6 +148,52 @@ def test_other_weights_forget(fresh, documents):
     torch.testing.assert_close(changed, logits(fresh, documents), atol=1e-5, rtol=0)
 
 
+def test_a_fused_optimizer_forgets(fresh, documents):
+    """Its changes are not counted by PyTorch."""
+    fresh.prepare(documents)
+    for parameter in fresh.model.decoder.layers.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(fresh.model.decoder.layers.parameters(), lr=0.02, fused=True).step()
+    changed = logits(fresh, documents)
+    fresh.documents = DocumentCache(max_bytes=0)
+    torch.testing.assert_close(changed, logits(fresh, documents), atol=1e-5, rtol=0)
+
+
+def test_the_same_matrices_with_another_alpha_are_another_adapter(fresh, documents, tmp_path):
+    fresh.documents = DocumentCache(folder=tmp_path)
+    fresh.adapters.add("a", LoRAConfig(r=4, alpha=8.0))
+    with torch.no_grad():
+        for parameter in fresh.adapters.parameters("a"):
+            parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(1))
+    fresh.prepare(documents)
+    one = fresh.fingerprint()
+    fresh.adapters.remove("a")
+    fresh.adapters.add("a", LoRAConfig(r=4, alpha=64.0))
+    with torch.no_grad():
+        for parameter in fresh.adapters.parameters("a"):
+            parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(1))
+    assert fresh.fingerprint() != one
+    assert fresh.prepare(documents) == len(documents)
+
+
+def test_what_is_held_at_once_has_a_limit(fresh, monkeypatch):
+    from m0 import reranker
+
+    pairs = [("network", f"{number} {WORDS * 6}") for number in range(40)]
+    expected = fresh.logits(pairs)
+    held = []
+    take = reranker.Reranker._take_states
+
+    def watched(self, *args):
+        found = take(self, *args)
+        held.append(sum(map(len, found.values())))
+        return found
+
+    monkeypatch.setattr(reranker.Reranker, "_take_states", watched)
+    assert fresh.logits(pairs, batch_tokens=64) == pytest.approx(expected, abs=1e-5)
+    assert 0 < max(held) <= 4 * 64 + 100
+
+
 def test_another_adapter_forgets(fresh, documents):
     fresh.prepare(documents)
     fresh.adapters.add("other", LoRAConfig(r=4, alpha=8.0))

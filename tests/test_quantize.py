@@ -1,10 +1,15 @@
 """Linear layers in 8 bits: close to the plain ones, and refused where plain ones are needed."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from m0 import Reranker
+from m0 import DocumentCache, Reranker
 from m0.errors import AdapterError, CheckpointError, InputError
 from m0.lora import LoRAConfig
 from m0.quantize import QUANTIZATIONS, Int8Linear, has_kernels, is_quantized, quantize
@@ -119,10 +124,37 @@ def test_arguments(fresh, tiny_directory):
     with pytest.raises(InputError, match="int4"):
         quantize(fresh.model, "int4")
     fresh.adapters.add("new", LoRAConfig(r=2))
+    before = fresh.logits([("network", DOCUMENTS[2])])
     with pytest.raises(InputError, match="adapter"):
         fresh.quantize("int8-weights")
+    assert not is_quantized(fresh.model)
+    assert fresh.logits([("network", DOCUMENTS[2])]) == before
     for how in QUANTIZATIONS[1:]:
         assert is_quantized(Reranker.from_pretrained(tiny_directory, quantization=how).model)
+
+
+@needs_kernels
+def test_examples_are_seen_whole(fresh, tiny_directory, tmp_path):
+    """Also where their documents are kept."""
+    other = Reranker.from_pretrained(tiny_directory, dtype="float32")
+    other.quantize("int8", [("network", DOCUMENTS[3])])
+    fresh.documents = DocumentCache(folder=tmp_path)
+    fresh.prepare(DOCUMENTS)
+    files = len(list(tmp_path.iterdir()))
+    fresh.quantize("int8", [("network", DOCUMENTS[3])])
+    assert len(list(tmp_path.iterdir())) == files
+    pairs = [("red", "a document"), ("red", DOCUMENTS[2])]
+    assert fresh.logits(pairs) == pytest.approx(other.logits(pairs), abs=1e-6)
+
+
+def test_processors_that_overflow_are_refused(tiny_directory):
+    """Without VNNI, oneDNN adds up in 16 bits."""
+    code = "from m0.quantize import has_kernels; print(has_kernels())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout.strip() == "False"
 
 
 def test_recording_works(fresh):

@@ -26,6 +26,22 @@ MIXED = [
 ]
 
 
+def test_pictures_opened_by_threads(tiny, tmp_path):
+    """The warnings' filters stay as they were, and what Pillow has opened may come more than once."""
+    paths = []
+    for number in range(12):
+        noise(200, 200, number).convert("P").save(tmp_path / f"{number}.png")
+        paths.append(tmp_path / f"{number}.png")
+    before = list(warnings.filters)
+    tiny.rank("network", paths)
+    assert list(warnings.filters) == before
+    opened = Image.open(paths[0])
+    assert len({result.logit for result in tiny.rank("network", [opened] * 6)}) == 1
+    with pytest.warns(UserWarning, match="read as text") as caught:
+        tiny.rank("network", [str(paths[0]), paths[1]])
+    assert caught[0].filename == __file__
+
+
 def test_a_long_list_is_scored_in_stretches(tiny):
     """While one stretch is computed the next is opened; results and numbers are as if it were one."""
     documents = [f"document {number} of many" if number % 3 else noise(56, 56, number) for number in range(30)]
