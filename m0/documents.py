@@ -67,7 +67,7 @@ class DocumentCache:
         Args:
             max_bytes: memory for states; 0: keep nothing there. The released model needs 28 KiB a token in bfloat16.
             precision: how states are stored, see `m0.batch.Precision`. "same" and, for a bfloat16 model, "bfloat16" change no
-                score beyond the order of sums; docs/performance.md says what int8 changes.
+                score beyond the order of sums; int8 does.
             folder: also keep states as files there, for later processes, each document from its first time on. It grows without
                 limit. A file is of one document,
                 one model with its weights, and one precision; any number of processes may share a folder.

@@ -6,7 +6,7 @@ of the inputs are far larger than the rest and would leave these no digits; so c
 the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts have shown. With "int8-weights" inputs stay as they are: closer to the unrounded model, half the
 memory, but no faster.
 
-Scores change a little: docs/performance.md says by how much. What needs plain weights or gradients (adapters, training, saving,
+Scores change: docs/speed.md. What needs plain weights or gradients (adapters, training, saving,
 gradient-based explanations) is refused, and a quantized model stays on its device and in its type.
 """
 

@@ -187,8 +187,8 @@ class Reranker:
         return reranker
 
     def quantize(self, how: Quantization = "int8", examples: Sequence[tuple[Any, Any]] | None = None) -> None:
-        """Put the linear layers into 8 bits (`m0.quantize`): half of bfloat16's memory, and with "int8" about twice its speed on x86
-        CPUs. Scores change a little; there is no way back.
+        """Put the linear layers into 8 bits (`m0.quantize`): half of bfloat16's memory, and with "int8" more speed on x86
+        CPUs. Scores change; there is no way back.
 
         Args:
             how: "int8": weights and, token by token, inputs; "int8-weights": weights only.

@@ -1,0 +1,116 @@
+"""What rounding costs on m0-nano's held-out questions: 8-bit layers, and kept documents in bfloat16 and int8.
+
+    python scripts/evaluate_rounding.py [--model weights/m0-nano] [--data build/nano-data] [--questions 40] [--threads 2]
+
+Of each task some questions; changes of relevance scores and the order of each question's candidates (Kendall's tau) against float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from evaluate_nano import SEED, Task, build_tasks, model_scores, values
+from torch import Tensor
+
+from m0 import DocumentCache, Reranker
+
+TASKS = (
+    "same language, 50 from BM25",
+    "across languages, 20",
+    "emoji name to picture, 20",
+    "picture to emoji name, 20",
+    "mixed, 10 and 10",
+    "docstring to code, 20",
+)
+
+
+def tau(one: Tensor, other: Tensor) -> float:
+    """Kendall's tau-a."""
+    signs = [torch.sign(x[:, None] - x[None, :]) for x in (one, other)]
+    count = len(one)
+    return float((signs[0] * signs[1]).sum()) / (count * (count - 1))
+
+
+def plain(model: Path) -> Reranker:
+    reranker = Reranker.from_pretrained(model, dtype="float32")
+    reranker.documents = DocumentCache(max_bytes=0)
+    return reranker
+
+
+def in_8_bits(how: str) -> Callable[[Path], Reranker]:
+    def load(model: Path) -> Reranker:
+        reranker = plain(model)
+        reranker.quantize(how)  # type: ignore[arg-type]
+        return reranker
+
+    return load
+
+
+def kept_as(precision: str) -> Callable[[Path], Reranker]:
+    def load(model: Path) -> Reranker:
+        reranker = plain(model)
+        reranker.documents = DocumentCache(max_bytes=8 * 2**30, precision=precision)  # type: ignore[arg-type]
+        return reranker
+
+    return load
+
+
+WAYS: dict[str, Callable[[Path], Reranker]] = {
+    "int8": in_8_bits("int8"),
+    "int8-weights": in_8_bits("int8-weights"),
+    "kept in bfloat16": kept_as("bfloat16"),
+    "kept in int8": kept_as("int8"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
+    parser.add_argument("--model", type=Path, default=Path("weights/m0-nano"))
+    parser.add_argument("--questions", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS], metavar="WAY")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    tasks = [task for task in build_tasks(options.data) if task.name in TASKS]
+    for task in tasks:
+        task.questions = random.Random(SEED).sample(task.questions, min(options.questions, len(task.questions)))
+    exact = plain(options.model)
+    before = {task.name: model_scores(exact, task) for task in tasks}
+    print("| rounding | task | mean change of a score | largest | Kendall's tau | measure before | after |")
+    print("| --- |" + " --- |" * 6)
+    for way in options.ways:
+        reranker = WAYS[way](options.model)
+        changes, orders = [], []
+        for task in tasks:
+            if way.startswith("kept"):
+                model_scores(reranker, task)  # the documents are met; the next call computes and uses them
+            after = model_scores(reranker, task)
+            some, taus = compared(task, before[task.name], after)
+            changes += some
+            orders += taus
+            row(way, task.name, some, taus, values(task, before[task.name]), values(task, after))
+        row(way, "all", changes, orders)
+
+
+def compared(task: Task, before: list[list[float]], after: list[list[float]]) -> tuple[list[float], list[float]]:
+    changes, orders = [], []
+    for one, other in zip(before, after, strict=True):
+        a, b = torch.tensor(one), torch.tensor(other)
+        changes += (torch.sigmoid(a - 2.65) - torch.sigmoid(b - 2.65)).abs().tolist()
+        orders.append(tau(a, b))
+    return changes, orders
+
+
+def row(way: str, name: str, changes: list[float], orders: list[float], *measures: list[float]) -> None:
+    cells = [f"{sum(changes) / len(changes):.4f}", f"{max(changes):.3f}", f"{sum(orders) / len(orders):.3f}"]
+    cells += [f"{sum(some) / len(some):.3f}" for some in measures] or ["", ""]
+    print(f"| {way} | {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
