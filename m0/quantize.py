@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits, for less memory and, on x86 CPUs, twice the speed.
+"""Linear layers in 8 bits, for less memory and, on x86 CPUs with VNNI, more speed.
 
 Weights become whole numbers from -127 to 127 times one scale for each output (Jacob et al. 2018). With "int8" so do the layer's
 inputs, each token by its own scale as it comes (dynamic quantization), and products are summed exactly in 32 bits. A few columns
