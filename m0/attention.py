@@ -111,15 +111,15 @@ class Packing:
         """Every token's output. Equally long sequences go together; so do the children of equally long parents."""
         blocks, queries, keys = [], [], []
         own = [length if self.parents[i] is None and i >= self.kept else None for i, length in enumerate(self.lengths)]
-        for length, members in _alike(own).items():
+        for length, members in alike(own).items():
             rows = torch.cat([self._rows(i) for i in members])
             blocks.append(Block(len(members), length, length, self.causal, members=tuple(members)))
             queries.append(rows - self.first)
             keys.append(rows)
-        families = _alike(self.parents)
+        families = alike(self.parents)
         shapes = [(self.lengths[parent], *(self.lengths[child] for child in families[parent])) for parent in families]
         parents = list(families)
-        for shape, members in _alike(shapes).items():
+        for shape, members in alike(shapes).items():
             for member in members:
                 parent = parents[member]
                 children = torch.cat([self._rows(child) for child in families[parent]])
@@ -135,7 +135,7 @@ class Packing:
         blocks, queries, keys = [], [], []
         prefixes = [0 if parent is None else self.lengths[parent] for parent in self.parents]
         shapes = [pair if i >= self.kept else None for i, pair in enumerate(zip(prefixes, self.lengths, strict=True))]
-        for (prefix, length), members in _alike(shapes).items():
+        for (prefix, length), members in alike(shapes).items():
             blocks.append(Block(len(members), 1, prefix + length, False, members=tuple(members)))
             queries.append(torch.tensor(members, device=self.device) - self.kept)
             for i in members:
@@ -147,7 +147,7 @@ class Packing:
         return torch.arange(self.starts[i], self.starts[i] + self.lengths[i], device=self.device)
 
 
-def _alike(keys: Iterable[Key | None]) -> dict[Key, list[int]]:
+def alike(keys: Iterable[Key | None]) -> dict[Key, list[int]]:
     """Numbers of equal keys together, in order of first appearance; None is left out."""
     groups: dict[Key, list[int]] = defaultdict(list)
     for number, key in enumerate(keys):

@@ -8,14 +8,14 @@ document and query can never give a wrong score.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from m0.attention import Packing
+from m0.attention import Packing, alike
 from m0.decoder import KeysValues
 from m0.images import Picture
 from m0.model import RerankerModel
@@ -69,11 +69,11 @@ class DocumentState:
     def stored_as(self, precision: Precision) -> DocumentState:
         """The same, rounded. int8 needs half of bfloat16's memory and a little more for its scales."""
         if precision == "bfloat16":
-            return DocumentState(self.token_ids, self.runs, self.digests, self.keys_values.bfloat16())
+            return replace(self, keys_values=self.keys_values.bfloat16())
         if precision == "int8":
             wide = self.keys_values.float()
             scales = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
-            return DocumentState(self.token_ids, self.runs, self.digests, (wide / scales).round().to(torch.int8), scales)
+            return replace(self, keys_values=(wide / scales).round().to(torch.int8), scales=scales)
         return self
 
     def layer(self, number: int, tokens: int, like: Tensor) -> KeysValues:
@@ -130,9 +130,7 @@ class Batch:
             device: where the tensors go.
             states: kept documents by `Encoding.document_key`; those of other prompts are not looked at.
         """
-        groups: dict[Hashable, list[int]] = {}
-        for number, encoding in enumerate(encodings):
-            groups.setdefault(encoding.document_key if share else number, []).append(number)
+        groups = alike(encoding.document_key if share else number for number, encoding in enumerate(encodings))
         families: list[tuple[list[int], int, DocumentState | None]] = []
         for members in groups.values():
             some = [encodings[i] for i in members]
@@ -199,9 +197,8 @@ def compute_states(model: RerankerModel, encodings: Sequence[Encoding], image_fe
     found, start = [], 0
     for encoding, length in zip(encodings, lengths, strict=True):
         own = torch.stack([torch.stack([part[start : start + length] for part in layer]) for layer in layers])
-        pictures = _pictures_within(encoding, length)
-        runs = tuple(_runs_within(encoding.runs, length))
-        found.append(DocumentState(encoding.token_ids[:length].clone(), runs, tuple(encoding.digests[:pictures]), own))
+        runs, digests = tuple(_runs_within(encoding.runs, length)), tuple(encoding.digests[: encoding.document_pictures])
+        found.append(DocumentState(encoding.token_ids[:length].clone(), runs, digests, own))
         start += length
     return found
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from m0.errors import InputError
+from m0.errors import ImageError, InputError
 from m0.images import Picture, prepare_picture
 from m0.prompt import Part, whole_number
 
@@ -40,7 +40,7 @@ class Cascade:
             raise InputError(f"the cascade's max_pixels is {self.max_pixels}, but one visual token takes {28 * 28} pixels.")
 
     def smaller(self, parts: Sequence[Part]) -> list[Part]:
-        """The same parts with their pictures reduced. Raises ImageError where one is too long and narrow for that."""
+        """The same parts with their pictures reduced; one that is too long and narrow for that stays as it is."""
         return [self._reduced(part) if isinstance(part, Picture) else part for part in parts]
 
     def _reduced(self, picture: Picture) -> Picture:
@@ -49,4 +49,7 @@ class Cascade:
         settings = replace(
             picture.settings, max_pixels=self.max_pixels, min_pixels=min(picture.settings.min_pixels, self.max_pixels)
         )
-        return replace(prepare_picture(Image.fromarray(picture.pixels), settings), original_size=picture.original_size)
+        try:
+            return replace(prepare_picture(Image.fromarray(picture.pixels), settings), original_size=picture.original_size)
+        except ImageError:
+            return picture

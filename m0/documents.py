@@ -69,8 +69,8 @@ class DocumentCache:
             precision: how states are stored, see `m0.batch.Precision`. "same" and, for a bfloat16 model, "bfloat16" change no
                 score beyond the order of sums; int8 does.
             folder: also keep states as files there, for later processes, each document from its first time on. It grows without
-                limit. A file is of one document,
-                one model with its weights, and one precision; any number of processes may share a folder.
+                limit. A file is of one document, one model with its weights, and one precision; any number of processes may
+                share a folder.
 
         Raises InputError.
         """
@@ -88,6 +88,7 @@ class DocumentCache:
         self._states: OrderedDict[Key, DocumentState] = OrderedDict()
         self._met: OrderedDict[bytes, None] = OrderedDict()
         self._of: object = None
+        self._fingerprint: Callable[[], str] = str
         self._lock = RLock()
 
     def __len__(self) -> int:
@@ -96,22 +97,30 @@ class DocumentCache:
     def clear(self) -> None:
         """Forget what is in memory, and the counts. Files stay."""
         with self._lock:
-            self._states.clear()
-            self._met.clear()
-            self.bytes, self.counts = 0, Counts()
+            self._forget()
+            self.counts = Counts()
 
-    def belongs_to(self, model: object) -> None:
-        """From now on states are of this model (anything that equals itself only while no weight changes); others are forgotten."""
+    def _forget(self) -> None:
+        self._states.clear()
+        self._met.clear()
+        self.bytes = 0
+
+    def belongs_to(self, model: object, fingerprint: Callable[[], str]) -> None:
+        """From now on states are of this model; others are forgotten.
+
+        Args:
+            model: anything that equals itself only while no weight changes.
+            fingerprint: the same for files, asked for only where there is a folder.
+        """
         with self._lock:
             if self._of != model:
-                self._states.clear()
-                self._met.clear()
-                self.bytes, self._of = 0, model
+                self._forget()
+            self._of, self._fingerprint = model, fingerprint
 
-    def has(self, key: Key, fingerprint: Callable[[], str]) -> bool:
-        """Whether a document is in memory or on disk; arguments as for `get`."""
+    def has(self, key: Key) -> bool:
+        """Whether a document is in memory or on disk."""
         with self._lock:
-            return key in self._states or (self.folder is not None and self._path(key, fingerprint()).exists())
+            return key in self._states or (self.folder is not None and self._path(key).exists())
 
     def meet(self, key: Key) -> bool:
         """Whether this document was met before: then it is worth keeping. It counts as met from now on."""
@@ -124,27 +133,27 @@ class DocumentCache:
                 self._met.popitem(last=False)
             return before
 
-    def get(self, key: Key, fingerprint: Callable[[], str]) -> DocumentState | None:
-        """The state of a document from memory or disk. `fingerprint`: of the model, asked for only where there is a folder."""
+    def get(self, key: Key) -> DocumentState | None:
+        """The state of a document from memory or disk."""
         with self._lock:
             if (state := self._states.get(key)) is not None:
                 self._states.move_to_end(key)
                 self.counts.hits += 1
                 return state
-            if self.folder is None or (state := self._read(key, fingerprint())) is None:
+            if self.folder is None or (state := self._read(key)) is None:
                 return None
             self.counts.read += 1
             self._keep(key, state)
             return state
 
-    def put(self, key: Key, state: DocumentState, fingerprint: Callable[[], str]) -> DocumentState:
+    def put(self, key: Key, state: DocumentState) -> DocumentState:
         """Keep a state that was computed; returns it as it is stored, which is what should be used from the first time on."""
         state = state.stored_as(self.precision)
         with self._lock:
             self.counts.computed += 1
             self._keep(key, state)
             if self.folder is not None:
-                self._write(key, state, fingerprint())
+                self._write(key, state)
         return state
 
     def _keep(self, key: Key, state: DocumentState) -> None:
@@ -162,23 +171,27 @@ class DocumentCache:
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
-    def _path(self, key: Key, fingerprint: str) -> Path:
+    def _path(self, key: Key) -> Path:
         assert self.folder is not None
-        return self.folder / f"{_digest(key, f'{VERSION} {fingerprint} {self.precision}').hex()}.safetensors"
+        return self.folder / f"{_digest(key, f'{VERSION} {self._fingerprint()} {self.precision}').hex()}.safetensors"
 
-    def _write(self, key: Key, state: DocumentState, fingerprint: str) -> None:
-        about = {"model": fingerprint, "runs": json.dumps(state.runs), "digests": json.dumps([d.hex() for d in state.digests])}
+    def _write(self, key: Key, state: DocumentState) -> None:
+        about = {
+            "model": self._fingerprint(),
+            "runs": json.dumps(state.runs),
+            "digests": json.dumps([d.hex() for d in state.digests]),
+        }
         about["checksum"] = _checksum(state)
         tensors = {"token_ids": state.token_ids, "keys_values": state.keys_values.cpu().contiguous()}
         if state.scales is not None:
             tensors["scales"] = state.scales.cpu().contiguous()
         try:
-            write_beside(self._path(key, fingerprint), lambda path: save_file(tensors, path, metadata=about))
+            write_beside(self._path(key), lambda path: save_file(tensors, path, metadata=about))
         except (OSError, SafetensorError):
             self.counts.unwritten += 1
 
-    def _read(self, key: Key, fingerprint: str) -> DocumentState | None:
-        path = self._path(key, fingerprint)
+    def _read(self, key: Key) -> DocumentState | None:
+        path = self._path(key)
         if not path.exists():
             return None
         try:
@@ -188,7 +201,7 @@ class DocumentCache:
             runs = tuple(run if isinstance(run, int) else (run[0], run[1]) for run in json.loads(about["runs"]))
             digests = tuple(bytes.fromhex(digest) for digest in json.loads(about["digests"]))
             state = DocumentState(tensors["token_ids"], runs, digests, tensors["keys_values"], tensors.get("scales"))
-            if about["model"] == fingerprint and about["checksum"] == _checksum(state):
+            if about["model"] == self._fingerprint() and about["checksum"] == _checksum(state):
                 return state
         except (CheckpointError, SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError):
             pass

@@ -52,11 +52,11 @@ class Int8Linear(nn.Module):
         rounded = (weight / scales[:, None]).round().to(torch.int8)
         self.register_buffer("scales", scales)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
-        digest = blake2b(rounded.numpy().data, digest_size=16).digest() if rounded.device.type == "cpu" else b""
-        self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))  # what is packed has no bytes to read
         if weights_only:
             self.register_buffer("rounded", rounded)
         else:
+            digest = blake2b(rounded.numpy().data, digest_size=16).digest()
+            self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))  # what is packed has no bytes to read
             self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
             self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64))
 

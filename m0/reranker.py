@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -27,11 +27,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from m0.attention import alike
 from m0.batch import Batch, DocumentState, compute_states
 from m0.cascade import Cascade
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
 from m0.documents import DocumentCache
-from m0.errors import AdapterError, CheckpointError, ImageError, InputError, M0Error
+from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
 from m0.explain.html import page
 from m0.head import relevance
@@ -262,8 +263,7 @@ class Reranker:
         top_n = None if top_n is None else whole_number(top_n, "top_n")
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'.")
-        if not isinstance(documents, Sequence) or isinstance(documents, str | bytes | bytearray):
-            raise InputError(f"documents is {type(documents).__name__}, but must be a list.")
+        _check_list(documents)
         if not documents:
             raise InputError("the list of documents is empty.")
         limits = Limits(max_length, max_query_length, max_doc_length)
@@ -276,18 +276,17 @@ class Reranker:
             raise InputError("shared is set, but there are no processes to share with; see m0.parallel.processes.")
         query_parts = self._parts(query, "query")
         whole_number(batch_tokens, "batch_tokens")
-        score = self._shared_logits if shared else self._logits
         results: list[RankedDocument] = []
         failed: list[FailedDocument] = []
         waiting: dict[int, Encoding] = {}
-
         pictures = _PictureFeatures(self.model, self.sessions)
 
         def finish() -> None:
             """Score what waits."""
-            looked = self._first_look(query_parts, waiting, limits, cascade, batch_tokens, progress, score) if cascade else {}
+            looked = self._first_look(query_parts, waiting, limits, cascade, batch_tokens, progress, shared) if cascade else {}
             full = [index for index in waiting if index not in looked]
-            found = score([waiting[index] for index in full], batch_tokens, progress, pictures=pictures)
+            some = [waiting[index] for index in full]
+            found = self._logits(some, batch_tokens, progress, pictures=pictures, shared=shared)
             by_index = dict(zip(full, found.tolist(), strict=True)) | looked
             logits = torch.tensor([by_index[index] for index in waiting], dtype=found.dtype)
             scores = relevance(logits, self.model.config.logit_bias)
@@ -361,8 +360,7 @@ class Reranker:
 
         Returns: how many were computed; the others were kept already. Raises InputError (of a document with its number).
         """
-        if not isinstance(documents, Sequence) or isinstance(documents, str | bytes | bytearray):
-            raise InputError(f"documents is {type(documents).__name__}, but must be a list.")
+        _check_list(documents)
         limits = Limits(max_length, max_query_length, max_doc_length)
         batch_tokens = whole_number(batch_tokens, "batch_tokens")
         if self.sessions:
@@ -652,30 +650,22 @@ class Reranker:
         progress: bool,
         cascade: Cascade | None = None,
         pictures: _PictureFeatures | None = None,
+        shared: bool = False,
     ) -> Tensor:
-        # What is recorded may be used where gradients flow, so then it must not be inference's.
-        with torch.no_grad() if self.sessions else torch.inference_mode():
-            pictures = pictures or _PictureFeatures(self.model, self.sessions)
-            return self._scored(encodings, batch_tokens, progress, cascade, pictures)
+        """Raw logits. `cascade`: they are its first look. `pictures`: what was looked at before. `shared`: every process scores some
+        of the documents."""
+        pictures = pictures or _PictureFeatures(self.model, self.sessions)
 
-    def _shared_logits(
-        self,
-        encodings: list[Encoding],
-        batch_tokens: int,
-        progress: bool,
-        cascade: Cascade | None = None,
-        pictures: _PictureFeatures | None = None,
-    ) -> Tensor:
-        """The same, each process scoring some of the documents."""
-        families: dict[tuple[bytes, ...], list[int]] = {}
-        for number, encoding in enumerate(encodings):
-            families.setdefault(encoding.document_key, []).append(number)
-        groups = sorted(families.values(), key=lambda members: -sum(len(encodings[i]) for i in members))
+        def work(own: Iterable[int]) -> Tensor:
+            # What is recorded may be used where gradients flow, so then it must not be inference's.
+            with torch.no_grad() if self.sessions else torch.inference_mode():
+                return self._scored([encodings[i] for i in own], batch_tokens, progress, cascade, pictures)
 
-        def work(own: list[int]) -> list[float]:
-            return self._logits([encodings[i] for i in own], batch_tokens, progress, cascade, pictures).tolist()
-
-        found = shared_out(groups, work)
+        if not shared:
+            return work(range(len(encodings)))
+        families = alike(encoding.document_key for encoding in encodings).values()
+        groups = sorted(families, key=lambda members: -sum(len(encodings[i]) for i in members))
+        found = shared_out(groups, lambda own: work(own).tolist())
         working = torch.promote_types(self.model.dtype, torch.float32)
         return torch.tensor([found[number] for number in range(len(encodings))], dtype=working)
 
@@ -725,19 +715,15 @@ class Reranker:
         cascade: Cascade,
         batch_tokens: int,
         progress: bool,
-        score: Callable[..., Tensor],
+        shared: bool,
     ) -> dict[int, float]:
         """Cheap logits of the documents that a cascade does not score in full."""
         cheap = encodings
         if cascade.max_pixels is not None:
-            cheap = {}
-            for index, encoding in encodings.items():
-                try:
-                    small = cascade.smaller(query), cascade.smaller(encoding.parts["document"])
-                    cheap[index] = self.prompt.encode(*small, limits)
-                except ImageError:  # too long and narrow to be made smaller
-                    cheap[index] = encoding
-        logits = score(list(cheap.values()), batch_tokens, progress, cascade)
+            asked = cascade.smaller(query)
+            shown = {index: cascade.smaller(encoding.parts["document"]) for index, encoding in encodings.items()}
+            cheap = {index: self.prompt.encode(asked, parts, limits) for index, parts in shown.items()}
+        logits = self._logits(list(cheap.values()), batch_tokens, progress, cascade, shared=shared)
         order = sorted(zip(cheap, logits.tolist(), strict=True), key=lambda pair: -pair[1])
         return dict(order[cascade.keep :])
 
@@ -745,16 +731,15 @@ class Reranker:
 
     def _known_documents(self, encodings: list[Encoding]) -> set[tuple[bytes, ...]]:
         """Keys of the documents that are kept or worth keeping: long enough, and met in an earlier call or kept on disk anyway."""
-        self._check_documents()
         if not self.documents.max_bytes and self.documents.folder is None:
             return set()
+        self._check_documents()
         lengths = {encoding.document_key: encoding.document_tokens for encoding in encodings}
         met = {key for key in lengths if self.documents.meet(key)}
         return {
             key
             for key, length in lengths.items()
-            if self.documents.has(key, self._kept_fingerprint)
-            or (length >= MIN_KEPT_TOKENS and (key in met or self.documents.folder is not None))
+            if self.documents.has(key) or (length >= MIN_KEPT_TOKENS and (key in met or self.documents.folder is not None))
         }
 
     def _take_states(
@@ -762,7 +747,7 @@ class Reranker:
     ) -> dict[tuple[bytes, ...], DocumentState]:
         """States of these prompts' documents, each computed where it is not kept."""
         by_key = {encoding.document_key: encoding for encoding in encodings}
-        found = {key: state for key in by_key if (state := self.documents.get(key, self._kept_fingerprint)) is not None}
+        found = {key: state for key in by_key if (state := self.documents.get(key)) is not None}
         left = [encoding for key, encoding in by_key.items() if key not in found]
         while left:
             count, size = 0, 0
@@ -772,34 +757,34 @@ class Reranker:
             some, left = left[:count], left[count:]
             features = pictures.take([p for e in some for p in e.pictures[: e.document_pictures]])
             for encoding, state in zip(some, compute_states(self.model, some, features), strict=True):
-                found[encoding.document_key] = self.documents.put(encoding.document_key, state, self._kept_fingerprint)
+                found[encoding.document_key] = self.documents.put(encoding.document_key, state)
         return found
 
     def _check_documents(self) -> None:
         """Forget the documents kept of other weights."""
-        self.documents.belongs_to(self._weights_key())
+        key = self._weights_key()
+
+        def fingerprint() -> str:
+            """Reads every weight, so once for each state of them."""
+            if self._fingerprint is None or self._fingerprint[0] != key:
+                self._fingerprint = (key, self.fingerprint())
+            return self._fingerprint[1]
+
+        self.documents.belongs_to(key, fingerprint)
 
     def _weights_key(self) -> object:
         """Another one after any weight, the active adapter or the picture settings have changed. PyTorch counts changes, but not
         those of fused optimizers or through `.data`, so a few numbers of each weight are looked at as well."""
-        parameters = [
-            getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters()
-        ]  # of a split model, the part here
+        # Of a split model, the part that is here.
+        parameters = [p.to_local() if hasattr(p, "to_local") else p for p in self.model.parameters()]
         versions = tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters)
         with torch.no_grad():
             samples = torch.stack([p.flatten()[:: max(1, p.numel() // SAMPLED)].double().sum() for p in parameters])
-        return (*self._adapter_state(), self.image_settings, is_quantized(self.model), versions, tuple(samples.tolist()))
+        return (*self._adapter_state(), self.image_settings, versions, tuple(samples.tolist()))
 
     def _adapter_state(self) -> tuple[object, ...]:
         adapters = self.adapters
         return adapters.active, adapters.merged, repr(adapters.configs.get(adapters.active or ""))
-
-    def _kept_fingerprint(self) -> str:
-        """`fingerprint`, which reads every weight, once for each state of the weights."""
-        key = self._weights_key()
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            self._fingerprint = (key, self.fingerprint())
-        return self._fingerprint[1]
 
 
 class _PictureFeatures:
@@ -825,9 +810,7 @@ def _batches(encodings: list[Encoding], batch_tokens: int, known: Collection[tup
     Prompts of one document stay together, as far as their own tokens keep within MAX_SIBLING_TOKENS; like lengths go together.
     The tokens of `known` documents, given by key, do not count.
     """
-    families: dict[tuple[bytes, ...], list[int]] = {}
-    for number, encoding in enumerate(encodings):
-        families.setdefault(encoding.document_key, []).append(number)
+    families = alike(encoding.document_key for encoding in encodings)
     batch: list[int] = []
     size = held = 0
     for members in sorted(families.values(), key=lambda members: len(encodings[members[0]])):
@@ -854,6 +837,11 @@ def _batches(encodings: list[Encoding], batch_tokens: int, known: Collection[tup
             siblings += own
     if batch:
         yield batch
+
+
+def _check_list(documents: Any) -> None:
+    if not isinstance(documents, Sequence) or isinstance(documents, str | bytes | bytearray):
+        raise InputError(f"documents is {type(documents).__name__}, but must be a list.")
 
 
 def _checked_pairs(pairs: Any) -> list[tuple[Any, Any]]:

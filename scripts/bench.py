@@ -34,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +99,7 @@ class Bench:
         return self.ours.logits_of(encodings)
 
     def their_scores(self, encodings: list[Any]) -> list[float]:
-        found = []
-        with torch.inference_mode():
-            for start in range(0, len(encodings), 8):
-                some = encodings[start : start + 8]
-                pictures = [picture for encoding in some for picture in encoding.pictures]
-                patches = torch.cat([p.patches for p in pictures]).bfloat16() if pictures else None
-                found += self.reference([e.token_ids for e in some], patches, [p.grid for p in pictures]).tolist()
-        return found
+        return logits_by(self.reference, encodings)
 
     def compare(self, name: str, what: str, ours: Callable[[], Any], theirs: Callable[[], Any], times: int = 1) -> float:
         """A row with the ratio of the medians; `times`: how often the reference's work is needed. Returns our median."""
@@ -249,10 +242,7 @@ class Bench:
         share_back(ours.model, reference)
         some = [ours.encode("network", text(6 + i % 30, i) + f" {i}") for i in range(1000)]
 
-        def theirs() -> list[float]:
-            with torch.inference_mode():
-                return [v for i in range(0, 1000, 8) for v in reference([e.token_ids for e in some[i : i + 8]]).tolist()]
-
+        theirs = partial(logits_by, reference, some)
         worst = max(abs(a - b) for a, b in zip(ours.logits_of(some), theirs(), strict=True))
         what = f"m0-nano, 1000 documents, {sum(map(len, some))} tokens (logits differ by {worst:.0e})"
         self.compare("nano", what, lambda: ours.logits_of(some), theirs)
@@ -263,6 +253,18 @@ class Bench:
         self.ours.quantize("int8")
         mine = self.compare("int8", "8 text pairs in 8 bits", lambda: self.our_scores(some), lambda: self.their_scores(some))
         self.row("int8", "the same against our bfloat16", f"{mine:.2f}", f"{plain:.2f}", f"{plain / mine:.2f}", 1.6)
+
+
+def logits_by(reference: Any, encodings: list[Any]) -> list[float]:
+    """The reference's logits, 8 prompts at a time."""
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(encodings), 8):
+            some = encodings[start : start + 8]
+            pictures = [picture for encoding in some for picture in encoding.pictures]
+            patches = torch.cat([p.patches for p in pictures]).bfloat16() if pictures else None
+            found += reference([e.token_ids for e in some], patches, [p.grid for p in pictures]).tolist()
+    return found
 
 
 def picture(seed: int) -> Image.Image:
@@ -328,13 +330,7 @@ def their_reranker(folder: Path) -> tuple[Callable[[list[Any]], Any], Any]:
             settings = ImageSettings()
             return prompt.encode(read_parts(query, "query", settings), read_parts(document, "document", settings))
 
-    def run(encodings: list[Any]) -> list[float]:
-        pictures = [picture for encoding in encodings for picture in encoding.pictures]
-        patches = torch.cat([p.patches for p in pictures]).bfloat16() if pictures else None
-        with torch.inference_mode():
-            return reference([e.token_ids for e in encodings], patches, [p.grid for p in pictures]).tolist()
-
-    return run, Encoder
+    return partial(logits_by, reference), Encoder
 
 
 def measure_processes(names: list[str], folder: Path, runs: int, threads: int) -> list[list[str]]:

@@ -12,10 +12,10 @@ import argparse
 import resource
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
+from bench import timed
 from bench_training import run_stages, write_checkpoint
 
 TIMES, LIMIT_GIB = 5.0, 16.0
@@ -29,11 +29,6 @@ def measure(folder: Path, tokens: int, runs: int, methods: list[str]) -> None:
     words = "the network must be configured after the system was installed on the disk ".split()
     text = " ".join(words[i % len(words)] for i in range(2 * tokens))
     encoding = reranker.encode("network after installation", text, max_length=tokens)
-
-    def timed(run) -> float:  # type: ignore[no-untyped-def]
-        begin = time.monotonic()
-        run()
-        return time.monotonic() - begin
 
     def score() -> None:
         with torch.inference_mode():

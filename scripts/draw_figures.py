@@ -15,6 +15,7 @@ from nano.material import on_white, sheet
 from PIL import Image, ImageDraw
 
 from m0 import Reranker
+from m0.errors import InputError
 from m0.explain.show import heat_map
 from m0.interp import (
     Axis,
@@ -25,6 +26,7 @@ from m0.interp import (
     direct_logit_attribution,
     score_lens,
 )
+from m0.interp.grid import layers_and_heads
 
 PICTURES = Path("docs/demo/pictures")
 SHOWN = (("snowman", "snowman"), ("Gitarre", "guitar"), ("tram", "tram"))
@@ -92,20 +94,19 @@ def study(reranker: Reranker, out: Path) -> str:
     lines += ["", "What the logit loses when one layer may no longer look (mean):", "", *table(knocked)]
 
     moved, agreements = [], []
-    for pair, (asked, _) in zip(right, right[1:] + right[:1], strict=True):
-        for corrupted in ((asked, pair[1]), (pair[0], shown[names[(names.index(pair[0].replace(" ", "-")) + 1) % len(names)]])):
+    for pair, other in zip(right, right[1:] + right[:1], strict=True):
+        for kind, corrupted in (("query", (other[0], pair[1])), ("picture", (pair[0], other[1]))):
             try:
                 exact = activation_patching(reranker, pair, corrupted, HEADS)
-            except ValueError:
+            except InputError:
                 continue  # names of unequally many tokens
             fast = attribution_patching(reranker, pair, corrupted, HEADS, exact=exact)
-            moved.append(("picture" if corrupted[0] == pair[0] else "query", exact.values))
+            moved.append((kind, exact.values))
             agreements.append(fast.notes["pearson"])
     layers, heads = reranker.model.config.decoder.num_layers, reranker.model.config.decoder.num_heads
     for kind in ("query", "picture"):
         values = torch.stack([v for k, v in moved if k == kind]).mean(0).view(layers, heads)
-        axes = Axis("layer", [str(i) for i in range(layers)]), Axis("head", [str(i) for i in range(heads)])
-        grid = Grid(f"share of the logit that a head brings back, other {kind}", axes, values)
+        grid = Grid(f"share of the logit that a head brings back, other {kind}", layers_and_heads(layers, heads), values)
         grid.plot(out / f"study-patching-{kind}.png")
         count = sum(k == kind for k, _ in moved)
         lines += [

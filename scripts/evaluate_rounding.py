@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from evaluate_nano import SEED, Task, build_tasks, model_scores, values
-from torch import Tensor
+from scipy.stats import kendalltau
 
 from m0 import DocumentCache, Reranker
 
@@ -26,13 +26,6 @@ TASKS = (
     "mixed, 10 and 10",
     "docstring to code, 20",
 )
-
-
-def tau(one: Tensor, other: Tensor) -> float:
-    """Kendall's tau-a."""
-    signs = [torch.sign(x[:, None] - x[None, :]) for x in (one, other)]
-    count = len(one)
-    return float((signs[0] * signs[1]).sum()) / (count * (count - 1))
 
 
 def plain(model: Path) -> Reranker:
@@ -102,7 +95,7 @@ def compared(task: Task, before: list[list[float]], after: list[list[float]]) ->
     for one, other in zip(before, after, strict=True):
         a, b = torch.tensor(one), torch.tensor(other)
         changes += (torch.sigmoid(a - 2.65) - torch.sigmoid(b - 2.65)).abs().tolist()
-        orders.append(tau(a, b))
+        orders.append(float(kendalltau(one, other).statistic))
     return changes, orders
 
 

@@ -1,7 +1,8 @@
 """What the vision tower learns before a decoder layer takes part: to say in the words' own meanings what a picture shows.
 
 Emoji and drawings: the mean of a picture's visual tokens should lie where its names lie (softmax over all concepts, or over
-all names of drawings, and the cosine). Sheets of several emoji: the same for the tokens that show each. Pages: every visual token that shows a part of a heading should lie where the word
+all names of drawings, and the cosine). Sheets of several emoji: the same for the tokens that show each. Pages: every visual token
+that shows a part of a heading should lie where the word
 lies that stands there (softmax over words), so that the decoder can match a query's words with pages as it does with texts;
 and say which letters these are, as a first step.
 """

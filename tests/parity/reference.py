@@ -4,7 +4,7 @@ last position. Everything here is independent of `m0` but for the sizes it is gi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -117,24 +117,20 @@ def fill_full_size(module: nn.Module) -> None:
                 parameter.add_(1.0)
 
 
+def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors whose names begin with one of these, under the name that belongs to it."""
+    return {new + key[len(old) :]: value for key, value in state.items() for old, new in names.items() if key.startswith(old)}
+
+
 def share(reference: ReferenceReranker, model: RerankerModel) -> None:
     """Give ours the reference's weights, without a copy."""
-    state = {}
-    for key, value in reference.state_dict().items():
-        for theirs, ours in OURS.items():
-            if key.startswith(theirs):
-                state[ours + key[len(theirs) :]] = value
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict(renamed(reference.state_dict(), OURS), strict=True, assign=True)
 
 
 def share_back(model: RerankerModel, reference: ReferenceReranker) -> None:
     """Give the reference our weights, without a copy."""
-    state = {}
-    for key, value in model.state_dict().items():
-        for theirs, ours in OURS.items():
-            if key.startswith(ours):
-                state[theirs + key[len(ours) :]] = value
-    missing, unexpected = reference.load_state_dict(state, strict=False, assign=True)
+    theirs = {ours: name for name, ours in OURS.items()}
+    missing, unexpected = reference.load_state_dict(renamed(model.state_dict(), theirs), strict=False, assign=True)
     assert not unexpected
     assert all("inv_freq" in key for key in missing)
 
