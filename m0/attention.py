@@ -11,11 +11,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # PyTorch before 2.10
+    varlen_attn = None
 
 Key = TypeVar("Key")
 Watcher = Callable[[str, Tensor, "Block"], Tensor]
@@ -65,6 +71,32 @@ class Plan:
             key_rows=None if sorted_keys else key_rows,
             order=None if sorted_queries else torch.argsort(query_rows),
         )
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """The same attention as one call of a kernel that takes sequences of any length (GPUs have one)."""
+
+    key_rows: Tensor | None
+    """Numbers of the key tokens, sequence after sequence, a parent's before its child's own; None: they lie in that order."""
+    query_ends: Tensor
+    """Where each sequence's queries begin and the last ones end, (sequences + 1,), int32."""
+    key_ends: Tensor
+    longest_query: int
+    longest_keys: int
+    causal: bool
+    """A sequence's last query sees all of its keys, the one before it all but the last."""
+
+    @classmethod
+    def of(cls, queries: list[int], keys: list[Tensor], total: int, causal: bool) -> Ragged:
+        """`queries`: how many each sequence has; `keys`: numbers of the keys of each; `total`: keys there are."""
+        rows, lengths = torch.cat(keys), [len(some) for some in keys]
+        identity = len(rows) == total and torch.equal(rows, torch.arange(total, device=rows.device))
+
+        def ends(counts: list[int]) -> Tensor:
+            return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=rows.device)
+
+        return cls(None if identity else rows, ends(queries), ends(lengths), max(queries), max(lengths), causal)
 
 
 class Packing:
@@ -143,6 +175,25 @@ class Packing:
                 keys += [self._rows(i)] if parent is None else [self._rows(parent), self._rows(i)]
         return Plan.of(blocks, queries, keys)
 
+    @cached_property
+    def ragged(self) -> Ragged:
+        """As `plan`."""
+        return Ragged.of(list(self.lengths[self.kept :]), self._keys(), self.first + self.total, self.causal)
+
+    @cached_property
+    def last_ragged(self) -> Ragged:
+        """As `last_plan`."""
+        keys = self._keys()
+        return Ragged.of([1] * len(keys), keys, self.first + self.total, False)
+
+    def _keys(self) -> list[Tensor]:
+        """Numbers of the keys that each computed sequence sees."""
+        own = [self._rows(i) for i in range(len(self.lengths))]
+        parents = self.parents
+        return [
+            own[i] if (parent := parents[i]) is None else torch.cat([own[parent], own[i]]) for i in range(self.kept, len(own))
+        ]
+
     def _rows(self, i: int) -> Tensor:
         return torch.arange(self.starts[i], self.starts[i] + self.lengths[i], device=self.device)
 
@@ -168,6 +219,7 @@ def _family_mask(shape: Sequence[int], device: torch.device) -> Tensor:
 class Attend(nn.Module):
     """softmax(query key^T / sqrt(head_dim)) value, inside each sequence only. It has no weights.
 
+    On a GPU in 16 bits it is one call of a kernel for sequences of any length, otherwise one for each shape that occurs.
     `watchers` see scores and pattern of every block, (sequences, heads, query tokens, key tokens), and give back what is used
     instead. Without one, the two are never formed: attention is fused.
     """
@@ -176,17 +228,20 @@ class Attend(nn.Module):
         super().__init__()
         self.watchers: list[Watcher] = []
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-        """Attend as planned.
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
+        """Attend inside the sequences of a packing.
 
         Args:
             query: (query tokens, heads, head_dim).
             key, value: (tokens, key/value heads, head_dim); each of these heads serves a group of query heads
                 (Ainslie et al. 2023, GQA).
-            plan: `Packing.plan`, or `Packing.last_plan` where `query` holds the last token of each sequence.
+            last_only: `query` holds the last token of each sequence only.
 
         Returns: the shape of `query`.
         """
+        if not self.watchers and has_ragged_kernel(query):
+            return _in_one_call(query, key, value, packing.last_ragged if last_only else packing.ragged)
+        plan = packing.last_plan if last_only else packing.plan
         queries = _lay(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
         keys = _lay(key, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
         values = _lay(value, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
@@ -212,6 +267,35 @@ class Attend(nn.Module):
         for watcher in self.watchers:
             x = watcher(name, x, block)
         return x
+
+
+def has_ragged_kernel(query: Tensor) -> bool:
+    """Whether FlashAttention (Dao 2023) takes these queries, (tokens, heads, head_dim)."""
+    return (
+        varlen_attn is not None
+        and query.is_cuda
+        and torch.version.cuda is not None
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _in_one_call(query: Tensor, key: Tensor, value: Tensor, ragged: Ragged) -> Tensor:
+    if ragged.key_rows is not None:
+        key, value = key.index_select(0, ragged.key_rows), value.index_select(0, ragged.key_rows)
+    return varlen_attn(
+        query,
+        key,
+        value,
+        ragged.query_ends,
+        ragged.key_ends,
+        ragged.longest_query,
+        ragged.longest_keys,
+        window_size=(-1, 0) if ragged.causal else (-1, -1),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:

@@ -62,7 +62,7 @@ class Attention(nn.Module):
         key, value = self.keys_values(x, rotation)
         if kept is not None:
             key, value = torch.cat([kept[0], key]), torch.cat([kept[1], value])
-        return self.o_proj(self.attend(query, key, value, packing.last_plan if last_only else packing.plan).flatten(1))
+        return self.o_proj(self.attend(query, key, value, packing, last_only).flatten(1))
 
 
 class MLP(nn.Module):

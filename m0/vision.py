@@ -47,7 +47,7 @@ class VisionAttention(nn.Module):
         working = rotation[0].dtype
         query = rotate(query.to(working), rotation).to(x.dtype)
         key = rotate(key.to(working), rotation).to(x.dtype)
-        return self.proj(self.attend(query, key, value, packing.plan).flatten(1))
+        return self.proj(self.attend(query, key, value, packing).flatten(1))
 
 
 class VisionMLP(nn.Module):

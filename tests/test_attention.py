@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
+import m0.attention
 from m0.attention import Attend, Packing
 
 
@@ -46,6 +48,53 @@ def test_every_token_sees_what_it_may_and_nothing_else(lengths, causal, parents)
     key, value = torch.randn(2, sum(lengths), 2, 8, dtype=torch.float64)
     packing = Packing(lengths, causal, parents)
     expected = textbook(query, key, value, allowed_by(lengths, causal, parents))
-    torch.testing.assert_close(Attend()(query, key, value, packing.plan), expected)
+    torch.testing.assert_close(Attend()(query, key, value, packing), expected)
     if causal:
-        torch.testing.assert_close(Attend()(query[packing.last], key, value, packing.last_plan), expected[packing.last])
+        torch.testing.assert_close(Attend()(query[packing.last], key, value, packing, last_only=True), expected[packing.last])
+
+
+def varlen_by_hand(query, key, value, query_ends, key_ends, longest_query, longest_keys, window_size, enable_gqa):
+    """What FlashAttention's kernel for sequences of any length computes, one sequence after another: a causal window is
+    aligned to the last query and the last key."""
+    assert query_ends.dtype == key_ends.dtype == torch.int32
+    assert longest_query == query_ends.diff().max()
+    assert longest_keys == key_ends.diff().max()
+    assert window_size in ((-1, 0), (-1, -1))
+    found = []
+    for i in range(len(query_ends) - 1):
+        queries, keys = slice(*query_ends[i : i + 2]), slice(*key_ends[i : i + 2])
+        parts = [x.transpose(0, 1)[None] for x in (query[queries], key[keys], value[keys])]
+        rows, columns = parts[0].shape[2], parts[1].shape[2]
+        mask = torch.ones(rows, columns, dtype=torch.bool)
+        mask = mask.tril(columns - rows) if window_size == (-1, 0) else mask
+        found.append(scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=enable_gqa)[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "causal", "parents", "kept"),
+    [(*case, 0) for case in CASES] + [(*case, 1) for case in CASES if len(case[0]) > 1 and case[2][0] is None],
+)
+def test_the_kernel_for_any_length_is_told_the_same(monkeypatch, lengths, causal, parents, kept):
+    packing = Packing(lengths, causal, parents, kept=kept)
+    query = torch.randn(packing.total, 4, 8, dtype=torch.float64)
+    key, value = torch.randn(2, sum(lengths), 2, 8, dtype=torch.float64)
+    expected = Attend()(query, key, value, packing)
+    last = Attend()(query[packing.last], key, value, packing, last_only=True) if causal else None
+    monkeypatch.setattr(m0.attention, "has_ragged_kernel", lambda query: True)
+    monkeypatch.setattr(m0.attention, "varlen_attn", varlen_by_hand)
+    torch.testing.assert_close(Attend()(query, key, value, packing), expected)
+    if causal:
+        torch.testing.assert_close(Attend()(query[packing.last], key, value, packing, last_only=True), last)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernel_for_any_length_agrees_on_a_gpu():
+    for lengths, causal, parents in CASES:
+        query = torch.randn(sum(lengths), 4, 64)
+        key, value = torch.randn(2, sum(lengths), 2, 64)
+        packing = Packing(lengths, causal, parents, device="cuda")
+        on_gpu = [x.bfloat16().cuda() for x in (query, key, value)]
+        assert m0.attention.has_ragged_kernel(on_gpu[0])
+        expected = textbook(query, key, value, allowed_by(lengths, causal, parents))
+        torch.testing.assert_close(Attend()(*on_gpu, packing).float().cpu(), expected, atol=3e-2, rtol=3e-2)
