@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # PyTorch before 2.10
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 Key = TypeVar("Key")
 Watcher = Callable[[str, Tensor, "Block"], Tensor]
@@ -285,7 +285,7 @@ def has_ragged_kernel(query: Tensor) -> bool:
 def _in_one_call(query: Tensor, key: Tensor, value: Tensor, ragged: Ragged) -> Tensor:
     if ragged.key_rows is not None:
         key, value = key.index_select(0, ragged.key_rows), value.index_select(0, ragged.key_rows)
-    return varlen_attn(
+    found = varlen_attn(
         query,
         key,
         value,
@@ -296,6 +296,8 @@ def _in_one_call(query: Tensor, key: Tensor, value: Tensor, ragged: Ragged) -> T
         window_size=(-1, 0) if ragged.causal else (-1, -1),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:

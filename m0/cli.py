@@ -127,7 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
     evaluate.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
-    evaluate.add_argument("--batch-tokens", type=int, default=8192, help="tokens that go through the model at a time (8192)")
+    evaluate.add_argument(
+        "--batch-tokens", type=int, help="tokens that go through the model at a time (2048 on a CPU, 8192 on a GPU)"
+    )
     evaluate.add_argument(
         "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
     )
@@ -162,7 +164,9 @@ def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
     )
     parser.add_argument("--max-image-pixels", type=int, help="refuse larger pictures (178956970)")
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens that go through the model at a time (8192)")
+    parser.add_argument(
+        "--batch-tokens", type=int, help="tokens that go through the model at a time (2048 on a CPU, 8192 on a GPU)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
     parser.add_argument(

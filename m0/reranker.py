@@ -49,7 +49,8 @@ from m0.parallel import agreed, is_split, shared_out
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
 from m0.quantize import Quantization, has_kernels, is_quantized, largest_inputs, quantize
 
-DEFAULT_BATCH_TOKENS = 8192
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 8192
+"""Tokens that go through the model at a time unless told otherwise: what a CPU's cache holds, and what fills a GPU."""
 KEPT_VISUAL_TOKENS = 16384
 """Visual tokens of pictures already looked at that are kept during a call, for pairs that show them again."""
 STRETCH_BATCHES = 4
@@ -234,7 +235,7 @@ class Reranker:
         query: Any,
         documents: Sequence[Any],
         top_n: int | None = None,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
         max_length: int = 10240,
@@ -250,7 +251,8 @@ class Reranker:
                 {"image": path or URL}, a `pathlib.Path`, bytes, a PIL image or an array.
             documents: any mixture of the same.
             top_n: keep only that many; None: all.
-            batch_tokens: tokens that go through the model at a time (memory, not results, depends on it).
+            batch_tokens: tokens that go through the model at a time (memory, not results, depends on it); None: 2048 on a CPU,
+                8192 on a GPU.
             progress: show a bar on stderr.
             on_error: what happens to a document that cannot be used: "raise", or "skip" it and list it under `failed`.
             max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`.
@@ -275,7 +277,7 @@ class Reranker:
         if shared and not dist.is_initialized():
             raise InputError("shared is set, but there are no processes to share with; see m0.parallel.processes.")
         query_parts = self._parts(query, "query")
-        whole_number(batch_tokens, "batch_tokens")
+        batch_tokens = self._batch_tokens(batch_tokens)
         results: list[RankedDocument] = []
         failed: list[FailedDocument] = []
         waiting: dict[int, Encoding] = {}
@@ -329,7 +331,7 @@ class Reranker:
     def score(
         self,
         pairs: Sequence[tuple[Any, Any]],
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: bool = False,
         max_length: int = 10240,
         max_query_length: int = 512,
@@ -337,13 +339,13 @@ class Reranker:
     ) -> list[float]:
         """Relevance, between 0 and 1, of each (query, document) pair. Arguments and errors as for `rank`."""
         limits = Limits(max_length, max_query_length, max_doc_length)
-        logits = self._logits(self._encode_pairs(pairs, limits), batch_tokens, progress)
+        logits = self._logits(self._encode_pairs(pairs, limits), self._batch_tokens(batch_tokens), progress)
         return relevance(logits, self.model.config.logit_bias).tolist()
 
     def prepare(
         self,
         documents: Sequence[Any],
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: bool = False,
         max_length: int = 10240,
         max_query_length: int = 512,
@@ -362,7 +364,7 @@ class Reranker:
         """
         _check_list(documents)
         limits = Limits(max_length, max_query_length, max_doc_length)
-        batch_tokens = whole_number(batch_tokens, "batch_tokens")
+        batch_tokens = self._batch_tokens(batch_tokens)
         if self.sessions:
             raise InputError(
                 "documents cannot be prepared inside record() or edit(), which see every pair from its first token."
@@ -395,7 +397,7 @@ class Reranker:
     def logits(
         self,
         pairs: Sequence[tuple[Any, Any]],
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: bool = False,
         max_length: int = 10240,
         max_query_length: int = 512,
@@ -405,11 +407,9 @@ class Reranker:
         limits = Limits(max_length, max_query_length, max_doc_length)
         return self.logits_of(self._encode_pairs(pairs, limits), batch_tokens, progress)
 
-    def logits_of(
-        self, encodings: list[Encoding], batch_tokens: int = DEFAULT_BATCH_TOKENS, progress: bool = False
-    ) -> list[float]:
+    def logits_of(self, encodings: list[Encoding], batch_tokens: int | None = None, progress: bool = False) -> list[float]:
         """The model's raw output for prompts that `encode` has written."""
-        return self._logits(encodings, batch_tokens, progress).tolist()
+        return self._logits(encodings, self._batch_tokens(batch_tokens), progress).tolist()
 
     def read(self, value: Any, side: Literal["query", "document"] = "document") -> list[Part]:
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place."""
@@ -465,7 +465,7 @@ class Reranker:
         bar = Progress(len(typed), "scoring", show_progress)
         for start in range(0, len(typed), batch_size):
             encodings = self._encode_pairs(typed[start : start + batch_size], limits, start)
-            logits = self._logits(encodings, DEFAULT_BATCH_TOKENS, False)
+            logits = self._logits(encodings, self._batch_tokens(None), False)
             scores += (relevance(logits, self.model.config.logit_bias) if normalize_scores else logits).tolist()
             bar.advance(len(encodings))
         bar.close()
@@ -643,6 +643,11 @@ class Reranker:
             encodings.append(encoding)
         return encodings
 
+    def _batch_tokens(self, given: int | None) -> int:
+        if given is not None:
+            return whole_number(given, "batch_tokens")
+        return CPU_BATCH_TOKENS if self.model.device.type == "cpu" else GPU_BATCH_TOKENS
+
     def _logits(
         self,
         encodings: list[Encoding],
@@ -678,7 +683,6 @@ class Reranker:
         pictures: _PictureFeatures,
     ) -> Tensor:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU. `cascade`: they are its first look."""
-        batch_tokens = whole_number(batch_tokens, "batch_tokens")
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
         numbers: dict[Any, int] = {}
         keys = [place if self.sessions else encoding.key for place, encoding in enumerate(encodings)]
@@ -805,38 +809,43 @@ class _PictureFeatures:
 
 
 def _batches(encodings: list[Encoding], batch_tokens: int, known: Collection[tuple[bytes, ...]]) -> Iterator[list[int]]:
-    """Numbers of the encodings in batches of at most `batch_tokens` (or one that is longer).
+    """Numbers of the encodings in batches of at most `batch_tokens` (or one prompt, or prompts of one document, that are longer).
 
     Prompts of one document stay together, as far as their own tokens keep within MAX_SIBLING_TOKENS; like lengths go together.
     The tokens of `known` documents, given by key, do not count.
     """
-    families = alike(encoding.document_key for encoding in encodings)
     batch: list[int] = []
     size = held = 0
+    families = alike(encoding.document_key for encoding in encodings)
     for members in sorted(families.values(), key=lambda members: len(encodings[members[0]])):
-        first, siblings = encodings[members[0]], 0
+        first = encodings[members[0]]
         kept = first.document_key in known
-        # Kept documents cost no tokens, but memory.
-        if batch and kept and held + first.document_tokens > STRETCH_BATCHES * batch_tokens:
-            yield batch
-            batch, size, held = [], 0, 0
-        held += first.document_tokens if kept else 0
         shared = first.counts["document"] if len(members) > 1 or kept else 0
-        for place, number in enumerate(members):
-            own = len(encodings[number]) - shared
-            if place and siblings + own > MAX_SIBLING_TOKENS:
+        for siblings in _siblings(members, [len(encodings[number]) - shared for number in members]):
+            tokens = sum(len(encodings[number]) - shared for number in siblings) + (0 if kept else shared)
+            # Kept documents cost no tokens, but memory.
+            holds = first.document_tokens if kept else 0
+            if batch and (size + tokens > batch_tokens or (kept and held + holds > STRETCH_BATCHES * batch_tokens)):
                 yield batch
-                batch, size, siblings = [], 0, 0
-            alone = own + (shared if not siblings and not kept else 0)
-            if batch and size + alone > batch_tokens:
-                yield batch
-                batch, size, siblings = [], 0, 0
-                alone = own + (0 if kept else shared)
-            batch.append(number)
-            size += alone
-            siblings += own
+                batch, size, held = [], 0, 0
+            batch += siblings
+            size += tokens
+            held += holds
     if batch:
         yield batch
+
+
+def _siblings(members: list[int], own: list[int]) -> Iterator[list[int]]:
+    """Prompts of one document, with as many tokens of their own, in portions that meet one copy of it."""
+    portion: list[int] = []
+    size = 0
+    for number, tokens in zip(members, own, strict=True):
+        if portion and size + tokens > MAX_SIBLING_TOKENS:
+            yield portion
+            portion, size = [], 0
+        portion.append(number)
+        size += tokens
+    yield portion
 
 
 def _check_list(documents: Any) -> None:

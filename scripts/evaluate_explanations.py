@@ -4,7 +4,7 @@
 
 Needs what `build_nano_data.py` makes. Texts: a heading and its section. Pictures: an emoji's name and a picture with six emoji, one
 of them named. All held out, but for the pointing game, whose names may be any: it asks what the explanation shows, not what the model
-knows.
+knows. It is played with pictures of four, six and nine emoji.
 
 | measure | what is done | better |
 | --- | --- | --- |
@@ -41,6 +41,8 @@ from m0.prompt import Encoding
 
 SEED = 5
 STEPS = 8
+GRIDS = ((2, 2), (2, 3), (3, 3))
+"""Rows and columns of emoji in the pictures of the pointing game."""
 CHARACTERS = 300
 """Of a section's beginning."""
 SPACE = 84
@@ -61,19 +63,21 @@ def text_pairs(data: Path, count: int, reranker: Reranker) -> list[Encoding]:
     return [reranker.encode(row["heading"], row["text"][:CHARACTERS]) for row in rows[:count]]
 
 
-def picture_pairs(data: Path, count: int, reranker: Reranker, any_name: bool = False) -> tuple[list[Encoding], list[Box]]:
-    """Names that were held out (or any), each with a picture of 2 x 3 emoji, and where the one named lies."""
+def picture_pairs(
+    data: Path, count: int, reranker: Reranker, any_name: bool = False, grid: tuple[int, int] = (2, 3)
+) -> tuple[list[Encoding], list[Box]]:
+    """Names that were held out (or any), each with a picture of rows and columns of emoji, and where the one named lies."""
     rng = random.Random(SEED)
     emoji = read(data / "emoji.jsonl")
     named = [(row, language) for row in emoji for language in (row["names"] if any_name else row["held_out"])]
     encodings, boxes = [], []
     for row, language in rng.sample(named, count):
-        others = rng.sample([other for other in emoji if other is not row], 5)
-        six = [row, *others]
-        rng.shuffle(six)
-        paper, found = sheet([Image.open(data / drawn["image"]).convert("RGBA") for drawn in six], rng, (2, 3), SPACE)
+        others = rng.sample([other for other in emoji if other is not row], grid[0] * grid[1] - 1)
+        all_of_them = [row, *others]
+        rng.shuffle(all_of_them)
+        paper, found = sheet([Image.open(data / drawn["image"]).convert("RGBA") for drawn in all_of_them], rng, grid, SPACE)
         encodings.append(reranker.encode(row["names"][language], {"image": paper}))
-        boxes.append(found[six.index(row)])
+        boxes.append(found[all_of_them.index(row)])
     return encodings, boxes
 
 
@@ -163,7 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("weights/m0-nano"))
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
-    parser.add_argument("--pairs", type=int, default=330)
+    parser.add_argument(
+        "--pairs", type=int, default=400, help="of each kind; those whose document does not raise the score are left out"
+    )
+    parser.add_argument("--games", type=int, default=300, help="pointing games of each size")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], metavar="METHOD")
     parser.add_argument(
         "--recommended", nargs="+", choices=[*METHODS], default=["frozen_gradient", "attnlrp"], metavar="METHOD",
@@ -182,26 +189,41 @@ def main() -> None:
         "text": faithfulness(reranker, texts, methods, "texts"),
         "picture": faithfulness(reranker, pictures, methods, "pictures"),
     }
-    sheets, boxes = picture_pairs(options.data, 300, reranker, any_name=True)
-    points = {method: pointing(reranker, sheets, boxes, method) for method in options.methods}
+    points: dict[str, dict[str, list[float]]] = {method: {} for method in options.methods}
+    chance = {}
+    for grid in GRIDS:
+        name = f"{grid[0] * grid[1]}"
+        sheets, boxes = picture_pairs(options.data, options.games, reranker, any_name=True, grid=grid)
+        covered = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
+        chance[name] = sum(covered) / len(covered) / (grid[0] * grid[1] * SPACE**2)
+        for method in options.methods:
+            points[method][name] = pointing(reranker, sheets, boxes, method)
+        print(
+            f"pointing, {name} emoji: " + ", ".join(f"{m} {sum(p[name]) / len(p[name]):.3f}" for m, p in points.items()),
+            flush=True,
+        )
     weights = {method: randomised(options.model, texts[:40], method) for method in options.recommended}
     lines = [
-        "| method | text: deletion | text: insertion | picture: deletion | picture: insertion | pointing |",
-        "| --- |" + " --- |" * 5,
+        f"| method | text: deletion | text: insertion | picture: deletion | picture: insertion | {' | '.join(f'pointing, {name}' for name in chance)} |",
+        "| --- |" + " --- |" * (4 + len(chance)),
     ]
     figures: dict[str, Any] = {"pairs": {kind: len(found["random order"]["deletion"]) for kind, found in by_kind.items()}}
     for method in methods:
         cells = [shown(estimate(by_kind[kind][method][measure])) for kind in by_kind for measure in ("deletion", "insertion")]
-        cells.append(shown(estimate(points[method])) if method in points else "0.08 (chance: what an emoji covers)")
+        cells += [
+            shown(estimate(points[method][name])) if method in points else f"{share:.2f} (chance)"
+            for name, share in chance.items()
+        ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
         figures[method] = {
             kind: {measure: vars(estimate(values)) for measure, values in by_kind[kind][method].items()} for kind in by_kind
         }
         if method in points:
-            figures[method]["pointing"] = vars(estimate(points[method]))
+            figures[method]["pointing"] = {name: vars(estimate(hits)) for name, hits in points[method].items()}
     lines += [
         "",
-        f"{figures['pairs']['text']} text pairs, {figures['pairs']['picture']} picture pairs, {len(boxes)} pointing games.",
+        f"{figures['pairs']['text']} text pairs, {figures['pairs']['picture']} picture pairs, {options.games} pointing games of each size; chance is "
+        "the share of the picture that the named emoji covers.",
     ]
     lines += [
         "",

@@ -51,6 +51,9 @@ from m0.checkpoint import load_checkpoint, save_checkpoint
 from m0.config import DecoderConfig, RerankerConfig, VisionConfig
 from m0.model import RerankerModel
 
+SHARES = {"words": 0.08, "seeing": 0.60, "words again": 0.06, "cross-encoder": 0.26}
+"""Of the time."""
+
 
 def log(message: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)
@@ -125,17 +128,10 @@ def write_words(
     return vectors, languages
 
 
-def turned_to(vectors: Tensor, lay: Tensor, emoji: int) -> Tensor:
-    """The rotation that brings the emoji's vectors nearest to where they lay before (orthogonal Procrustes, Schoenemann 1966),
-    so that a tower that has learned one run's meanings understands another's, (meanings, meanings)."""
-    left, _, right = torch.linalg.svd(vectors[:emoji].T @ lay[:emoji])
-    return left @ right
-
-
 @torch.no_grad()
 def settle(model: RerankerModel, writer: Writer, material: Material, words: Words, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Each emoji's vector half-way between where its texts and its pictures lie; each drawing's name where its pictures lie.
-    All of length 1."""
+    """Where the pictures of each emoji, and those of each drawing's name, lie: there words will be wanted. The other concepts stay
+    where they are. All of length 1."""
     rng = random.Random(3)
 
     def seen(some: list) -> Tensor:
@@ -145,7 +141,7 @@ def settle(model: RerankerModel, writer: Writer, material: Material, words: Word
     vectors = vectors.clone()
     for start in range(0, len(material.emoji), 200):
         some = material.emoji[start : start + 200]
-        vectors[start : start + len(some)] += seen(some)
+        vectors[start : start + len(some)] = seen(some)
     numbers = torch.tensor([words.name_number[drawing.name] for drawing in material.drawings])
     drawn = torch.zeros(len(words.name_number), MEANINGS)
     for start in range(0, len(material.drawings), 200):
@@ -324,9 +320,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
     parser.add_argument("--minutes", type=float, default=140.0, help="of all stages together")
     parser.add_argument(
-        "--tower", type=Path, help="begin stage 4 with the vision tower that an earlier run saved under DATA/warm"
+        "--shares",
+        type=float,
+        nargs=len(SHARES),
+        default=list(SHARES.values()),
+        metavar="SHARE",
+        help=f"of the time, for {', '.join(SHARES)}; no seeing with 0",
     )
-    parser.add_argument("--warm", type=Path, help="go on from what an earlier run saved under DATA/warm, after stage 4")
+    parser.add_argument("--warm", type=Path, help="begin after words with the words and the tower that an earlier run saved")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -350,7 +351,7 @@ def main() -> None:
     table = model.decoder.embed_tokens.weight
     vectors, languages = write_words(model, writer, material, numbers)
     words = Words(material, writer, numbers, options.seed)
-    seconds = 60 * options.minutes
+    seconds, share = 60 * options.minutes, dict(zip(SHARES, options.shares, strict=True))
     steps = {}
 
     def keep(name: str) -> None:
@@ -367,29 +368,23 @@ def main() -> None:
             "words",
             {3e-3: [table], 2e-3: [concepts]},
             lambda _: words.loss(table, F.normalize(concepts, dim=1)),
-            0.06 * seconds,
+            share["words"] * seconds,
             lambda: None,
         )
         vectors = F.normalize(concepts.detach(), dim=1)
-        if options.tower:
-            earlier = load_checkpoint(options.tower, torch.float32)
-            model.vision.load_state_dict(earlier.vision.state_dict())
-            lay = words.centres(earlier.decoder.embed_tokens.weight.detach(), len(numbers))
-            turn = turned_to(vectors, F.normalize(lay, dim=1), len(material.emoji))
-            table.data[:, MEANING] @= turn
-            vectors @= turn
-        first_plain = 0.5 if options.tower else 0.9
         log(f"words, {checks.by_bags(model, writer)}")
         keep("words")
+    if share["seeing"]:
+        first_plain = 0.4 if options.warm else 0.9
         seeing = Seeing(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
         with ThreadPoolExecutor(1) as beside:  # the next pictures are drawn while the tower computes
             waiting = beside.submit(seeing.batch, first_plain)
 
-            def see(share: float) -> tuple[Tensor, dict[str, float]]:
+            def see(done: float) -> tuple[Tensor, dict[str, float]]:
                 nonlocal waiting
                 batch = waiting.result()
                 # First as the files are, then more and more as a screen might show them.
-                waiting = beside.submit(seeing.batch, max(0.25, first_plain - 1.8 * share))
+                waiting = beside.submit(seeing.batch, max(0.2, first_plain - 1.8 * done))
                 return seeing.loss(batch)
 
             def see_check() -> None:
@@ -397,7 +392,9 @@ def main() -> None:
                 keep("warm")
 
             tower = [*model.vision.parameters(), *seeing.letters.parameters()]
-            steps["seeing"] = run_stage("seeing", {1.5e-3: tower, 3e-4: [table]}, see, 0.64 * seconds, now_and_then(see_check))
+            steps["seeing"] = run_stage(
+                "seeing", {1.5e-3: tower, 3e-4: [table]}, see, share["seeing"] * seconds, now_and_then(see_check)
+            )
         log(checks.by_bags(model, writer))
         keep("warm")
     vectors, drawings = settle(model, writer, material, words, vectors)
@@ -406,7 +403,7 @@ def main() -> None:
         "words again",
         {2e-3: [table]},
         lambda _: words.loss(table, vectors, drawings),
-        0.04 * seconds,
+        share["words again"] * seconds,
         lambda: None,
     )
     log(f"bags, {checks.by_bags(model, writer)}")
@@ -426,7 +423,7 @@ def main() -> None:
         "cross-encoder",
         cross_encoder_rates(model),
         lambda _: list_loss(model, writer, lists.step()),
-        0.26 * seconds,
+        share["cross-encoder"] * seconds,
         now_and_then(check),
     )
     log(checks.by_model(model, writer))

@@ -255,8 +255,8 @@ def _head(model: RerankerModel, generator: torch.Generator) -> None:
     first.bias.zero_()
     last.weight.normal_(0.0, 2 * NOISE, generator=generator)
     at = normalised(3 * FLAG**2)
-    reads = {PRODUCT: (16.0, MULTIPLIED), LANGUAGE_PRODUCT: (1.0, MULTIPLIED), MEAN_MATCH.start: (2.0, MATCHED)}
-    reads |= {MEAN_MATCH.start + 2: (2.0, MATCHED)}
+    reads = {PRODUCT: (16.0, MULTIPLIED), LANGUAGE_PRODUCT: (1.0, MULTIPLIED), MEAN_MATCH.start: (3.0, MATCHED)}
+    reads |= {MEAN_MATCH.start + 2: (3.0, MATCHED)}
     first.weight[: len(reads)] = 0.0
     first.bias[: len(reads)] = 4.0  # far from the corner of ReLU
     for unit, (channel, (worth, full)) in enumerate(reads.items()):
