@@ -231,6 +231,11 @@ def _ranked(options: argparse.Namespace, shared: bool = False) -> Ranked:
         max_query_length=options.max_query_length,
         shared=shared,
     )
+    if unwritten := reranker.documents.counts.unwritten:
+        print(
+            f"m0: {unwritten} of the documents could not be kept in {options.documents_folder}; is it full or write-protected?",
+            file=sys.stderr,
+        )
     failures += [(usable[failed.index][0], usable[failed.index][1].name, failed.error) for failed in ranking.failed]
     return Ranked(reranker, query, [(*usable[result.index], result) for result in ranking], failures)
 

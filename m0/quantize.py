@@ -7,16 +7,17 @@ the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts
 memory, but no faster.
 
 Scores change: docs/speed.md. What needs plain weights or gradients (adapters, training, saving,
-gradient-based explanations) is refused, and a quantized model stays on its device and in its type.
+gradient-based explanations) is refused, and an "int8" model stays on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from hashlib import blake2b
-from typing import Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features, self.weights_only = linear.in_features, linear.out_features, weights_only
         scales = weight.abs().amax(1).clamp_min(1e-12) / LIMIT  # (outputs,)
         rounded = (weight / scales[:, None]).round().to(torch.int8)
+        self.scales: Tensor
         self.register_buffer("scales", scales)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
         if weights_only:
@@ -66,7 +68,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)"""
-        scales = cast(Tensor, self.scales)
+        scales = self.scales
         if self.weights_only:
             weight = cast(Tensor, self.rounded).to(x.dtype) * scales[:, None].to(x.dtype)
             return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
@@ -81,6 +83,23 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             product += self.bias
         return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        """What `to`, `float` and `cuda` call: the layer works in any type and keeps its own."""
+        device = fn(torch.empty(0, device=self.scales.device)).device
+        if device != self.scales.device:
+            if not self.weights_only:
+                raise InputError("a layer in 8 bits stays on the CPU; load the model on the other device.")
+            super()._apply(lambda part: part.to(device), recurse)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Int8Linear:
+        copied = Int8Linear.__new__(Int8Linear)
+        memo[id(self)] = copied
+        # What is packed cannot be copied, and is never changed.
+        memo[id(self.__dict__.get("packed"))] = self.__dict__.get("packed")
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        return copied
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {'int8-weights' if self.weights_only else 'int8'}"

@@ -369,6 +369,8 @@ class Reranker:
             raise InputError(
                 "documents cannot be prepared inside record() or edit(), which see every pair from its first token."
             )
+        if not self.documents.max_bytes and self.documents.folder is None:
+            raise InputError("there is no room to keep documents: max_bytes is 0 and there is no folder.")
         self._check_documents()
         before = self.documents.counts.computed
         pictures = _PictureFeatures(self.model, self.sessions)

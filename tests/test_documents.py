@@ -327,3 +327,6 @@ def test_arguments(fresh, tmp_path):
     with pytest.raises(InputError, match="document 1: "):
         fresh.prepare(["good", tmp_path / "missing.png"])
     assert fresh.prepare([]) == 0
+    fresh.documents = DocumentCache(max_bytes=0)
+    with pytest.raises(InputError, match="no room"):
+        fresh.prepare(["good"])

@@ -1,5 +1,6 @@
 """Linear layers in 8 bits: close to the plain ones, and refused where plain ones are needed."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -155,6 +156,26 @@ def test_processors_that_overflow_are_refused(tiny_directory):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_copy_scores_the_same_in_other_types_nearly(fresh, how):
+    fresh.quantize(how)
+    pairs = [("network", document) for document in DOCUMENTS]
+    before = fresh.logits(pairs)
+    original, fresh.model = fresh.model, copy.deepcopy(fresh.model)
+    assert fresh.model is not original
+    assert fresh.logits(pairs) == before
+    layer = next(module for module in fresh.model.modules() if isinstance(module, Int8Linear))
+    fresh.model.double()
+    assert layer.scales.dtype == torch.float32
+    assert fresh.logits(pairs) == pytest.approx(before, abs=0.05)
+    assert fresh.model.float().to("cpu").decoder.embed_tokens.weight.dtype == torch.float32
+    if how == "int8":
+        with pytest.raises(InputError, match="stays on the CPU"):
+            layer.to("meta")
+    else:
+        assert layer.to("meta").scales.device.type == "meta"
 
 
 def test_recording_works(fresh):

@@ -100,6 +100,22 @@ def test_one_picture_is_looked_at_once(tiny, monkeypatch):
     assert looked == [(4, 4)]
 
 
+def test_a_document_longer_than_a_batch_is_computed_once_for_its_queries(tiny, monkeypatch):
+    computed = []
+    original = tiny.model.decoder.forward
+
+    def counted(embeddings, *args, **more):
+        computed.append(len(embeddings))
+        return original(embeddings, *args, **more)
+
+    monkeypatch.setattr(tiny.model.decoder, "forward", counted)
+    pairs = [(f"query {number}", "a document longer than a batch " * 20) for number in range(5)]
+    tiny.score(pairs, batch_tokens=50)
+    document = tiny.encode(*pairs[0]).counts["document"]
+    assert len(computed) == 1
+    assert document < computed[0] < 2 * document
+
+
 def test_compute_score_is_the_vendors(tiny):
     pairs = [["a query", "a document"], ["another", "one more"]]
     scores = tiny.compute_score(pairs, max_length=1024)
