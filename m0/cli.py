@@ -170,7 +170,9 @@ def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
     parser.add_argument(
-        "--quantization", choices=("int8", "int8-weights"), help="linear layers in 8 bits: faster on x86 CPUs, less exact"
+        "--quantization",
+        choices=("int8", "int8-weights", "float8"),
+        help="linear layers in 8 bits: faster on x86 CPUs (int8) and some GPUs (float8), less exact",
     )
     parser.add_argument("--documents-folder", metavar="DIR", help="keep computed documents there for later queries")
 

@@ -1,10 +1,11 @@
-"""Linear layers in 8 bits, for less memory and, on x86 CPUs with VNNI, more speed.
+"""Linear layers in 8 bits, for less memory and, on x86 CPUs with VNNI and on GPUs with float8, more speed.
 
 Weights become whole numbers from -127 to 127 times one scale for each output (Jacob et al. 2018). With "int8" so do the layer's
 inputs, each token by its own scale as it comes (dynamic quantization), and products are summed exactly in 32 bits. A few columns
 of the inputs are far larger than the rest and would leave these no digits; so columns are first brought nearer to each other, and
 the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts have shown. With "int8-weights" inputs stay as they are: closer to the unrounded model, half the
-memory, but no faster.
+memory, but no faster. With "float8" weights and inputs are numbers of 4 exponent and 3 mantissa bits (e4m3, Micikevicius et al. 2022),
+each output and each token again with a scale of its own.
 
 Scores change: docs/speed.md. What needs plain weights or gradients (adapters, training, saving,
 gradient-based explanations) is refused, and an "int8" model stays on the CPU.
@@ -26,20 +27,69 @@ from torch.nn import functional as F
 from m0.errors import InputError
 from m0.model import RerankerModel
 
-Quantization = Literal["int8", "int8-weights"]
-QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int8-weights")
-LIMIT = 127
+Quantization = Literal["int8", "int8-weights", "float8"]
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int8-weights", "float8")
+LIMIT, FLOAT8_LIMIT = 127, 448
+FLOAT8_MULTIPLE = 16
+"""The float8 kernel takes so many columns at a time."""
 ZERO = 128
 """The kernel takes inputs from 0 to 255."""
 EVENNESS = 0.85
 """SmoothQuant's alpha: how much of the inputs' unevenness goes to the weights."""
 
 
-class Int8Linear(nn.Module):
+class QuantizedLinear(nn.Module):
+    """What the layers below have in common."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def weight(self) -> NoReturn:
+        raise InputError("the model's weights are in 8 bits; load it without quantization for what needs plain ones.")
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+class Float8Linear(QuantizedLinear):
+    """y = x W^T + b with W and x in float8."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        weight = linear.weight.detach().float()
+        scales = weight.abs().amax(1).clamp_min(1e-12) / FLOAT8_LIMIT  # (outputs,)
+        self.register_buffer("scales", scales[None])
+        self.register_buffer("rounded", (weight / scales[:, None]).to(torch.float8_e4m3fn))
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)"""
+        rows = x.reshape(-1, self.in_features).float()
+        steps = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / FLOAT8_LIMIT  # one for each token
+        product = torch._scaled_mm(
+            (rows / steps).to(torch.float8_e4m3fn),
+            cast(Tensor, self.rounded).t(),
+            scale_a=steps,
+            scale_b=cast(Tensor, self.scales),
+            out_dtype=torch.bfloat16,
+        )
+        product = product if self.bias is None else product + self.bias
+        return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float8Linear:
+        """What `to`, `float` and `cuda` call: the layer moves, but keeps its types."""
+        device = fn(torch.empty(0, device=cast(Tensor, self.scales).device)).device
+        super()._apply(lambda part: part.to(device), recurse)
+        return self
+
+
+class Int8Linear(QuantizedLinear):
     """y = x W^T + b with W in 8 bits, and x too unless `weights_only`. `largest`: of each input in some prompts, (inputs,)."""
 
     def __init__(self, linear: nn.Linear, weights_only: bool, largest: Tensor | None = None) -> None:
-        super().__init__()
+        super().__init__(linear)
         weight = linear.weight.detach().float()
         if largest is not None and not weights_only:
             columns = weight.abs().amax(0).clamp_min(1e-6) ** (1 - EVENNESS)
@@ -48,7 +98,7 @@ class Int8Linear(nn.Module):
             self.register_buffer("evened", 1 / factors)
         else:
             self.evened = None
-        self.in_features, self.out_features, self.weights_only = linear.in_features, linear.out_features, weights_only
+        self.weights_only = weights_only
         scales = weight.abs().amax(1).clamp_min(1e-12) / LIMIT  # (outputs,)
         rounded = (weight / scales[:, None]).round().to(torch.int8)
         self.scales: Tensor
@@ -61,10 +111,6 @@ class Int8Linear(nn.Module):
             self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))  # what is packed has no bytes to read
             self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
             self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64))
-
-    @property
-    def weight(self) -> NoReturn:
-        raise InputError("the model's weights are in 8 bits; load it without quantization for what needs plain ones.")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)"""
@@ -102,7 +148,7 @@ class Int8Linear(nn.Module):
         return copied
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {'int8-weights' if self.weights_only else 'int8'}"
+        return f"{super().extra_repr()}, {'int8-weights' if self.weights_only else 'int8'}"
 
 
 @contextmanager
@@ -123,7 +169,7 @@ def largest_inputs(model: RerankerModel) -> Iterator[dict[nn.Module, Tensor]]:
 
 
 def quantize(model: RerankerModel, how: Quantization, largest: Mapping[nn.Module, Tensor] | None = None) -> None:
-    """Put `Int8Linear` in place of every linear layer of tower and decoder. Embeddings, norms and score head stay as they are.
+    """Put `Int8Linear` or `Float8Linear` in place of every linear layer of tower and decoder. Embeddings, norms and score head stay as they are.
 
     `largest`: what `largest_inputs` found; a layer that is not in it has its columns as they are. Raises InputError where the kernels are missing, or where there is an adapter or an 8-bit layer already.
     """
@@ -133,6 +179,8 @@ def quantize(model: RerankerModel, how: Quantization, largest: Mapping[nn.Module
         raise InputError(
             "int8 needs a CPU whose oneDNN kernels sum exactly in 32 bits (x86 with VNNI); int8-weights works everywhere."
         )
+    if how == "float8" and not has_float8(model.device):
+        raise InputError("float8 needs an NVIDIA GPU that multiplies in it (compute capability 8.9 or higher).")
     if is_quantized(model):
         raise InputError("the model is in 8 bits already.")
     found = [
@@ -144,12 +192,21 @@ def quantize(model: RerankerModel, how: Quantization, largest: Mapping[nn.Module
     ]
     if any(type(child) is not nn.Linear for _, _, child in found):
         raise InputError("the model has or had an adapter; merge it, save the model and load that to quantize it.")
+    odd = {size for _, _, child in found for size in child.weight.shape if size % FLOAT8_MULTIPLE}
+    if how == "float8" and odd:
+        raise InputError(f"float8 needs layers of multiples of {FLOAT8_MULTIPLE}, but the model has some of {min(odd)}.")
     for module, name, child in found:
-        setattr(module, name, Int8Linear(child, how == "int8-weights", (largest or {}).get(child)))
+        layer = Float8Linear(child) if how == "float8" else Int8Linear(child, how == "int8-weights", (largest or {}).get(child))
+        setattr(module, name, layer)
 
 
 def is_quantized(model: RerankerModel) -> bool:
-    return any(isinstance(module, Int8Linear) for module in model.modules())
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+
+
+def has_float8(device: torch.device) -> bool:
+    """Whether this GPU multiplies in float8."""
+    return device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 @cache

@@ -165,7 +165,7 @@ class Reranker:
             adapter: directory of a LoRA adapter in peft's format, loaded and made active.
             max_pixels, min_pixels: limits of the resized picture; None: the checkpoint's (the released model's: 602112 and 3136).
             max_image_pixels: refuse larger pictures before decoding them.
-            quantization: "int8" or "int8-weights", see `quantize`.
+            quantization: "int8", "int8-weights" or "float8", see `quantize`.
 
         Raises M0Error: DownloadError, ConfigError, CheckpointError, AdapterError or InputError, one sentence each.
         """
@@ -190,10 +190,10 @@ class Reranker:
 
     def quantize(self, how: Quantization = "int8", examples: Sequence[tuple[Any, Any]] | None = None) -> None:
         """Put the linear layers into 8 bits (`m0.quantize`): half of bfloat16's memory, and with "int8" more speed on x86
-        CPUs. Scores change; there is no way back.
+        CPUs and GPUs with float8. Scores change; there is no way back.
 
         Args:
-            how: "int8": weights and, token by token, inputs; "int8-weights": weights only.
+            how: "int8": weights and, token by token, inputs; "int8-weights": weights only; "float8": both, on GPUs that have it.
             examples: (query, document) pairs like those to come, by which "int8" evens out the layers' inputs; None: a few in
                 several languages, with a picture.
 

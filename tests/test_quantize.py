@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+import m0.quantize
 from m0 import DocumentCache, Reranker
 from m0.errors import AdapterError, CheckpointError, InputError
 from m0.lora import LoRAConfig
-from m0.quantize import QUANTIZATIONS, Int8Linear, has_kernels, is_quantized, quantize
+from m0.quantize import QUANTIZATIONS, Float8Linear, Int8Linear, has_kernels, is_quantized, quantize
 from tests.conftest import noise
 
 needs_kernels = pytest.mark.skipif(not has_kernels(), reason="PyTorch has no int8 kernels for this processor")
@@ -130,7 +131,7 @@ def test_arguments(fresh, tiny_directory):
         fresh.quantize("int8-weights")
     assert not is_quantized(fresh.model)
     assert fresh.logits([("network", DOCUMENTS[2])]) == before
-    for how in QUANTIZATIONS[1:]:
+    for how in [how for how in QUANTIZATIONS if how != "float8" and (how != "int8" or has_kernels())]:
         assert is_quantized(Reranker.from_pretrained(tiny_directory, quantization=how).model)
 
 
@@ -176,6 +177,32 @@ def test_a_copy_scores_the_same_in_other_types_nearly(fresh, how):
             layer.to("meta")
     else:
         assert layer.to("meta").scales.device.type == "meta"
+
+
+def test_a_float8_layer_against_the_same_products_in_float64():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 48), torch.randn(2, 9, 64) * torch.rand(2, 9, 1) * 50
+    layer = Float8Linear(linear)
+    scales, steps = linear.weight.abs().amax(1) / 448, x.abs().amax(-1, keepdim=True) / 448
+    weight = (linear.weight / scales[:, None]).to(torch.float8_e4m3fn).double() * scales[:, None]
+    expected = ((x / steps).to(torch.float8_e4m3fn).double() * steps) @ weight.T + linear.bias
+    found = layer(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=1e-3)
+    assert (found - linear(x)).abs().max() > 0
+    assert layer.double().scales.dtype == torch.float32
+
+
+def test_float8_scores_stay_near(monkeypatch, fresh):
+    before = fresh.score([("network", document) for document in DOCUMENTS])
+    with pytest.raises(InputError, match="NVIDIA GPU"):
+        fresh.quantize("float8")
+    monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
+    monkeypatch.setattr(m0.quantize, "FLOAT8_MULTIPLE", 8)
+    fresh.quantize("float8")
+    assert fresh.score([("network", document) for document in DOCUMENTS]) == pytest.approx(before, abs=0.05)
+    with pytest.raises(InputError, match="already"):
+        fresh.quantize("float8")
 
 
 def test_recording_works(fresh):
