@@ -2,8 +2,8 @@
 
 Weights become whole numbers from -127 to 127 times one scale for each output (Jacob et al. 2018). With "int8" so do the layer's
 inputs, each token by its own scale as it comes (dynamic quantization), and products are summed exactly in 32 bits. A few columns
-of the inputs are far larger than the rest and would leave these no digits; so columns are first brought nearer to each other, and
-the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts have shown. With "int8-weights" inputs stay as they are: closer to the unrounded model, half the
+of the inputs are far larger than the rest and would leave these no digits: the largest are multiplied apart, and the others brought
+nearer to each other, the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts have shown. With "int8-weights" inputs stay as they are: closer to the unrounded model, half the
 memory, but no faster. With "float8" weights and inputs are numbers of 4 exponent and 3 mantissa bits (e4m3, Micikevicius et al. 2022),
 each output and each token again with a scale of its own.
 
@@ -34,7 +34,10 @@ FLOAT8_MULTIPLE = 16
 """The float8 kernel takes so many columns at a time."""
 ZERO = 128
 """The kernel takes inputs from 0 to 255."""
-EVENNESS = 0.85
+OUTLIERS = 16
+"""Inputs of a layer, the largest in what was shown, that are multiplied apart and unrounded (LLM.int8, Dettmers et al. 2022)."""
+ROWS = 128
+EVENNESS = 0.5
 """SmoothQuant's alpha: how much of the inputs' unevenness goes to the weights."""
 
 
@@ -86,49 +89,83 @@ class Float8Linear(QuantizedLinear):
 
 
 class Int8Linear(QuantizedLinear):
-    """y = x W^T + b with W in 8 bits, and x too unless `weights_only`. `largest`: of each input in some prompts, (inputs,)."""
+    """y = x W^T + b with W in 8 bits, and x too unless `weights_only`.
 
-    def __init__(self, linear: nn.Linear, weights_only: bool, largest: Tensor | None = None) -> None:
+    `largest`: of each input in some prompts, (inputs,); None: all are taken to be alike. `groups`: inputs are sorted by it and cut
+    into so many parts, each with scales of its own.
+    """
+
+    def __init__(self, linear: nn.Linear, weights_only: bool, largest: Tensor | None = None, groups: int = 1) -> None:
         super().__init__(linear)
-        weight = linear.weight.detach().float()
-        if largest is not None and not weights_only:
-            columns = weight.abs().amax(0).clamp_min(1e-6) ** (1 - EVENNESS)
-            factors = largest.float().clamp_min(1e-6) ** EVENNESS / columns
-            weight = weight * factors
-            self.register_buffer("evened", 1 / factors)
-        else:
-            self.evened = None
         self.weights_only = weights_only
-        scales = weight.abs().amax(1).clamp_min(1e-12) / LIMIT  # (outputs,)
-        rounded = (weight / scales[:, None]).round().to(torch.int8)
+        weight = linear.weight.detach().float()
+        self.outliers: Tensor
+        self.apart: Tensor | None
+        self.order: Tensor | None
+        self.evened: Tensor | None
+        for name in ("apart", "order", "evened"):
+            self.register_buffer(name, None)
+        if largest is not None:
+            largest = largest.float().clamp_min(1e-6)
+            order = largest.argsort(descending=True)
+            outliers, others = order[:OUTLIERS], order[OUTLIERS:]
+            others = others if groups > 1 else others.sort().values
+            self.register_buffer("outliers", outliers)
+            self.register_buffer("apart", weight[:, outliers].T.contiguous())  # (outliers, outputs)
+            self.register_buffer("order", others)
+            weight, largest = weight[:, others], largest[others]
+            if not weights_only:
+                factors = largest**EVENNESS / weight.abs().amax(0).clamp_min(1e-6) ** (1 - EVENNESS)
+                weight = weight * factors
+                self.register_buffer("evened", 1 / factors)
+        parts = weight.tensor_split(min(groups, weight.shape[1]), dim=1)
+        self.sizes = [part.shape[1] for part in parts]
+        scales = torch.stack([part.abs().amax(1).clamp_min(1e-12) / LIMIT for part in parts])
         self.scales: Tensor
-        self.register_buffer("scales", scales)
+        self.register_buffer("scales", scales)  # (groups, outputs)
+        rounded = [(part / scale[:, None]).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
         if weights_only:
-            self.register_buffer("rounded", rounded)
+            self.register_buffer("rounded", torch.cat(rounded, dim=1))
         else:
-            digest = blake2b(rounded.numpy().data, digest_size=16).digest()
+            digest = blake2b(torch.cat(rounded, dim=1).numpy().data, digest_size=16).digest()
             self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))  # what is packed has no bytes to read
-            self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+            self.packed = [torch.ops.onednn.qlinear_prepack(part.contiguous(), None) for part in rounded]
             self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)"""
-        scales = self.scales
-        if self.weights_only:
-            weight = cast(Tensor, self.rounded).to(x.dtype) * scales[:, None].to(x.dtype)
-            return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
         rows = x.reshape(-1, self.in_features)
-        rows = rows if self.evened is None else rows * self.evened
-        steps = rows.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / LIMIT  # one for each token
-        whole = torch.addcdiv(rows.new_full((), ZERO, dtype=torch.float32), rows, steps).round_().to(torch.uint8)
-        product = torch.ops.onednn.qlinear_pointwise(
-            whole, 1.0, ZERO, self.packed, scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        product *= steps
+        ordered = rows if self.order is None else rows.index_select(1, self.order)
+        if self.weights_only:
+            product = self._plainly(ordered)
+        elif len(self.packed) == 1:
+            product = self._rounded(ordered)
+        else:  # few at a time, for their sums to stay in the cache
+            product = torch.cat([self._rounded(some) for some in ordered.split(ROWS)])
+        if self.apart is not None:
+            product = product.addmm_(rows[:, self.outliers].to(product.dtype), self.apart.to(product.dtype))
         if self.bias is not None:
             product += self.bias
         return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _plainly(self, rows: Tensor) -> Tensor:
+        scales = self.scales.repeat_interleave(torch.tensor(self.sizes, device=rows.device), dim=0).T
+        return F.linear(rows, cast(Tensor, self.rounded).to(rows.dtype) * scales.to(rows.dtype))
+
+    def _rounded(self, rows: Tensor) -> Tensor:
+        """The product with the rows in 8 bits, float32."""
+        rows = rows if self.evened is None else rows * self.evened
+        total: Tensor | None = None
+        for part, packed, scales in zip(rows.split(self.sizes, dim=1), self.packed, self.scales, strict=True):
+            steps = part.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / LIMIT  # one for each token
+            whole = torch.addcdiv(part.new_full((), ZERO, dtype=torch.float32), part, steps).round_().to(torch.uint8)
+            product = torch.ops.onednn.qlinear_pointwise(
+                whole, 1.0, ZERO, packed, scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+            total = product.mul_(steps) if total is None else total.addcmul_(product, steps)
+        assert total is not None
+        return total
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
         """What `to`, `float` and `cuda` call: the layer works in any type and keeps its own."""
@@ -143,7 +180,8 @@ class Int8Linear(QuantizedLinear):
         copied = Int8Linear.__new__(Int8Linear)
         memo[id(self)] = copied
         # What is packed cannot be copied, and is never changed.
-        memo[id(self.__dict__.get("packed"))] = self.__dict__.get("packed")
+        packed = self.__dict__.get("packed", [])
+        memo |= {id(part): part for part in packed}
         copied.__dict__.update(deepcopy(self.__dict__, memo))
         return copied
 
@@ -168,10 +206,12 @@ def largest_inputs(model: RerankerModel) -> Iterator[dict[nn.Module, Tensor]]:
             handle.remove()
 
 
-def quantize(model: RerankerModel, how: Quantization, largest: Mapping[nn.Module, Tensor] | None = None) -> None:
+def quantize(
+    model: RerankerModel, how: Quantization, largest: Mapping[nn.Module, Tensor] | None = None, groups: int = 1
+) -> None:
     """Put `Int8Linear` or `Float8Linear` in place of every linear layer of tower and decoder. Embeddings, norms and score head stay as they are.
 
-    `largest`: what `largest_inputs` found; a layer that is not in it has its columns as they are. Raises InputError where the kernels are missing, or where there is an adapter or an 8-bit layer already.
+    `largest`: what `largest_inputs` found; a layer that is not in it has its columns as they are. `groups`: see `Int8Linear`. Raises InputError where the kernels are missing, or where there is an adapter or an 8-bit layer already.
     """
     if how not in QUANTIZATIONS:
         raise InputError(f"quantization is {how!r}, but must be one of {', '.join(QUANTIZATIONS)}.")
@@ -196,7 +236,11 @@ def quantize(model: RerankerModel, how: Quantization, largest: Mapping[nn.Module
     if how == "float8" and odd:
         raise InputError(f"float8 needs layers of multiples of {FLOAT8_MULTIPLE}, but the model has some of {min(odd)}.")
     for module, name, child in found:
-        layer = Float8Linear(child) if how == "float8" else Int8Linear(child, how == "int8-weights", (largest or {}).get(child))
+        layer = (
+            Float8Linear(child)
+            if how == "float8"
+            else Int8Linear(child, how == "int8-weights", (largest or {}).get(child), groups)
+        )
         setattr(module, name, layer)
 
 
@@ -218,7 +262,7 @@ def has_kernels() -> bool:
     try:
         layer = Int8Linear(nn.Linear(size, size, bias=False).requires_grad_(False), weights_only=False)
         ones = torch.full((size, size), LIMIT, dtype=torch.int8)
-        layer.packed, layer.scales = torch.ops.onednn.qlinear_prepack(ones, None), torch.ones(size)
+        layer.packed, layer.scales = [torch.ops.onednn.qlinear_prepack(ones, None)], torch.ones(1, size)
         return bool((layer(torch.full((2, size), float(LIMIT))) == size * LIMIT * LIMIT).all())
     except RuntimeError:
         return False

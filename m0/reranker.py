@@ -188,19 +188,21 @@ class Reranker:
             reranker.quantize(quantization)
         return reranker
 
-    def quantize(self, how: Quantization = "int8", examples: Sequence[tuple[Any, Any]] | None = None) -> None:
+    def quantize(self, how: Quantization = "int8", examples: Sequence[tuple[Any, Any]] | None = None, groups: int = 1) -> None:
         """Put the linear layers into 8 bits (`m0.quantize`): half of bfloat16's memory, and with "int8" more speed on x86
         CPUs and GPUs with float8. Scores change; there is no way back.
 
         Args:
             how: "int8": weights and, token by token, inputs; "int8-weights": weights only; "float8": both, on GPUs that have it.
-            examples: (query, document) pairs like those to come, by which "int8" evens out the layers' inputs; None: a few in
+            examples: (query, document) pairs like those to come, by which the layers' largest inputs are told; None: a few in
                 several languages, with a picture.
+            groups: inputs of like size that have scales of their own, in 8 bits. More are closer and, with "int8", slower.
 
         Raises InputError where there are no kernels for it, or where the model has an adapter or is quantized already.
         """
         largest = None
-        if how == "int8" and not is_quantized(self.model) and has_kernels():
+        whole_number(groups, "groups")
+        if how in ("int8", "int8-weights") and not is_quantized(self.model) and (how != "int8" or has_kernels()):
             kept, settings = self.documents, self.image_settings
             try:
                 self.documents = DocumentCache(max_bytes=0)  # every layer must see every token
@@ -210,7 +212,7 @@ class Reranker:
                     self.score(EXAMPLES if examples is None else examples)
             finally:
                 self.documents, self.image_settings = kept, settings
-        quantize(self.model, how, largest)
+        quantize(self.model, how, largest, groups)
 
     def save_pretrained(self, directory: str | os.PathLike[str], dtype: str | torch.dtype | None = None) -> None:
         """Write a directory that `from_pretrained` and transformers read. An active adapter must be merged first.

@@ -34,10 +34,10 @@ def plain(model: Path) -> Reranker:
     return reranker
 
 
-def in_8_bits(how: str) -> Callable[[Path], Reranker]:
+def in_8_bits(how: str, groups: int = 1) -> Callable[[Path], Reranker]:
     def load(model: Path) -> Reranker:
         reranker = plain(model)
-        reranker.quantize(how)  # type: ignore[arg-type]
+        reranker.quantize(how, groups=groups)  # type: ignore[arg-type]
         return reranker
 
     return load
@@ -54,7 +54,10 @@ def kept_as(precision: str) -> Callable[[Path], Reranker]:
 
 WAYS: dict[str, Callable[[Path], Reranker]] = {
     "int8": in_8_bits("int8"),
+    "int8, 4 groups": in_8_bits("int8", 4),
+    "int8, 16 groups": in_8_bits("int8", 16),
     "int8-weights": in_8_bits("int8-weights"),
+    "int8-weights, 16 groups": in_8_bits("int8-weights", 16),
     "kept in bfloat16": kept_as("bfloat16"),
     "kept in int8": kept_as("int8"),
 }

@@ -73,6 +73,24 @@ def test_one_huge_input_column_does_not_drown_the_others():
 
 
 @pytest.mark.parametrize("how", HOW)
+def test_groups_have_scales_of_their_own(how):
+    """Inputs of very different size, with weights that make up for it: one scale for all loses the smaller ones."""
+    torch.manual_seed(3)
+    linear, x = nn.Linear(256, 128), torch.randn(300, 256)
+    sizes = (2.5 * torch.randn(256)).exp()
+    x *= sizes
+    linear.weight.data /= sizes
+    with torch.no_grad():
+        plain = linear(x)
+        errors = [
+            float((Int8Linear(linear, how == "int8-weights", x.abs().amax(0), groups)(x) - plain).norm() / plain.norm())
+            for groups in (1, 15)
+        ]
+    assert errors[1] < 0.02
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_scores_stay_near(fresh, how):
     pairs = [("network", document) for document in DOCUMENTS]
     before = fresh.score(pairs)
