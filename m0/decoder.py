@@ -10,29 +10,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from m0.attention import Attend, Packing
 from m0.config import DecoderConfig
-from m0.rotary import Rotation, decoder_rotation, rotate, working_dtype
+from m0.fused import RMSNorm, Rotate, SwiGLU
+from m0.rotary import Rotation, decoder_rotation
 
 KeysValues = tuple[Tensor, Tensor]
 """What one layer's attention reads: keys (rotated) and values, each (tokens, key/value heads, head_dim)."""
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Normalised in float32, rounded to the model's type, and only then scaled: this order is the reference's.
-        wide = x.to(working_dtype(x.dtype))
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -45,12 +30,12 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
         self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
-        self.attend = Attend()
+        self.rotate, self.attend = Rotate(), Attend()
 
     def keys_values(self, x: Tensor, rotation: Rotation) -> KeysValues:
         key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        return rotate(key, rotation), value
+        return self.rotate(key, rotation), value
 
     def forward(
         self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool, kept: KeysValues | None = None
@@ -58,7 +43,7 @@ class Attention(nn.Module):
         asking = x[packing.last] if last_only else x
         asking_rotation = (rotation[0][packing.last], rotation[1][packing.last]) if last_only else rotation
         query = self.q_proj(asking).unflatten(-1, (self.num_heads, self.head_dim))  # (tokens, heads, head_dim)
-        query = rotate(query, asking_rotation)
+        query = self.rotate(query, asking_rotation)
         key, value = self.keys_values(x, rotation)
         if kept is not None:
             key, value = torch.cat([kept[0], key]), torch.cat([kept[1], value])
@@ -73,9 +58,10 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m0.attention import Attend, Packing
 from m0.config import VisionConfig
-from m0.rotary import Grid, Rotation, rotate, vision_rotation, working_dtype
+from m0.fused import QuickGELU, Rotate
+from m0.rotary import Grid, Rotation, vision_rotation, working_dtype
 
 
 class PatchEmbed(nn.Module):
@@ -39,14 +39,12 @@ class VisionAttention(nn.Module):
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.attend = Attend()
+        self.rotate, self.attend = Rotate(), Attend()
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (patches, heads, head_dim)
         # Rotated in float32 whatever the model's type, then rounded back: this order is the reference's.
-        working = rotation[0].dtype
-        query = rotate(query.to(working), rotation).to(x.dtype)
-        key = rotate(key.to(working), rotation).to(x.dtype)
+        query, key = self.rotate(query, rotation), self.rotate(key, rotation)
         return self.proj(self.attend(query, key, value, packing).flatten(1))
 
 
@@ -57,10 +55,10 @@ class VisionMLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.mlp_size)
         self.fc2 = nn.Linear(config.mlp_size, config.hidden_size)
+        self.act = QuickGELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
-        return self.fc2(hidden * torch.sigmoid(1.702 * hidden))  # QuickGELU (Hendrycks & Gimpel 2016)
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class VisionBlock(nn.Module):

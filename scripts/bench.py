@@ -15,7 +15,8 @@ beforehand for both. `memory` and `load` run in processes of their own.
 | many | 16 queries x 8 documents of 800 tokens, half of them with a picture; the reference's 16 batches are timed once and taken 16 times | 10 |
 | kept | a kept document of 800 tokens and a new query of 16, against the whole pair (both ours) | 15 |
 | growth | ours at 1,000 to 10,000 tokens of text, a token | linear within 25 % after attention's own part |
-| nano | m0-nano, 1000 short documents in float32 against transformers with the same weights | 5 |
+| nano | m0-nano, 1000 short documents against transformers with the same weights, in several types; as stored is float16 | 5 |
+| groups | one 8-bit layer with groups of inputs | none |
 | int8 | mixed, in 8 bits | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
 | profile | where our time goes in mixed and picture, by kind of operation | none |
 | memory | peak of 8 pairs with pictures, weights included | 0.7 of the reference's |
@@ -48,7 +49,7 @@ sys.path.insert(0, str(ROOT))
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 WORDS = "the network must be configured after the system was installed on the disk of this machine ".split()
 BARS = {"mixed": 2.5, "text": 1.15, "picture": 1.3, "many": 10, "kept": 15, "nano": 5, "int8": 4}
-IN_ONE_PROCESS = ("mixed", "text", "short", "picture", "profile", "kept", "many", "growth", "nano", "int8")
+IN_ONE_PROCESS = ("mixed", "text", "short", "picture", "profile", "kept", "many", "growth", "nano", "groups", "int8")
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::matmul", "aten::bmm", "aten::mkldnn_linear"),
     "attention": ("flash_attention", "scaled_dot_product"),
@@ -236,16 +237,26 @@ class Bench:
         from m0.documents import DocumentCache
         from tests.parity.reference import ReferenceReranker, share_back
 
-        ours = Reranker.from_pretrained("m0-nano", dtype="float32")
-        ours.documents = DocumentCache(max_bytes=0)
-        reference = ReferenceReranker(ours.model.config).eval()
-        share_back(ours.model, reference)
-        some = [ours.encode("network", text(6 + i % 30, i) + f" {i}") for i in range(1000)]
-
-        theirs = partial(logits_by, reference, some)
-        worst = max(abs(a - b) for a, b in zip(ours.logits_of(some), theirs(), strict=True))
-        what = f"m0-nano, 1000 documents, {sum(map(len, some))} tokens (logits differ by {worst:.0e})"
-        self.compare("nano", what, lambda: ours.logits_of(some), theirs)
+        plain = Reranker.from_pretrained("m0-nano", dtype="float32")
+        some = [plain.encode("network", text(6 + i % 30, i) + f" {i}") for i in range(1000)]
+        tokens = sum(map(len, some))
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            reference = ReferenceReranker(plain.model.config).eval()
+            share_back(plain.model, reference)
+            for parameter in reference.parameters():  # its frequencies stay as they are
+                parameter.data = parameter.data.to(dtype)
+            theirs = partial(logits_by, reference, some)
+            for compiled in (False, True):
+                # On a CPU we compute in float32 what is stored as float16, and in bfloat16 when told to.
+                ours = Reranker.from_pretrained("m0-nano", dtype=None if dtype == torch.float16 else dtype)
+                ours.documents = DocumentCache(max_bytes=0)
+                if compiled:
+                    ours.compile()
+                mine = partial(ours.logits_of, some)
+                worst = max(abs(a - b) for a, b in zip(mine(), theirs(), strict=True))
+                what = f"m0-nano, 1000 documents, {tokens} tokens, {str(ours.model.dtype).removeprefix('torch.')}"
+                what += f"{', compiled' if compiled else ''}; reference {str(dtype).removeprefix('torch.')}"
+                self.compare("nano", f"{what} (logits differ by {worst:.0e})", mine, theirs)
 
     def int8(self) -> None:
         some = [self.encode(length, first=length) for length in LENGTHS]
@@ -253,6 +264,27 @@ class Bench:
         self.ours.quantize("int8")
         mine = self.compare("int8", "8 text pairs in 8 bits", lambda: self.our_scores(some), lambda: self.their_scores(some))
         self.row("int8", "the same against our bfloat16", f"{mine:.2f}", f"{plain:.2f}", f"{plain / mine:.2f}", 1.6)
+
+    def groups(self) -> None:
+        from m0.quantize import Int8Linear
+
+        linear = self.ours.model.decoder.layers[0].mlp.down_proj
+        if isinstance(linear, Int8Linear):
+            raise SystemExit("run groups before int8: it needs plain weights.")
+        x, largest = torch.randn(1664, linear.in_features).bfloat16(), torch.rand(linear.in_features)
+        with torch.inference_mode():
+            plain = statistics.median(timed(lambda: linear(x)) for _ in range(2 * self.runs))
+            for groups in (1, 4, 16):
+                layer = Int8Linear(linear, False, largest, groups)
+                layer(x)
+                mine = statistics.median(timed(lambda layer=layer: layer(x)) for _ in range(2 * self.runs))
+                self.row(
+                    "groups",
+                    f"8960 to 1536, 1664 rows, {groups} groups, against bfloat16",
+                    f"{mine:.3f}",
+                    f"{plain:.3f}",
+                    f"{plain / mine:.2f}",
+                )
 
 
 def logits_by(reference: Any, encodings: list[Any]) -> list[float]:

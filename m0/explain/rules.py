@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m0.decoder import MLP, RMSNorm
+from m0.decoder import MLP
+from m0.fused import RMSNorm
 from m0.interp.taps import Handles, attach, find_taps
 from m0.model import RerankerModel
 from m0.rotary import working_dtype

@@ -1,0 +1,53 @@
+"""Fused norms, rotations and activations: the same scores, and looking inside works as before."""
+
+import pytest
+import torch
+
+from m0 import Reranker
+from m0.errors import InputError
+from m0.fused import Fusible
+from tests.conftest import noise
+
+PAIRS = [("two dogs", "a text"), ("two dogs", "another, longer text of dogs"), ("cats", [noise(84, 56, 1), "and a text"])]
+
+
+@pytest.fixture
+def fresh(tiny_directory):
+    return Reranker.from_pretrained(tiny_directory, dtype="float32")
+
+
+def test_compiled(fresh):
+    """One test, for compiling takes seconds."""
+    before = fresh.logits(PAIRS)
+    with fresh.record("decoder.layers.0.mlp.*") as cache:
+        fresh.score(PAIRS[:1])
+    explained = fresh.explain(*PAIRS[1], method="attnlrp").tokens
+    try:
+        fresh.compile()
+    except InputError as error:
+        pytest.skip(str(error))
+    assert all("function" in module.__dict__ for module in fresh.model.modules() if isinstance(module, Fusible))
+    assert fresh.logits(PAIRS) == pytest.approx(before, abs=1e-5)
+    with fresh.record("decoder.layers.0.mlp.*") as again:
+        fresh.score(PAIRS[:1])
+    assert list(again) == list(cache)
+    for name in cache:
+        torch.testing.assert_close(again[name], cache[name])
+    torch.testing.assert_close(fresh.explain(*PAIRS[1], method="attnlrp").tokens, explained, atol=1e-5, rtol=1e-4)
+    fresh.model.bfloat16()
+    assert fresh.logits(PAIRS) == pytest.approx(before, abs=0.2)
+    assert fresh.explain(*PAIRS[1], method="attnlrp").tokens.shape == explained.shape
+
+
+def test_without_a_compiler_nothing_changes(fresh, monkeypatch):
+    def fails(function):
+        def call(*args):
+            raise RuntimeError("no C++ compiler\nand a long story")
+
+        return call
+
+    before = fresh.logits(PAIRS)
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(InputError, match="does not work here: no C"):
+        fresh.compile()
+    assert fresh.logits(PAIRS) == before
