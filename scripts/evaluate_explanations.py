@@ -1,6 +1,6 @@
 """How faithful each explanation of m0-nano is: deletion and insertion, the pointing game, randomised weights. On held-out data.
 
-    python scripts/evaluate_explanations.py [--model weights/m0-nano] [--data build/nano-data] [--pairs 300] [--write docs/explaining.md]
+    python scripts/evaluate_explanations.py [--model weights/m0-nano] [--data build/nano-data] [--pairs 310 380] [--write docs/explaining.md]
 
 Needs what `build_nano_data.py` makes. Texts: a heading and its section. Pictures: an emoji's name and a picture with six emoji, one
 of them named. All held out, but for the pointing game, whose names may be any: it asks what the explanation shows, not what the model
@@ -168,8 +168,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("weights/m0-nano"))
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument(
-        "--pairs", type=int, default=400, help="of each kind; those whose document does not raise the score are left out"
-    )
+        "--pairs", type=int, nargs=2, default=[310, 380], metavar=("TEXTS", "PICTURES"),
+        help="those whose document does not raise the score are left out",
+    )  # fmt: skip
     parser.add_argument("--games", type=int, default=300, help="pointing games of each size")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], metavar="METHOD")
     parser.add_argument(
@@ -182,8 +183,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     reranker = Reranker.from_pretrained(options.model, dtype="float32")
-    texts = text_pairs(options.data, options.pairs, reranker)
-    pictures, _ = picture_pairs(options.data, options.pairs, reranker)
+    texts = text_pairs(options.data, options.pairs[0], reranker)
+    pictures, _ = picture_pairs(options.data, options.pairs[1], reranker)
     methods = [*options.methods, "random order"]
     by_kind = {
         "text": faithfulness(reranker, texts, methods, "texts"),
