@@ -60,16 +60,17 @@ class Plan:
     """Where the results, laid end to end, hold each query token; None: in order already."""
 
     @classmethod
-    def of(cls, blocks: list[Block], queries: list[Tensor], keys: list[Tensor]) -> Plan:
+    def of(cls, blocks: list[Block], queries: list[Tensor], keys: list[Tensor], device: torch.device) -> Plan:
+        """`queries`, `keys`: numbers of the tokens of each block, on the CPU."""
         query_rows, key_rows = torch.cat(queries), torch.cat(keys)
-        identity = torch.arange(len(query_rows), device=query_rows.device)
+        identity = torch.arange(len(query_rows))
         sorted_queries = torch.equal(query_rows, identity)
         sorted_keys = sorted_queries and torch.equal(key_rows, identity)
         return cls(
             blocks,
-            query_rows=None if sorted_queries else query_rows,
-            key_rows=None if sorted_keys else key_rows,
-            order=None if sorted_queries else torch.argsort(query_rows),
+            query_rows=None if sorted_queries else sent(query_rows, device),
+            key_rows=None if sorted_keys else sent(key_rows, device),
+            order=None if sorted_queries else sent(torch.argsort(query_rows), device),
         )
 
 
@@ -88,15 +89,15 @@ class Ragged:
     """A sequence's last query sees all of its keys, the one before it all but the last."""
 
     @classmethod
-    def of(cls, queries: list[int], keys: list[Tensor], total: int, causal: bool) -> Ragged:
-        """`queries`: how many each sequence has; `keys`: numbers of the keys of each; `total`: keys there are."""
+    def of(cls, queries: list[int], keys: list[Tensor], total: int, causal: bool, device: torch.device) -> Ragged:
+        """`queries`: how many each sequence has; `keys`: numbers of the keys of each, on the CPU; `total`: keys there are."""
         rows, lengths = torch.cat(keys), [len(some) for some in keys]
-        identity = len(rows) == total and torch.equal(rows, torch.arange(total, device=rows.device))
+        identity = len(rows) == total and torch.equal(rows, torch.arange(total))
 
         def ends(counts: list[int]) -> Tensor:
-            return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=rows.device)
+            return sent(torch.tensor([0, *accumulate(counts)], dtype=torch.int32), device)
 
-        return cls(None if identity else rows, ends(queries), ends(lengths), max(queries), max(lengths), causal)
+        return cls(None if identity else sent(rows, device), ends(queries), ends(lengths), max(queries), max(lengths), causal)
 
 
 class Packing:
@@ -136,7 +137,7 @@ class Packing:
     def last(self) -> Tensor:
         """Number of the last token of each sequence that is computed, (sequences,)."""
         ends = [start + length - 1 - self.first for start, length in zip(self.starts, self.lengths, strict=True)]
-        return torch.tensor(ends[self.kept :], device=self.device)
+        return sent(torch.tensor(ends[self.kept :]), self.device)
 
     @cached_property
     def plan(self) -> Plan:
@@ -159,7 +160,7 @@ class Packing:
                 keys.append(torch.cat([self._rows(parent), children]))
             mask, numbers = _family_mask(shape, self.device), tuple(parents[i] for i in members)
             blocks.append(Block(len(members), sum(shape[1:]), sum(shape), False, mask, numbers))
-        return Plan.of(blocks, queries, keys)
+        return Plan.of(blocks, queries, keys, self.device)
 
     @cached_property
     def last_plan(self) -> Plan:
@@ -169,22 +170,22 @@ class Packing:
         shapes = [pair if i >= self.kept else None for i, pair in enumerate(zip(prefixes, self.lengths, strict=True))]
         for (prefix, length), members in alike(shapes).items():
             blocks.append(Block(len(members), 1, prefix + length, False, members=tuple(members)))
-            queries.append(torch.tensor(members, device=self.device) - self.kept)
+            queries.append(torch.tensor(members) - self.kept)
             for i in members:
                 parent = self.parents[i]
                 keys += [self._rows(i)] if parent is None else [self._rows(parent), self._rows(i)]
-        return Plan.of(blocks, queries, keys)
+        return Plan.of(blocks, queries, keys, self.device)
 
     @cached_property
     def ragged(self) -> Ragged:
         """As `plan`."""
-        return Ragged.of(list(self.lengths[self.kept :]), self._keys(), self.first + self.total, self.causal)
+        return Ragged.of(list(self.lengths[self.kept :]), self._keys(), self.first + self.total, self.causal, self.device)
 
     @cached_property
     def last_ragged(self) -> Ragged:
         """As `last_plan`."""
         keys = self._keys()
-        return Ragged.of([1] * len(keys), keys, self.first + self.total, False)
+        return Ragged.of([1] * len(keys), keys, self.first + self.total, False, self.device)
 
     def _keys(self) -> list[Tensor]:
         """Numbers of the keys that each computed sequence sees."""
@@ -195,7 +196,14 @@ class Packing:
         ]
 
     def _rows(self, i: int) -> Tensor:
-        return torch.arange(self.starts[i], self.starts[i] + self.lengths[i], device=self.device)
+        return torch.arange(self.starts[i], self.starts[i] + self.lengths[i])
+
+
+def sent(x: Tensor, device: torch.device | str | None) -> Tensor:
+    """On its way from the CPU to a device; a GPU computes on while it travels."""
+    if device is not None and torch.device(device).type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def alike(keys: Iterable[Key | None]) -> dict[Key, list[int]]:

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from m0.attention import Packing, alike
+from m0.attention import Packing, alike, sent
 from m0.decoder import KeysValues
 from m0.images import Picture
 from m0.model import RerankerModel
@@ -165,10 +165,10 @@ class Batch:
                 parents.append(parent)
                 pictures += encoding.pictures[_pictures_within(encoding, shared) :]
         return cls(
-            torch.cat(ids).to(device),
-            torch.cat(positions, dim=1).to(device),
+            sent(torch.cat(ids), device),
+            sent(torch.cat(positions, dim=1), device),
             Packing(lengths, causal=True, parents=parents, device=device, kept=len(kept)),
-            torch.tensor(pairs, device=device),
+            sent(torch.tensor(pairs), device),
             pictures,
             tuple(state for state, _ in kept),
         )
@@ -191,9 +191,9 @@ def compute_states(model: RerankerModel, encodings: Sequence[Encoding], image_fe
     lengths = [encoding.document_tokens for encoding in encodings]
     ids = torch.cat([encoding.token_ids[:length] for encoding, length in zip(encodings, lengths, strict=True)])
     positions = torch.cat([encoding.positions[:, :length] for encoding, length in zip(encodings, lengths, strict=True)], dim=1)
-    embeddings = model.embed(ids.to(model.device), image_features)
+    embeddings = model.embed(sent(ids, model.device), image_features)
     packing = Packing(lengths, causal=True, device=model.device)
-    layers = model.decoder.keys_values(embeddings, positions.to(model.device), packing)
+    layers = model.decoder.keys_values(embeddings, sent(positions, model.device), packing)
     found, start = [], 0
     for encoding, length in zip(encodings, lengths, strict=True):
         own = torch.stack([torch.stack([part[start : start + length] for part in layer]) for layer in layers])

@@ -702,7 +702,8 @@ class Reranker:
         places = [numbers.setdefault(key, len(numbers)) for key in keys]
         different = list(dict(zip(places, encodings, strict=True)).values())
         working = torch.promote_types(self.model.dtype, torch.float32)
-        logits = torch.empty(len(different), dtype=working)
+        order: list[int] = []
+        found: list[Tensor] = []
         bar = Progress(sum(len(encoding) for encoding in different), "scoring", progress)
         # A first look is no reason to compute a document whole, nor to call it met.
         known = set() if self.sessions or cascade else self._known_documents(different)
@@ -715,9 +716,13 @@ class Reranker:
                 features = pictures.take(batch.pictures)
                 for session in self.sessions:
                     session.meet(members, batch.packing)
-                logits[members] = batch.score(self.model, features, cascade.depth if cascade else None).to("cpu", working)
+                order += members
+                found.append(batch.score(self.model, features, cascade.depth if cascade else None))  # a GPU is not waited for
                 bar.advance(sum(len(different[i]) for i in members))
         bar.close()
+        logits = torch.empty(len(different), dtype=working)
+        if found:
+            logits[order] = torch.cat(found).to("cpu", working)
         if not torch.isfinite(logits).all():
             raise M0Error(
                 f"the model gave a score that is not a number in {self.model.dtype}; its weights are damaged or overflow this type."

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from m0.attention import Block, Packing
+from m0.attention import Block, Packing, sent
 from m0.batch import Batch
 from m0.errors import InputError, M0Error
 from m0.images import Picture
@@ -220,7 +220,7 @@ def look_at(
     for group in _patch_groups(list(unseen.values())):
         for session in sessions:
             session.look(group)
-        patches = torch.cat([picture.patches for picture in group]).to(model.device)
+        patches = sent(torch.cat([picture.patches for picture in group]), model.device)
         features = model.vision(patches, [picture.grid for picture in group])
         for picture, part in zip(group, features.split([picture.num_tokens for picture in group]), strict=True):
             seen[picture.digest] = part
