@@ -23,6 +23,7 @@ import json
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ CHARACTERS = 300
 """Of a section's beginning."""
 SPACE = 84
 """Pixels of a picture that one emoji has for itself."""
+PARTS = ("pointing", "randomised", "texts", "pictures")
 MARKS = ("<!-- figures: written by scripts/evaluate_explanations.py -->", "<!-- end of figures -->")
 OPTIONS: dict[str, dict[str, Any]] = {
     "shapley": {"permutations": 8},
@@ -171,6 +173,8 @@ def main() -> None:
         "--pairs", type=int, nargs=2, default=[310, 380], metavar=("TEXTS", "PICTURES"),
         help="those whose document does not raise the score are left out",
     )  # fmt: skip
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--keep", type=Path, help="a folder for what each part has found; what lies there is not done again")
     parser.add_argument("--games", type=int, default=300, help="pointing games of each size")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], metavar="METHOD")
     parser.add_argument(
@@ -184,26 +188,47 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     reranker = Reranker.from_pretrained(options.model, dtype="float32")
     texts = text_pairs(options.data, options.pairs[0], reranker)
-    pictures, _ = picture_pairs(options.data, options.pairs[1], reranker)
     methods = [*options.methods, "random order"]
+
+    def part(name: str, make: Callable[[], Any]) -> Any:
+        """What was found for a part, by this call or an earlier one that kept it."""
+        file = options.keep / f"{name}.json" if options.keep else None
+        if file and file.exists():
+            return json.loads(file.read_text(encoding="utf-8"))
+        if name not in options.parts:
+            return None
+        found = make()
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(found), encoding="utf-8")
+        return found
+
+    def play() -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+        points: dict[str, dict[str, list[float]]] = {method: {} for method in options.methods}
+        chance = {}
+        for grid in GRIDS:
+            name = f"{grid[0] * grid[1]}"
+            sheets, boxes = picture_pairs(options.data, options.games, reranker, any_name=True, grid=grid)
+            covered = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
+            chance[name] = sum(covered) / len(covered) / (grid[0] * grid[1] * SPACE**2)
+            for method in options.methods:
+                points[method][name] = pointing(reranker, sheets, boxes, method)
+            shown_here = ", ".join(f"{m} {sum(p[name]) / len(p[name]):.3f}" for m, p in points.items())
+            print(f"pointing, {name} emoji: {shown_here}", flush=True)
+        return chance, points
+
+    games = part("pointing", play)
+    weights = part("randomised", lambda: {m: randomised(options.model, texts[:40], m) for m in options.recommended})
     by_kind = {
-        "text": faithfulness(reranker, texts, methods, "texts"),
-        "picture": faithfulness(reranker, pictures, methods, "pictures"),
+        "text": part("texts", lambda: faithfulness(reranker, texts, methods, "texts")),
+        "picture": part(
+            "pictures",
+            lambda: faithfulness(reranker, picture_pairs(options.data, options.pairs[1], reranker)[0], methods, "pictures"),
+        ),
     }
-    points: dict[str, dict[str, list[float]]] = {method: {} for method in options.methods}
-    chance = {}
-    for grid in GRIDS:
-        name = f"{grid[0] * grid[1]}"
-        sheets, boxes = picture_pairs(options.data, options.games, reranker, any_name=True, grid=grid)
-        covered = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
-        chance[name] = sum(covered) / len(covered) / (grid[0] * grid[1] * SPACE**2)
-        for method in options.methods:
-            points[method][name] = pointing(reranker, sheets, boxes, method)
-        print(
-            f"pointing, {name} emoji: " + ", ".join(f"{m} {sum(p[name]) / len(p[name]):.3f}" for m, p in points.items()),
-            flush=True,
-        )
-    weights = {method: randomised(options.model, texts[:40], method) for method in options.recommended}
+    if games is None or weights is None or None in by_kind.values():
+        return
+    chance, points = games
     lines = [
         f"| method | text: deletion | text: insertion | picture: deletion | picture: insertion | {' | '.join(f'pointing, {name}' for name in chance)} |",
         "| --- |" + " --- |" * (4 + len(chance)),
