@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from itertools import accumulate
 from typing import TypeVar
 
@@ -20,7 +21,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # PyTorch before 2.10
+
+    if not {"window_size", "enable_gqa"} <= set(signature(varlen_attn).parameters):  # its first versions
+        varlen_attn = None  # type: ignore[assignment]
+except ImportError:
     varlen_attn = None  # type: ignore[assignment]
 
 Key = TypeVar("Key")

@@ -4,7 +4,8 @@ torch.compile fuse it: memory is then read and written once where PyTorch alone 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,10 @@ def turn(x: Tensor, rotation: Rotation) -> Tensor:
 
 class Fusible(nn.Module):
     function: ClassVar[Callable[..., Tensor]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled is not compiled."""
+        return {name: value for name, value in self.__dict__.items() if name != "function"}
 
 
 class RMSNorm(Fusible):
@@ -82,20 +87,24 @@ class Rotate(Fusible):
 
 def fuse(model: nn.Module) -> None:
     """Give every `Fusible` its function compiled. Raises InputError where torch.compile does not work; then nothing is changed."""
-    classes = {type(module) for module in _fusible(model)}
-    compiled = {kind: torch.compile(kind.function) for kind in classes}
-    weight = next(model.parameters())
-    if RMSNorm in compiled:
-        try:
-            compiled[RMSNorm](
-                torch.ones(4, 32, dtype=weight.dtype, device=weight.device), torch.ones(32, device=weight.device), 1e-6
-            )
-        except Exception as error:  # each part of the tool chain that may be missing has an error of its own
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"torch.compile does not work here: {first}") from None
-    for module in _fusible(model):
+    fusible = [module for module in model.modules() if isinstance(module, Fusible)]
+    try:
+        torch.compile(lambda x: 2 * x.square())(torch.ones(8, device=next(model.parameters()).device))
+    except Exception as error:  # each part of the tool chain that may be missing has an error of its own
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"torch.compile does not work here: {first}") from None
+    compiled = {kind: _compiled(kind.function) for kind in {type(module) for module in fusible}}
+    for module in fusible:
         module.__dict__["function"] = compiled[type(module)]
 
 
-def _fusible(model: nn.Module) -> Iterator[Any]:
-    return (module for module in model.modules() if isinstance(module, Fusible))
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function compiled for forward passes; with gradients it runs as it is."""
+    # With code of its own, for PyTorch counts the variants of a code object and gives up after a few.
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    fast = torch.compile(own)
+
+    def call(*args: Any) -> Tensor:
+        return function(*args) if torch.is_grad_enabled() else fast(*args)
+
+    return call

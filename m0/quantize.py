@@ -1,11 +1,12 @@
 """Linear layers in 8 bits, for less memory and, on x86 CPUs with VNNI and on GPUs with float8, more speed.
 
 Weights become whole numbers from -127 to 127 times one scale for each output (Jacob et al. 2018). With "int8" so do the layer's
-inputs, each token by its own scale as it comes (dynamic quantization), and products are summed exactly in 32 bits. A few columns
-of the inputs are far larger than the rest and would leave these no digits: the largest are multiplied apart, and the others brought
-nearer to each other, the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts have shown. With "int8-weights" inputs stay as they are: closer to the unrounded model, half the
-memory, but no faster. With "float8" weights and inputs are numbers of 4 exponent and 3 mantissa bits (e4m3, Micikevicius et al. 2022),
-each output and each token again with a scale of its own.
+inputs, each token by its own scale as it comes (dynamic quantization), and products are summed exactly in 32 bits. A few columns of
+the inputs are far larger than the rest and would leave these no digits: the largest are multiplied apart, and the others brought
+nearer to each other, the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts have shown. With
+"int8-weights" inputs stay as they are: closer to the unrounded model, half the memory, but no faster. With "float8" weights and
+inputs are numbers of 4 exponent and 3 mantissa bits (e4m3, Micikevicius et al. 2022), each output and each token again with a scale
+of its own.
 
 Scores change: docs/speed.md. What needs plain weights or gradients (adapters, training, saving,
 gradient-based explanations) is refused, and an "int8" model stays on the CPU.
@@ -47,10 +48,14 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
 
     @property
     def weight(self) -> NoReturn:
         raise InputError("the model's weights are in 8 bits; load it without quantization for what needs plain ones.")
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        raise InputError("weights in 8 bits cannot be loaded; load plain ones, and quantize them then.")
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
@@ -65,7 +70,6 @@ class Float8Linear(QuantizedLinear):
         scales = weight.abs().amax(1).clamp_min(1e-12) / FLOAT8_LIMIT  # (outputs,)
         self.register_buffer("scales", scales[None])
         self.register_buffer("rounded", (weight / scales[:, None]).to(torch.float8_e4m3fn))
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)"""
@@ -108,7 +112,7 @@ class Int8Linear(QuantizedLinear):
         if largest is not None:
             largest = largest.float().clamp_min(1e-6)
             order = largest.argsort(descending=True)
-            outliers, others = order[:OUTLIERS], order[OUTLIERS:]
+            outliers, others = order.split([some := min(OUTLIERS, len(order) - 1), len(order) - some])
             others = others if groups > 1 else others.sort().values
             self.register_buffer("outliers", outliers)
             self.register_buffer("apart", weight[:, outliers].T.contiguous())  # (outliers, outputs)
@@ -124,7 +128,6 @@ class Int8Linear(QuantizedLinear):
         self.scales: Tensor
         self.register_buffer("scales", scales)  # (groups, outputs)
         rounded = [(part / scale[:, None]).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
         if weights_only:
             self.register_buffer("rounded", torch.cat(rounded, dim=1))
         else:
@@ -176,6 +179,9 @@ class Int8Linear(QuantizedLinear):
             super()._apply(lambda part: part.to(device), recurse)
         return self
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InputError("a model in 8 bits cannot be pickled; save the plain one, and quantize it when it is loaded.")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Int8Linear:
         copied = Int8Linear.__new__(Int8Linear)
         memo[id(self)] = copied
@@ -209,10 +215,28 @@ def largest_inputs(model: RerankerModel) -> Iterator[dict[nn.Module, Tensor]]:
 def quantize(
     model: RerankerModel, how: Quantization, largest: Mapping[nn.Module, Tensor] | None = None, groups: int = 1
 ) -> None:
-    """Put `Int8Linear` or `Float8Linear` in place of every linear layer of tower and decoder. Embeddings, norms and score head stay as they are.
+    """Put `Int8Linear` or `Float8Linear` in place of every linear layer of tower and decoder. Embeddings, norms and score head stay
+    as they are.
 
-    `largest`: what `largest_inputs` found; a layer that is not in it has its columns as they are. `groups`: see `Int8Linear`. Raises InputError where the kernels are missing, or where there is an adapter or an 8-bit layer already.
+    `largest`: what `largest_inputs` found; a layer that is not in it has its columns as they are. `groups`: see `Int8Linear`. Raises
+    InputError as `check_quantization` does.
     """
+    check_quantization(model, how)
+
+    def layer(plain: nn.Linear) -> QuantizedLinear:
+        if how == "float8":
+            return Float8Linear(plain)
+        return Int8Linear(plain, how == "int8-weights", (largest or {}).get(plain), groups)
+
+    # All are made before the first takes its place.
+    made = [(module, name, layer(plain)) for module, name, plain in _linear_layers(model)]
+    for module, name, quantized in made:
+        setattr(module, name, quantized)
+
+
+def check_quantization(model: RerankerModel, how: Quantization) -> None:
+    """Raises InputError where this model cannot be quantized so: for lack of kernels, or since it has an adapter, is split or is in 8
+    bits already."""
     if how not in QUANTIZATIONS:
         raise InputError(f"quantization is {how!r}, but must be one of {', '.join(QUANTIZATIONS)}.")
     if how == "int8" and (model.device.type != "cpu" or not has_kernels()):
@@ -223,25 +247,25 @@ def quantize(
         raise InputError("float8 needs an NVIDIA GPU that multiplies in it (compute capability 8.9 or higher).")
     if is_quantized(model):
         raise InputError("the model is in 8 bits already.")
-    found = [
+    layers = [plain for _, _, plain in _linear_layers(model)]
+    if any(hasattr(plain.weight, "to_local") for plain in layers):
+        raise InputError("a split model cannot be quantized; every process quantizes its own before it is split.")
+    if any(type(plain) is not nn.Linear for plain in layers):
+        raise InputError("the model has or had an adapter; merge it, save the model and load that to quantize it.")
+    odd = {size for plain in layers for size in plain.weight.shape if size % FLOAT8_MULTIPLE}
+    if how == "float8" and odd:
+        raise InputError(f"float8 needs layers of multiples of {FLOAT8_MULTIPLE}, but the model has some of {min(odd)}.")
+
+
+def _linear_layers(model: RerankerModel) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Each with the module that holds it and its name there."""
+    return [
         (module, name, child)
         for part in (model.vision.blocks, model.vision.merger, model.decoder.layers)
         for module in part.modules()
         for name, child in module.named_children()
         if isinstance(child, nn.Linear)
     ]
-    if any(type(child) is not nn.Linear for _, _, child in found):
-        raise InputError("the model has or had an adapter; merge it, save the model and load that to quantize it.")
-    odd = {size for _, _, child in found for size in child.weight.shape if size % FLOAT8_MULTIPLE}
-    if how == "float8" and odd:
-        raise InputError(f"float8 needs layers of multiples of {FLOAT8_MULTIPLE}, but the model has some of {min(odd)}.")
-    for module, name, child in found:
-        layer = (
-            Float8Linear(child)
-            if how == "float8"
-            else Int8Linear(child, how == "int8-weights", (largest or {}).get(child), groups)
-        )
-        setattr(module, name, layer)
 
 
 def is_quantized(model: RerankerModel) -> bool:

@@ -48,7 +48,7 @@ from m0.lora import Adapters
 from m0.model import RerankerModel
 from m0.parallel import agreed, is_split, shared_out
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
-from m0.quantize import Quantization, has_kernels, is_quantized, largest_inputs, quantize
+from m0.quantize import Quantization, check_quantization, is_quantized, largest_inputs, quantize
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 8192
 """Tokens that go through the model at a time unless told otherwise: what a CPU's cache holds, and what fills a GPU."""
@@ -190,8 +190,8 @@ class Reranker:
         return reranker
 
     def quantize(self, how: Quantization = "int8", examples: Sequence[tuple[Any, Any]] | None = None, groups: int = 1) -> None:
-        """Put the linear layers into 8 bits (`m0.quantize`): half of bfloat16's memory, and with "int8" more speed on x86
-        CPUs and GPUs with float8. Scores change; there is no way back.
+        """Put the linear layers into 8 bits (`m0.quantize`): half of bfloat16's memory, and more speed with "int8" on
+        x86 CPUs and with "float8" on GPUs that have it. Scores change; there is no way back.
 
         Args:
             how: "int8": weights and, token by token, inputs; "int8-weights": weights only; "float8": both, on GPUs that have it.
@@ -201,9 +201,12 @@ class Reranker:
 
         Raises InputError where there are no kernels for it, or where the model has an adapter or is quantized already.
         """
-        largest = None
         whole_number(groups, "groups")
-        if how in ("int8", "int8-weights") and not is_quantized(self.model) and (how != "int8" or has_kernels()):
+        if self.sessions:
+            raise InputError("a model cannot be quantized inside record() or edit().")
+        check_quantization(self.model, how)
+        largest = None
+        if how != "float8":  # which needs no examples, and has no groups
             kept, settings = self.documents, self.image_settings
             try:
                 self.documents = DocumentCache(max_bytes=0)  # every layer must see every token
@@ -708,7 +711,7 @@ class Reranker:
         # A first look is no reason to compute a document whole, nor to call it met.
         known = set() if self.sessions or cascade else self._known_documents(different)
         with call(self, different):
-            for members in _batches(different, batch_tokens, known):
+            for members in _batches(different, batch_tokens, known, share=not self.sessions):
                 some = [different[i] for i in members]
                 states = self._take_states([e for e in some if e.document_key in known], batch_tokens, pictures)
                 # Who watches wants every pair to have tokens of its own.
@@ -826,24 +829,28 @@ class _PictureFeatures:
         return result
 
 
-def _batches(encodings: list[Encoding], batch_tokens: int, known: Collection[tuple[bytes, ...]]) -> Iterator[list[int]]:
+def _batches(
+    encodings: list[Encoding], batch_tokens: int, known: Collection[tuple[bytes, ...]], share: bool = True
+) -> Iterator[list[int]]:
     """Numbers of the encodings in batches of at most `batch_tokens` (or one prompt, or prompts of one document, that are longer).
 
     Prompts of one document stay together, as far as their own tokens keep within MAX_SIBLING_TOKENS; like lengths go together.
-    The tokens of `known` documents, given by key, do not count.
+    The tokens of `known` documents, given by key, do not count. Without `share` every prompt is computed by itself.
     """
     batch: list[int] = []
     size = held = 0
-    families = alike(encoding.document_key for encoding in encodings)
+    families = alike(encoding.document_key if share else number for number, encoding in enumerate(encodings))
     for members in sorted(families.values(), key=lambda members: len(encodings[members[0]])):
         first = encodings[members[0]]
         kept = first.document_key in known
         shared = first.counts["document"] if len(members) > 1 or kept else 0
-        for siblings in _siblings(members, [len(encodings[number]) - shared for number in members]):
+        for portion, siblings in enumerate(_siblings(members, [len(encodings[number]) - shared for number in members])):
             tokens = sum(len(encodings[number]) - shared for number in siblings) + (0 if kept else shared)
             # Kept documents cost no tokens, but memory.
             holds = first.document_tokens if kept else 0
-            if batch and (size + tokens > batch_tokens or (kept and held + holds > STRETCH_BATCHES * batch_tokens)):
+            # A second portion in the same batch would join the first.
+            full = size + tokens > batch_tokens or (kept and held + holds > STRETCH_BATCHES * batch_tokens)
+            if batch and (full or portion):
                 yield batch
                 batch, size, held = [], 0, 0
             batch += siblings

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +62,8 @@ def test_a_layer_is_near_the_plain_one(how, dtype):
 def test_one_huge_input_column_does_not_drown_the_others():
     torch.manual_seed(2)
     linear, x = nn.Linear(256, 128), torch.randn(50, 256)
-    x[:, 7] = 100.0
-    linear.weight.data[:, 7] = 0.0
+    x[:, :40] = 100.0
+    linear.weight.data[:, :40] = 0.0
     with torch.no_grad():
         plain = linear(x)
         errors = [
@@ -221,6 +222,38 @@ def test_float8_scores_stay_near(monkeypatch, fresh):
     assert fresh.score([("network", document) for document in DOCUMENTS]) == pytest.approx(before, abs=0.05)
     with pytest.raises(InputError, match="already"):
         fresh.quantize("float8")
+
+
+def test_layers_of_few_inputs():
+    for size in (1, 5, 16, 17):
+        linear, x = nn.Linear(size, 3), torch.randn(4, size)
+        for groups in (1, 4, 100):
+            with torch.no_grad():
+                torch.testing.assert_close(Int8Linear(linear, True, x.abs().amax(0), groups)(x), linear(x), atol=0.02, rtol=0)
+
+
+@needs_kernels
+def test_what_8_bits_cannot_do_is_said(fresh, tiny_directory):
+    with fresh.record("decoder.layers.0.mlp.pre"), pytest.raises(InputError, match="inside record"):
+        fresh.quantize("int8")
+    fresh.quantize("int8")
+    with pytest.raises(InputError, match="pickled"):
+        pickle.dumps(fresh.model)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        fresh.model.load_state_dict(fresh.model.state_dict())
+
+
+@needs_kernels
+def test_models_that_differ_in_rounded_weights_differ_in_fingerprint(tiny_directory):
+    one, other = (Reranker.from_pretrained(tiny_directory, dtype="float32") for _ in range(2))
+    weight = other.model.decoder.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[0, 3] -= weight[0, 3].sign() * 0.5 * weight[0].abs().max()
+    for reranker in (one, other):
+        quantize(reranker.model, "int8")
+    layers = [reranker.model.decoder.layers[0].mlp.up_proj for reranker in (one, other)]
+    assert torch.equal(layers[0].scales, layers[1].scales)
+    assert one.fingerprint() != other.fingerprint()
 
 
 def test_recording_works(fresh):

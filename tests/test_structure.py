@@ -12,7 +12,7 @@ ROWS = [
     ["parallel"],
     ["config"],
     ["rotary", "attention"],
-    ["images"],
+    ["fused", "images"],
     ["vision", "decoder", "head", "prompt"],
     ["model"],
     ["batch", "quantize", "cascade", "tensor_parallel"],
