@@ -94,7 +94,7 @@ class Bench:
         return self.pair[1]
 
     def encode(self, length: int, query: str = "network", first: int = 0) -> Any:
-        return self.ours.encode(query, text(length, first), max_length=length)
+        return self.ours.encode(query, text(length, first), max_length=length, max_doc_length=length)
 
     def our_scores(self, encodings: list[Any]) -> list[float]:
         return self.ours.logits_of(encodings)
@@ -179,7 +179,7 @@ class Bench:
         queries = [text(12, first) for first in range(16)]
         documents = [text(790, i) if i % 2 else [{"image": picture(i)}, text(24, i)] for i in range(8)]
         read = [self.ours.read(document) for document in documents]
-        some = [self.ours.encode(query, document, max_length=810) for query in queries for document in read]
+        some = [self.ours.encode(query, document, max_length=810, max_doc_length=810) for query in queries for document in read]
         first = some[:8]
         what = f"16 queries x 8 documents, {sum(map(len, some))} tokens"
         self.compare("many", what, lambda: self.our_scores(some), lambda: self.their_scores(first), times=16)

@@ -28,7 +28,7 @@ def measure(folder: Path, tokens: int, runs: int, methods: list[str]) -> None:
     reranker = Reranker.from_pretrained(folder / "model", dtype="bfloat16")
     words = "the network must be configured after the system was installed on the disk ".split()
     text = " ".join(words[i % len(words)] for i in range(2 * tokens))
-    encoding = reranker.encode("network after installation", text, max_length=tokens)
+    encoding = reranker.encode("network after installation", text, max_length=tokens, max_doc_length=tokens)
 
     def score() -> None:
         with torch.inference_mode():
