@@ -46,6 +46,7 @@ nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and
 
 bench: $(VENV)/.dev  ## speed and memory of the released size beside transformers, random weights: about half an hour, 5 GB of disk
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_explaining.py
 
 bench-training: $(VENV)/.dev  ## memory of a LoRA step at the released size: 2.2 B random parameters, 5 GB of disk
 	$(BIN)/python scripts/bench_training.py
