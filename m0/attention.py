@@ -169,15 +169,13 @@ class Packing:
     @cached_property
     def last_plan(self) -> Plan:
         """The output of each computed sequence's last token; queries are numbered by sequence."""
-        blocks, queries, keys = [], [], []
+        blocks, queries, keys, seen = [], [], [], self._keys()
         prefixes = [0 if parent is None else self.lengths[parent] for parent in self.parents]
         shapes = [pair if i >= self.kept else None for i, pair in enumerate(zip(prefixes, self.lengths, strict=True))]
         for (prefix, length), members in alike(shapes).items():
             blocks.append(Block(len(members), 1, prefix + length, False, members=tuple(members)))
             queries.append(torch.tensor(members) - self.kept)
-            for i in members:
-                parent = self.parents[i]
-                keys += [self._rows(i)] if parent is None else [self._rows(parent), self._rows(i)]
+            keys += [seen[i - self.kept] for i in members]
         return Plan.of(blocks, queries, keys, self.device)
 
     @cached_property

@@ -127,14 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
     evaluate.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
-    evaluate.add_argument(
-        "--batch-tokens", type=int, help="tokens that go through the model at a time (2048 on a CPU, 8192 on a GPU)"
-    )
-    evaluate.add_argument(
-        "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
-    )
-    evaluate.add_argument("--device", help="cpu, cuda, cuda:1, ...")
-    evaluate.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
+    _add_running_arguments(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
     info = commands.add_parser("info", help="print sizes, parameters, type and memory of a model")
@@ -150,6 +143,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_running_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, help="tokens that go through the model at a time (2048 on a CPU, 8192 on a GPU)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
+
+
 def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", help="the query; with --image-query the path or URL of a picture")
     parser.add_argument("documents", nargs="+", metavar="FILE|DIR|DOCUMENTS.jsonl|-", help="what to rank")
@@ -160,15 +164,8 @@ def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-n", type=int, help="show only the best N")
     parser.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
     parser.add_argument("--max-query-length", type=int, default=512, help="tokens of the query's text (512)")
-    parser.add_argument(
-        "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
-    )
     parser.add_argument("--max-image-pixels", type=int, help="refuse larger pictures (178956970)")
-    parser.add_argument(
-        "--batch-tokens", type=int, help="tokens that go through the model at a time (2048 on a CPU, 8192 on a GPU)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
+    _add_running_arguments(parser)
     parser.add_argument(
         "--quantization",
         choices=("int8", "int8-weights", "float8"),

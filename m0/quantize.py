@@ -8,7 +8,7 @@ nearer to each other, the weights' the other way (SmoothQuant, Xiao et al. 2023)
 inputs are numbers of 4 exponent and 3 mantissa bits (e4m3, Micikevicius et al. 2022), each output and each token again with a scale
 of its own.
 
-Scores change: docs/speed.md. What needs plain weights or gradients (adapters, training, saving,
+Scores change: docs/performance.md says by how much. What needs plain weights or gradients (adapters, training, saving,
 gradient-based explanations) is refused, and an "int8" model stays on the CPU.
 """
 
@@ -38,12 +38,17 @@ ZERO = 128
 OUTLIERS = 16
 """Inputs of a layer, the largest in what was shown, that are multiplied apart and unrounded (LLM.int8, Dettmers et al. 2022)."""
 ROWS = 128
+"""Tokens at a time where there are groups, for their sums to stay in the cache."""
 EVENNESS = 0.5
 """SmoothQuant's alpha: how much of the inputs' unevenness goes to the weights."""
 
 
 class QuantizedLinear(nn.Module):
     """What the layers below have in common."""
+
+    scales: Tensor
+    bound = False
+    """Whether it cannot leave its device."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -56,6 +61,15 @@ class QuantizedLinear(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         raise InputError("weights in 8 bits cannot be loaded; load plain ones, and quantize them then.")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        """What `to`, `float` and `cuda` call: the layer may move, but keeps its types."""
+        device = fn(torch.empty(0, device=self.scales.device)).device
+        if device != self.scales.device:
+            if self.bound:
+                raise InputError("a layer in 8 bits stays on the CPU; load the model on the other device.")
+            super()._apply(lambda part: part.to(device), recurse)
+        return self
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
@@ -79,17 +93,11 @@ class Float8Linear(QuantizedLinear):
             (rows / steps).to(torch.float8_e4m3fn),
             cast(Tensor, self.rounded).t(),
             scale_a=steps,
-            scale_b=cast(Tensor, self.scales),
+            scale_b=self.scales,
             out_dtype=torch.bfloat16,
         )
         product = product if self.bias is None else product + self.bias
         return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float8Linear:
-        """What `to`, `float` and `cuda` call: the layer moves, but keeps its types."""
-        device = fn(torch.empty(0, device=cast(Tensor, self.scales).device)).device
-        super()._apply(lambda part: part.to(device), recurse)
-        return self
 
 
 class Int8Linear(QuantizedLinear):
@@ -101,7 +109,7 @@ class Int8Linear(QuantizedLinear):
 
     def __init__(self, linear: nn.Linear, weights_only: bool, largest: Tensor | None = None, groups: int = 1) -> None:
         super().__init__(linear)
-        self.weights_only = weights_only
+        self.weights_only, self.bound = weights_only, not weights_only
         weight = linear.weight.detach().float()
         self.outliers: Tensor
         self.apart: Tensor | None
@@ -113,19 +121,20 @@ class Int8Linear(QuantizedLinear):
             largest = largest.float().clamp_min(1e-6)
             order = largest.argsort(descending=True)
             outliers, others = order.split([some := min(OUTLIERS, len(order) - 1), len(order) - some])
-            others = others if groups > 1 else others.sort().values
             self.register_buffer("outliers", outliers)
             self.register_buffer("apart", weight[:, outliers].T.contiguous())  # (outliers, outputs)
-            self.register_buffer("order", others)
-            weight, largest = weight[:, others], largest[others]
+            weight = weight.index_fill(1, outliers, 0.0)
             if not weights_only:
                 factors = largest**EVENNESS / weight.abs().amax(0).clamp_min(1e-6) ** (1 - EVENNESS)
                 weight = weight * factors
-                self.register_buffer("evened", 1 / factors)
+                self.register_buffer("evened", (1 / factors).index_fill(0, outliers, 0.0))
+            if groups > 1:
+                self.register_buffer("order", others)
+                weight = weight[:, others]
+                self.evened = None if self.evened is None else self.evened[others]
         parts = weight.tensor_split(min(groups, weight.shape[1]), dim=1)
         self.sizes = [part.shape[1] for part in parts]
         scales = torch.stack([part.abs().amax(1).clamp_min(1e-12) / LIMIT for part in parts])
-        self.scales: Tensor
         self.register_buffer("scales", scales)  # (groups, outputs)
         rounded = [(part / scale[:, None]).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
         if weights_only:
@@ -144,7 +153,7 @@ class Int8Linear(QuantizedLinear):
             product = self._plainly(ordered)
         elif len(self.packed) == 1:
             product = self._rounded(ordered)
-        else:  # few at a time, for their sums to stay in the cache
+        else:
             product = torch.cat([self._rounded(some) for some in ordered.split(ROWS)])
         if self.apart is not None:
             product = product.addmm_(rows[:, self.outliers].to(product.dtype), self.apart.to(product.dtype))
@@ -169,15 +178,6 @@ class Int8Linear(QuantizedLinear):
             total = product.mul_(steps) if total is None else total.addcmul_(product, steps)
         assert total is not None
         return total
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
-        """What `to`, `float` and `cuda` call: the layer works in any type and keeps its own."""
-        device = fn(torch.empty(0, device=self.scales.device)).device
-        if device != self.scales.device:
-            if not self.weights_only:
-                raise InputError("a layer in 8 bits stays on the CPU; load the model on the other device.")
-            super()._apply(lambda part: part.to(device), recurse)
-        return self
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise InputError("a model in 8 bits cannot be pickled; save the plain one, and quantize it when it is loaded.")

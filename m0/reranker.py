@@ -844,8 +844,9 @@ def _batches(
         first = encodings[members[0]]
         kept = first.document_key in known
         shared = first.counts["document"] if len(members) > 1 or kept else 0
-        for portion, siblings in enumerate(_siblings(members, [len(encodings[number]) - shared for number in members])):
-            tokens = sum(len(encodings[number]) - shared for number in siblings) + (0 if kept else shared)
+        own = {number: len(encodings[number]) - shared for number in members}
+        for portion, siblings in enumerate(_siblings(own)):
+            tokens = sum(own[number] for number in siblings) + (0 if kept else shared)
             # Kept documents cost no tokens, but memory.
             holds = first.document_tokens if kept else 0
             # A second portion in the same batch would join the first.
@@ -860,11 +861,11 @@ def _batches(
         yield batch
 
 
-def _siblings(members: list[int], own: list[int]) -> Iterator[list[int]]:
-    """Prompts of one document, with as many tokens of their own, in portions that meet one copy of it."""
+def _siblings(own: Mapping[int, int]) -> Iterator[list[int]]:
+    """Numbers of the prompts of one document, given with their own tokens, in portions that meet one copy of it."""
     portion: list[int] = []
     size = 0
-    for number, tokens in zip(members, own, strict=True):
+    for number, tokens in own.items():
         if portion and size + tokens > MAX_SIBLING_TOKENS:
             yield portion
             portion, size = [], 0
