@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from train_nano import (
     Checks,
+    Length,
     cross_encoder_rates,
     initialise,
     list_loss,
@@ -175,7 +176,9 @@ class Ablations:
         languages = sorted({section.language for section in self.material.sections})
         seeing = Seeing(model, writer, self.material, words, vectors, languages, fonts(self.data), 1)
         tower = {1.5e-3: list(model.vision.parameters())}
-        seen = run_stage("seeing", tower, lambda _: seeing.loss(seeing.batch(0.25)), 60 * self.minutes, lambda: None)
+        seen = run_stage(
+            "seeing", tower, lambda _: seeing.loss(seeing.batch(0.25)), Length(seconds=60 * self.minutes), lambda: None
+        )
         write_circuit(model, writer, generator)
         seconds = self._train_cross(model, writer, lists, list_loss)
         model.eval()

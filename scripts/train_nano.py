@@ -1,24 +1,25 @@
 """Train m0-nano from nothing on the data of `build_nano_data.py`, on two CPU cores.
 
-    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--minutes 140]
+    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--steps WORDS SEEING AGAIN CROSS | --minutes 90]
 
 1. A byte-level BPE is trained on the training texts (what is held out is left out).
 2. Meanings of tokens and concepts in closed form (`nano/latent.py`): which tokens occur with which emoji, sections and folders
    of drawings; how rare each token is, and for which languages it speaks.
-3. Words (`nano/words.py`): bags of tokens by the thousand name their concepts. Half of the sections are left out of this and of
-   the step before.
+3. Words (`nano/words.py`): bags of tokens by the thousand name their concepts. Half of the sections and a tenth of the emoji's
+   names are left out of this and of the step before.
 4. Seeing (`nano/seeing.py`): the vision tower learns to show what it sees in the words' meanings: emoji, drawings, and words on
    pages. No decoder layer takes part, so a step costs little.
 5. Words again, towards where the pictures have come to lie.
 6. `nano/circuit.py` writes all this into a decoder that compares means and matches words.
 7. Cross-encoder: all but the vision tower is trained on lists of documents and queries, every query against every document of
-   its list. Its sections are those that the words have not learned by heart, for else it would never need to match words. Each
-   document is read once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax
+   its list. Its sections, and most names of its emoji, are those that the words have not learned by heart, for else it would
+   never need to match words, nor learn how far an unknown name can be trusted. Each document is read once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax
    over each query's documents (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which
    fixes the scale that softmax leaves open.
 
-Learning rates follow the clock, so that a slower machine trains less but always anneals. Seeds are fixed; the number of
-steps that a machine reaches is written to the log and the model card.
+Seeds are fixed. With `--steps` every machine makes the same updates, as many as the weights in the repository have had; with
+`--minutes` learning rates follow the clock, so that a slower machine trains less but always anneals, and the log says how many
+updates it made.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -51,8 +53,10 @@ from m0.checkpoint import load_checkpoint, save_checkpoint
 from m0.config import DecoderConfig, RerankerConfig, VisionConfig
 from m0.model import RerankerModel
 
-SHARES = {"words": 0.08, "seeing": 0.60, "words again": 0.06, "cross-encoder": 0.26}
+SHARES = {"words": 0.07, "seeing": 0.65, "words again": 0.06, "cross-encoder": 0.22}
 """Of the time."""
+STEPS = {"words": 500, "seeing": 2000, "words again": 500, "cross-encoder": 1000}
+"""Updates that the weights in the repository have had."""
 
 
 def log(message: str) -> None:
@@ -205,31 +209,54 @@ def cross_encoder_rates(model: RerankerModel) -> dict[float, list[nn.Parameter]]
 # --- the plain loop ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Length:
+    """Of a stage: by the clock, or in updates."""
+
+    seconds: float = math.inf
+    steps: float = math.inf
+
+    def share(self, seconds: float, steps: int) -> float:
+        """How much of it is over, in [0, 1]."""
+        return min(1.0, max(seconds / self.seconds if self.seconds else 1.0, steps / self.steps if self.steps else 1.0))
+
+    def __bool__(self) -> bool:
+        return self.share(0.0, 0) < 1
+
+
 def run_stage(
     name: str,
     rates: dict[float, list[nn.Parameter]],
     loss_of: Callable[[float], tuple[Tensor, dict[str, float]]],
-    seconds: float,
+    length: Length,
     check: Callable[[], None],
+    matrices: Sequence[nn.Parameter] = (),
+    matrix_rate: float = 2e-3,
 ) -> int:
-    """AdamW for `seconds`, each group of parameters at its rate; warm-up over 3 % of the time, then cosine to zero."""
+    """AdamW, each group of parameters at its rate, and Muon (Jordan et al. 2024) for `matrices`; warm-up over the first 3 %, then
+    cosine to zero. Returns the number of updates."""
     groups = []
     for rate, members in rates.items():
         groups.append({"params": [p for p in members if p.ndim > 1], "weight_decay": 0.02, "rate": rate})
         groups.append({"params": [p for p in members if p.ndim <= 1], "weight_decay": 0.0, "rate": rate})
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    everything = [p for members in rates.values() for p in members]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)]
+    if matrices:
+        group = {"params": list(matrices), "weight_decay": 0.02, "rate": matrix_rate}
+        optimizers.append(torch.optim.Muon([group], adjust_lr_fn="match_rms_adamw"))
+    everything = [p for members in rates.values() for p in members]  # Muon's updates are of one size whatever the gradients'
     begin = shown = time.monotonic()
     steps, noted = 0, defaultdict(list)
-    while (share := (time.monotonic() - begin) / seconds) < 1:
+    while (share := length.share(time.monotonic() - begin, steps)) < 1:
         factor = min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share))
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * factor
         loss, notes = loss_of(share)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * factor
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(everything, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         steps += 1
         for key, value in {"loss": loss.item(), **notes}.items():
             noted[key].append(value)
@@ -318,14 +345,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
-    parser.add_argument("--minutes", type=float, default=140.0, help="of all stages together")
+    lengths = parser.add_mutually_exclusive_group()
+    lengths.add_argument("--minutes", type=float, help="of all stages together")
+    lengths.add_argument(
+        "--steps",
+        type=int,
+        nargs=len(SHARES),
+        default=list(STEPS.values()),
+        metavar="STEPS",
+        help=f"of {', '.join(SHARES)}; no seeing with 0 (default: {' '.join(map(str, STEPS.values()))})",
+    )
     parser.add_argument(
         "--shares",
         type=float,
         nargs=len(SHARES),
         default=list(SHARES.values()),
         metavar="SHARE",
-        help=f"of the time, for {', '.join(SHARES)}; no seeing with 0",
+        help=f"of the minutes, for {', '.join(SHARES)}; no seeing with 0",
     )
     parser.add_argument("--warm", type=Path, help="begin after words with the words and the tower that an earlier run saved")
     parser.add_argument("--threads", type=int, default=2)
@@ -351,7 +387,11 @@ def main() -> None:
     table = model.decoder.embed_tokens.weight
     vectors, languages = write_words(model, writer, material, numbers)
     words = Words(material, writer, numbers, options.seed)
-    seconds, share = 60 * options.minutes, dict(zip(SHARES, options.shares, strict=True))
+    if options.minutes is None:
+        lengths = [Length(steps=steps) for steps in options.steps]
+    else:
+        lengths = [Length(seconds=60 * options.minutes * share) for share in options.shares]
+    length = dict(zip(SHARES, lengths, strict=True))
     steps = {}
 
     def keep(name: str) -> None:
@@ -368,13 +408,13 @@ def main() -> None:
             "words",
             {3e-3: [table], 2e-3: [concepts]},
             lambda _: words.loss(table, F.normalize(concepts, dim=1)),
-            share["words"] * seconds,
+            length["words"],
             lambda: None,
         )
         vectors = F.normalize(concepts.detach(), dim=1)
         log(f"words, {checks.by_bags(model, writer)}")
         keep("words")
-    if share["seeing"]:
+    if length["seeing"]:
         first_plain = 0.4 if options.warm else 0.9
         seeing = Seeing(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
         with ThreadPoolExecutor(1) as beside:  # the next pictures are drawn while the tower computes
@@ -393,7 +433,12 @@ def main() -> None:
 
             tower = [*model.vision.parameters(), *seeing.letters.parameters()]
             steps["seeing"] = run_stage(
-                "seeing", {1.5e-3: tower, 3e-4: [table]}, see, share["seeing"] * seconds, now_and_then(see_check)
+                "seeing",
+                {1.5e-3: [p for p in tower if p.ndim != 2], 3e-4: [table]},
+                see,
+                length["seeing"],
+                now_and_then(see_check),
+                matrices=[p for p in tower if p.ndim == 2],
             )
         log(checks.by_bags(model, writer))
         keep("warm")
@@ -403,7 +448,7 @@ def main() -> None:
         "words again",
         {2e-3: [table]},
         lambda _: words.loss(table, vectors, drawings),
-        share["words again"] * seconds,
+        length["words again"],
         lambda: None,
     )
     log(f"bags, {checks.by_bags(model, writer)}")
@@ -423,7 +468,7 @@ def main() -> None:
         "cross-encoder",
         cross_encoder_rates(model),
         lambda _: list_loss(model, writer, lists.step()),
-        share["cross-encoder"] * seconds,
+        length["cross-encoder"],
         now_and_then(check),
     )
     log(checks.by_model(model, writer))

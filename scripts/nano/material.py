@@ -28,15 +28,21 @@ class Emoji:
     def __init__(self, row: dict, folder: Path) -> None:
         self.category = row["category"]
         self.image = Image.open(folder / row["image"]).convert("RGBA")
-        self.names = {k: v for k, v in row["names"].items() if k not in row["held_out"]}
-        held = {row["names"][k].casefold() for k in row["held_out"]}
+        shown = {language: name for language, name in row["names"].items() if language not in row["held_out"]}
+        self.fresh = {
+            language: name for language, name in shown.items() if not crc32(f"{row['emoji']} {language}".encode()) % 10
+        }
+        """Names that the words stage never sees, a tenth; the cross-encoder's lists ask with them."""
+        self.names = {language: name for language, name in shown.items() if language not in self.fresh}
+        unseen = {language: row["names"][language].casefold() for language in (*row["held_out"], *self.fresh)}
         self.keywords: dict[str, list[str]] = {}
         for language, words in row["keywords"].items():
-            # A held-out name listed among the keywords of its language would not be held out.
-            if words := [word for word in words if language not in row["held_out"] or word.casefold() not in held]:
+            # A name that is held out or fresh would be neither if it were listed among the keywords of its language.
+            if words := [word for word in words if language not in unseen or word.casefold() not in unseen.values()]:
                 self.keywords[language] = words
         self.languages = sorted(set(self.names) | set(self.keywords))
-        self.texts = {t.casefold() for t in (*self.names.values(), *(w for ws in self.keywords.values() for w in ws))}
+        keywords = (word for words in self.keywords.values() for word in words)
+        self.texts = {text.casefold() for text in (*shown.values(), *keywords)}
 
     def text(self, rng: random.Random, short: bool) -> str:
         """A name, a keyword, or as a document several of them."""
@@ -50,6 +56,12 @@ class Emoji:
             # Names are longer than keywords: two keywords together come nearer to one.
             return rng.choice(words) if rng.random() < 0.6 else " ".join(rng.sample(words, min(2, len(words))))
         return ", ".join(rng.sample(words, min(len(words), rng.randint(1, 5))))
+
+    def query(self, rng: random.Random) -> str:
+        """What somebody might ask for it by, mostly a name that the words stage has not seen."""
+        if self.fresh and rng.random() < 0.7:
+            return rng.choice(list(self.fresh.values()))
+        return self.text(rng, short=True)
 
     def picture(self, rng: random.Random, plain: float) -> Image.Image:
         return augment(self.image, rng, plain)

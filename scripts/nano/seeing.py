@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from timeit import Timer
 
 import torch
 from nano.circuit import IMPORTANCE, LANGUAGE, LANGUAGES, MEANING, bag_means
@@ -119,6 +120,7 @@ class Seeing:
         self.vocabulary = [word for word, _ in counted.most_common(VOCABULARY) if word.strip()]
         self.letter_number = {letter: number for number, (letter, _) in enumerate(letters.most_common(LETTERS))}
         self.letters = nn.Linear(model.config.decoder.hidden_size, LETTERS)
+        self.bfloat16 = bfloat16_is_faster()
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +195,7 @@ class Seeing:
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         # The mathematical kernel's backward pass is much faster than the flash kernel's at these lengths.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16), sdpa_kernel(SDPBackend.MATH):
             seen = []
             for start in range(0, len(batch.pictures), PORTION):  # what fits the processor's cache
                 seen += [part.float() for part in look(self.model, batch.pictures[start : start + PORTION])]
@@ -261,6 +263,16 @@ class Seeing:
         """Where words lie, each of length 1, (words, meanings)."""
         ids, owners = Ragged([self.writer.words(word) for word in words]).take(torch.arange(len(words)))
         return F.normalize(bag_means(self.model.decoder.embed_tokens.weight[ids], owners, len(words)), dim=1)
+
+
+def bfloat16_is_faster() -> bool:
+    """Whether matrix products of the tower's sizes are, on this processor; some have the instructions and no more speed by them."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        x, weight = torch.ones(2304, 192, dtype=dtype), torch.ones(768, 192, dtype=dtype)
+        return Timer(lambda: F.linear(x, weight)).timeit(20)
+
+    return min(seconds(torch.bfloat16) for _ in range(5)) < min(seconds(torch.float32) for _ in range(5))
 
 
 def telling(directions: Tensor, vectors: Tensor, answer: Tensor) -> tuple[Tensor, dict[str, float]]:
