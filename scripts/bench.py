@@ -1,6 +1,6 @@
 """Speed and memory of the released size (2.2 B random parameters) on this machine, beside transformers' Qwen2-VL.
 
-    python scripts/bench.py [--only NAME ...] [--runs 3] [--threads 2] [--json FILE] [--folder DIR]
+    python scripts/bench.py [--only NAME ...] [--runs 3] [--threads 2] [--json FILE] [--plot FILE] [--folder DIR]
 
 Both run in one process on the same weights, in bfloat16, turn by turn; figures are medians. The reference is called as the
 vendor's code calls it: batches of 8, left-padded, SDPA (`tests/parity/reference.py`). Prompts are tokenized and pictures opened
@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ def text(words: int, first: int = 0) -> str:
 class Bench:
     """Ours and the reference on the same weights, and the table of what was found."""
 
-    def __init__(self, runs: int) -> None:
-        self.runs, self.rows = runs, []
+    def __init__(self, runs: int, plot: Path | None = None) -> None:
+        self.runs, self.plot, self.rows = runs, plot, []
         self.plain: float | None = None
 
     @cached_property
@@ -201,12 +201,13 @@ class Bench:
             self.row("profile", f"{name}: {shares}", f"{total / 1e6:.2f}", "", "")
 
     def growth(self) -> None:
-        found = []
+        found, attentions = [], []
         for length in (1000, 2000, 4000, 10_000):
             some = [self.encode(length)]
             seconds = min(timed(lambda some=some: self.our_scores(some)) for _ in range(2))
             attention = self.attention(length)
             found.append((length, (seconds - attention) / length))
+            attentions.append(attention)
             self.row(
                 "growth",
                 f"{length} tokens",
@@ -216,6 +217,8 @@ class Bench:
             )
         rates = [rate for _, rate in found]
         self.row("growth", "largest over smallest, without attention", "", "", f"{max(rates) / min(rates):.2f}", 1.25)
+        if self.plot:
+            draw_growth(*zip(*found, strict=True), attentions, self.plot)
 
     def attention(self, length: int) -> float:
         """Seconds of all layers' attention alone on one sequence."""
@@ -285,6 +288,22 @@ class Bench:
                     f"{plain:.3f}",
                     f"{plain / mine:.2f}",
                 )
+
+
+def draw_growth(lengths: Sequence[int], rates: Sequence[float], attentions: Sequence[float], path: Path) -> None:
+    """Seconds of a text by its length; `rates`: seconds a token without attention; `attentions`: seconds of attention."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    rest = [length * rate for length, rate in zip(lengths, rates, strict=True)]
+    axes.plot(lengths, [a + b for a, b in zip(rest, attentions, strict=True)], marker="o", label="whole")
+    axes.plot(lengths, rest, marker="o", label="without attention")
+    axes.plot(lengths, [length * rates[0] for length in lengths], "k:", label=f"at the rate of {lengths[0]} tokens")
+    axes.set_xlabel("tokens of text")
+    axes.set_ylabel("seconds")
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def logits_by(reference: Any, encodings: list[Any]) -> list[float]:
@@ -411,6 +430,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--plot", type=Path, help="draw the growth there")
     parser.add_argument("--folder", type=Path, help="where to put a checkpoint of 5 GB; default: a temporary folder")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -431,7 +451,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             rows += measure_processes(apart, Path(folder), options.runs, options.threads)
     if len(apart) < len(options.only):
-        bench = Bench(options.runs)
+        bench = Bench(options.runs, options.plot)
         for name in IN_ONE_PROCESS:
             if name in options.only:
                 getattr(bench, name)()

@@ -75,6 +75,26 @@ def test_standard_input(capsys, tiny_directory, monkeypatch):
     assert "-:5 is not a line of JSON" in err
 
 
+def test_a_full_disk_for_kept_documents_is_told_and_nothing_else_changes(
+    capsys, tiny_directory, folder, tmp_path_factory, monkeypatch
+):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    # Long enough to be worth keeping.
+    (folder / "long.jsonl").write_text(json.dumps("ein rotes Herz " * 40) + "\n" + json.dumps("zwei Zeilen " * 40) + "\n")
+    _, expected, _ = rank_json(capsys, tiny_directory, "q", folder / "long.jsonl", "--dtype", "float32")
+    monkeypatch.setattr("m0.documents.write_beside", full)
+    kept = tmp_path_factory.mktemp("kept")
+    status, report, err = rank_json(
+        capsys, tiny_directory, "q", folder / "long.jsonl", "--dtype", "float32", "--documents-folder", kept
+    )
+    assert status == 0
+    assert f"m0: 2 of the documents could not be kept in {kept}" in err
+    logits = {result["index"]: result["logit"] for result in report["results"]}
+    assert logits == pytest.approx({result["index"]: result["logit"] for result in expected["results"]}, abs=1e-5)
+
+
 def test_a_table_for_people(capsys, tiny_directory, folder):
     status, out, _ = run(capsys, "rank", "q", folder, "--model", tiny_directory)
     assert status == 0
