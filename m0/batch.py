@@ -19,14 +19,23 @@ from m0.attention import Packing, alike, sent
 from m0.decoder import KeysValues
 from m0.images import Picture
 from m0.model import RerankerModel
-from m0.prompt import Encoding
+from m0.prompt import Encoding, whole_number
 from m0.rotary import Grid
 
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 8192
+"""Tokens that go through the model at a time unless told otherwise: what a CPU's cache holds, and what fills a GPU."""
 MIN_SHARED_TOKENS = 8
 """Sharing less than this does not pay for the bookkeeping."""
 Precision = Literal["same", "bfloat16", "int8"]
 """How kept keys and values are stored: in the model's type, rounded to bfloat16, or as whole numbers from -127 to 127 times a
 scale for each token and head."""
+
+
+def tokens_at_a_time(batch_tokens: int | None, device: torch.device) -> int:
+    """How many tokens go through the model at a time: as told, or what suits the device. Raises InputError for less than 1."""
+    if batch_tokens is not None:
+        return whole_number(batch_tokens, "batch_tokens")
+    return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
 
 
 class Beginning(Protocol):

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from m0.attention import alike
-from m0.batch import Batch, DocumentState, compute_states
+from m0.batch import Batch, DocumentState, compute_states, tokens_at_a_time
 from m0.cascade import Cascade
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
 from m0.documents import DocumentCache
@@ -50,8 +50,6 @@ from m0.parallel import agreed, is_split, shared_out
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
 from m0.quantize import Quantization, check_quantization, is_quantized, largest_inputs, quantize
 
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 8192
-"""Tokens that go through the model at a time unless told otherwise: what a CPU's cache holds, and what fills a GPU."""
 KEPT_VISUAL_TOKENS = 16384
 """Visual tokens of pictures already looked at that are kept during a call, for pairs that show them again."""
 STRETCH_BATCHES = 4
@@ -291,7 +289,7 @@ class Reranker:
         if shared and not dist.is_initialized():
             raise InputError("shared is set, but there are no processes to share with; see m0.parallel.processes.")
         query_parts = self._parts(query, "query")
-        batch_tokens = self._batch_tokens(batch_tokens)
+        batch_tokens = tokens_at_a_time(batch_tokens, self.model.device)
         results: list[RankedDocument] = []
         failed: list[FailedDocument] = []
         waiting: dict[int, Encoding] = {}
@@ -353,7 +351,7 @@ class Reranker:
     ) -> list[float]:
         """Relevance, between 0 and 1, of each (query, document) pair. Arguments and errors as for `rank`."""
         limits = Limits(max_length, max_query_length, max_doc_length)
-        logits = self._logits(self._encode_pairs(pairs, limits), self._batch_tokens(batch_tokens), progress)
+        logits = self._logits(self._encode_pairs(pairs, limits), tokens_at_a_time(batch_tokens, self.model.device), progress)
         return relevance(logits, self.model.config.logit_bias).tolist()
 
     def prepare(
@@ -378,7 +376,7 @@ class Reranker:
         """
         _check_list(documents)
         limits = Limits(max_length, max_query_length, max_doc_length)
-        batch_tokens = self._batch_tokens(batch_tokens)
+        batch_tokens = tokens_at_a_time(batch_tokens, self.model.device)
         if self.sessions:
             raise InputError(
                 "documents cannot be prepared inside record() or edit(), which see every pair from its first token."
@@ -425,7 +423,7 @@ class Reranker:
 
     def logits_of(self, encodings: list[Encoding], batch_tokens: int | None = None, progress: bool = False) -> list[float]:
         """The model's raw output for prompts that `encode` has written."""
-        return self._logits(encodings, self._batch_tokens(batch_tokens), progress).tolist()
+        return self._logits(encodings, tokens_at_a_time(batch_tokens, self.model.device), progress).tolist()
 
     def read(self, value: Any, side: Literal["query", "document"] = "document") -> list[Part]:
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place."""
@@ -481,7 +479,7 @@ class Reranker:
         bar = Progress(len(typed), "scoring", show_progress)
         for start in range(0, len(typed), batch_size):
             encodings = self._encode_pairs(typed[start : start + batch_size], limits, start)
-            logits = self._logits(encodings, self._batch_tokens(None), False)
+            logits = self._logits(encodings, tokens_at_a_time(None, self.model.device), False)
             scores += (relevance(logits, self.model.config.logit_bias) if normalize_scores else logits).tolist()
             bar.advance(len(encodings))
         bar.close()
@@ -658,11 +656,6 @@ class Reranker:
                 raise type(error)(f"pair {number}: {error}") from None
             encodings.append(encoding)
         return encodings
-
-    def _batch_tokens(self, given: int | None) -> int:
-        if given is not None:
-            return whole_number(given, "batch_tokens")
-        return CPU_BATCH_TOKENS if self.model.device.type == "cpu" else GPU_BATCH_TOKENS
 
     def _logits(
         self,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m0.batch import tokens_at_a_time
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
 from m0.explain.flow import explained, inputs_of, logits_of
@@ -83,8 +84,11 @@ def _bands(cells: int) -> list[tuple[int, int]]:
 class Game:
     """Logits of a prompt with any of its players left out."""
 
-    def __init__(self, reranker: Scorer, encoding: Encoding, players: Sequence[Player], batch_tokens: int = 8192) -> None:
-        self.reranker, self.encoding, self.players, self.batch_tokens = reranker, encoding, list(players), batch_tokens
+    def __init__(
+        self, reranker: Scorer, encoding: Encoding, players: Sequence[Player], batch_tokens: int | None = None
+    ) -> None:
+        self.reranker, self.encoding, self.players = reranker, encoding, list(players)
+        self.batch_tokens = tokens_at_a_time(batch_tokens, reranker.model.device)
         self.start, self.baseline = inputs_of(reranker, encoding), baseline_of(reranker, encoding)
         self.shown = image(encoding)
         self.known: dict[frozenset[int], float] = {}
@@ -133,7 +137,7 @@ class Game:
 
 
 def occlusion(
-    reranker: Scorer, encoding: Encoding, unit: Unit = "word", matrix: bool = False, batch_tokens: int = 8192
+    reranker: Scorer, encoding: Encoding, unit: Unit = "word", matrix: bool = False, batch_tokens: int | None = None
 ) -> Explanation:
     """Occlusion (Zeiler & Fergus 2014): how much the logit falls when one word, sentence or region is left out. Signed; no sum is
     promised.
@@ -159,7 +163,12 @@ def occlusion(
 
 
 def shapley(
-    reranker: Scorer, encoding: Encoding, permutations: int = 16, unit: Unit = "word", seed: int = 0, batch_tokens: int = 8192
+    reranker: Scorer,
+    encoding: Encoding,
+    permutations: int = 16,
+    unit: Unit = "word",
+    seed: int = 0,
+    batch_tokens: int | None = None,
 ) -> Explanation:
     """Shapley values by sampled orders (Castro et al. 2009), each order also backwards, which evens the sample out. Signed.
 

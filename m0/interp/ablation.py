@@ -24,7 +24,7 @@ def head_ablation(
     how: Literal["zero", "mean", "resample"] = "zero",
     reference: Sequence[Any] | None = None,
     seed: int = 0,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
 ) -> Grid:
     """How much the logit changes when a head of the decoder says nothing, or nothing of this pair; mean over the pairs.
 
@@ -89,7 +89,7 @@ def attention_knockout(
     pair: Any,
     cuts: Mapping[str, tuple[Selector, Selector]] | None = None,
     window: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
 ) -> Grid:
     """How much the logit changes when some tokens may no longer look at others (Geva et al. 2023).
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from m0.batch import tokens_at_a_time
 from m0.errors import InputError
 from m0.interp.cache import Cache, Recording
 from m0.interp.edits import Edit, Editing, replace
@@ -34,7 +35,7 @@ def activation_patching(
     taps: str | Iterable[str] = "decoder.layers.*.residual.before",
     positions: Mapping[str, Selector] | None = None,
     by_head: bool | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
 ) -> Grid:
     """What share of the clean logit comes back when one activation of the corrupted run is replaced by the clean run's.
 
@@ -44,7 +45,7 @@ def activation_patching(
         positions: groups of tokens by name, one column each, looked up in the clean prompt; None: every token by itself, or all
             together where heads are told apart.
         by_head: tell heads apart (rows are then layer and head); None: where the taps have heads.
-        batch_tokens: tokens that go through the model at a time.
+        batch_tokens: tokens that go through the model at a time; None: what suits the device.
 
     Returns: (logit - corrupted) / (clean - corrupted), 0 where nothing comes back and 1 where all does. Raises InputError where
     the two prompts have different lengths or equal logits.
@@ -164,11 +165,11 @@ def path_patching(
 
 
 def run_variants(
-    reranker: Scorer, encoding: Encoding, variants: Sequence[Sequence[tuple[Tap, Edit]]], batch_tokens: int = 8192
+    reranker: Scorer, encoding: Encoding, variants: Sequence[Sequence[tuple[Tap, Edit]]], batch_tokens: int | None = None
 ) -> Tensor:
     """Logits of one prompt under different edits of the decoder, (variants,), float64: many at a time, each a sequence of its own.
     Its pictures are looked at once."""
-    at_once = max(1, batch_tokens // len(encoding))
+    at_once = max(1, tokens_at_a_time(batch_tokens, reranker.model.device) // len(encoding))
     found = []
     seen: dict[bytes, Tensor] = {}
     for start in range(0, len(variants), at_once):
