@@ -58,7 +58,7 @@ def test_patching_everything_gives_the_clean_logit(tiny, pair, tap):
     grid = activation_patching(tiny, *pair, taps=tap, positions={"all": everything, "none of it": everything - everything})
     recovered = grid.notes["corrupted"] + grid.values[0, 0] * (grid.notes["clean"] - grid.notes["corrupted"])
     assert float(recovered) == pytest.approx(grid.notes["clean"], abs=1e-6)
-    assert grid.values[0, 1] == 0
+    assert grid.values[0, 1].abs() < 1e-4  # a sequence's place in the batch may change its last bit
     assert grid.notes["clean"] == pytest.approx(tiny.logits([CLEAN])[0], abs=1e-6)
 
 
