@@ -12,7 +12,7 @@ from m0.errors import InputError
 from m0.interp.edits import Edit, EditFunction, mean, resample, zero
 from m0.interp.grid import Axis, Grid, layers_and_heads
 from m0.interp.patching import recorded, run_variants
-from m0.interp.positions import Selector, document, everything, image, query, score_token
+from m0.interp.positions import Selector, check_selector, document, everything, image, query, score_token
 from m0.interp.session import Scorer, prompts
 from m0.interp.taps import find_taps
 from m0.prompt import Encoding
@@ -46,6 +46,8 @@ def head_ablation(
     values: dict[str, Tensor] = {}
     if how != "zero":
         others = encodings if reference is None else prompts(reranker, reference)
+        if not others:
+            raise InputError("the list of reference pairs is empty.")
         caches = [recorded(reranker, [other], taps)[0] for other in others]
         values = {tap.name: torch.cat([cache[tap.name].tensor for cache in caches]) for tap in taps}
 
@@ -102,14 +104,18 @@ def attention_knockout(
     """
     (encoding,) = prompts(reranker, [pair])
     wanted = standard_cuts(encoding) if cuts is None else dict(cuts)
+    if not wanted:
+        raise InputError("there is no cut to make.")
     taps = find_taps(reranker.model.config, "decoder.layers.*.attention.scores")
     width = len(taps) if window is None else window
     if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= len(taps):
         raise InputError(f"window is {window!r}, but must be between 1 and {len(taps)}, the number of layers.")
     variants: list[list[Any]] = [[]]
     columns = [taps[start : start + width] for start in range(len(taps) - width + 1)]
-    for who, whom in wanted.values():
-        lookers, looked_at = who(encoding), whom(encoding)
+    for name, (who, whom) in wanted.items():
+        for selector in (who, whom):
+            check_selector(selector, f"cut {name!r}")
+        lookers, looked_at = who.found(encoding), whom.found(encoding)
         # A token that sees nothing has no softmax, so each keeps itself.
         itself = torch.tensor(lookers)[:, None] == torch.tensor(looked_at)[None, :]
         edit = Edit(_forbid(itself), at=who, to=whom)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from m0.attention import Block
 from m0.errors import InputError
-from m0.interp.positions import Selector
+from m0.interp.positions import Selector, check_selector
 from m0.interp.session import Scorer, Session, patch_rows
 from m0.interp.taps import Tap, check_heads
 from m0.prompt import Encoding
@@ -79,8 +79,14 @@ class Activation(Sequence[Tensor]):
         """
         if pair is None and len(self) != 1:
             raise InputError(f"{self.tap.name} was recorded for {len(self)} pairs; say which one: at(..., pair=0).")
+        check_selector(where, "where")
+        if to is not None:
+            check_selector(to, "to")
+            if not self.tap.is_pattern:
+                raise InputError(f"`to` chooses keys of scores and patterns, and {self.tap.name} is neither.")
         pair = 0 if pair is None else pair
-        encoding, parts = self.encodings[pair], self._of(pair)
+        parts = self._of(pair)
+        encoding = self.encodings[pair]
         if self.tap.rows not in ("patches", "cells"):
             rows = self._rows(where, encoding, parts[0])
             if not self.tap.is_pattern:
@@ -99,7 +105,7 @@ class Activation(Sequence[Tensor]):
 
     def _rows(self, where: Selector, encoding: Encoding, kept: Kept) -> list[int]:
         places = {token: row for row, token in enumerate(kept.tokens)}
-        chosen = where(encoding)
+        chosen = where.found(encoding)
         if missing := [token for token in chosen if token not in places]:
             raise InputError(
                 f"{self.tap.name} was not recorded at token {missing[0]} ({where}); "
@@ -128,7 +134,7 @@ class Activation(Sequence[Tensor]):
 def rows_by_picture(tap: Tap, where: Selector, encoding: Encoding) -> list[list[int]]:
     """Rows of the patches (visual tokens) under some tokens, for each of the prompt's pictures. Raises InputError where a token is
     none of a picture."""
-    chosen = where(encoding)
+    chosen = where.found(encoding)
     if outside := [token for token in chosen if encoding.origins[token].kind != "image"]:
         raise InputError(f"{tap.name} holds pictures, but token {outside[0]} ({where}) is none of a picture.")
     return patch_rows(tap, encoding, chosen)
@@ -202,6 +208,8 @@ class Recording(Session):
     records = True
 
     def __init__(self, reranker: Scorer, taps: Sequence[Tap], at: Selector | None = None, every_token: bool = False) -> None:
+        if at is not None:
+            check_selector(at, "at")
         super().__init__(reranker, taps, every_token)
         self.at, self.cache = at, Cache()
 
@@ -214,6 +222,8 @@ class Recording(Session):
     def begin(self, encodings: Sequence[Encoding]) -> None:
         super().begin(encodings)
         self.cache._calls += [self.calls] * len(encodings)
+        if self.at is not None:
+            self.check_found(self.watched, self.at)
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
         shares = []

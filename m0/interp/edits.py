@@ -15,9 +15,10 @@ from torch import Tensor
 
 from m0.attention import Block
 from m0.errors import InputError
-from m0.interp.positions import Selector
+from m0.interp.positions import Selector, check_selector
 from m0.interp.session import Scorer, Session, Share
 from m0.interp.taps import Tap, check_heads, find_taps
+from m0.prompt import Encoding
 
 EditFunction = Callable[[Tensor], Tensor]
 """Gets the chosen part of one pair's activation, rows first (scores and pattern: heads, queries, keys)."""
@@ -28,17 +29,21 @@ def zero(x: Tensor) -> Tensor:
 
 
 def scale(factor: float) -> EditFunction:
-    """Multiply."""
+    """Multiply. Raises InputError for what is no number."""
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise InputError(f"factor is {factor!r}, but must be a number.")
     return lambda x: x * factor
 
 
 def add(vector: Tensor) -> EditFunction:
-    """Steer: add a vector to every row (Turner et al. 2023)."""
-    return lambda x: x + vector.to(x.device, x.dtype)
+    """Steer: add a vector to every row (Turner et al. 2023). Shapes must agree or broadcast."""
+    put = replace(vector)
+    return lambda x: x + put(x)
 
 
 def replace(value: Tensor) -> EditFunction:
     """Put this in its place: activation patching (Vig et al. 2020, Meng et al. 2022). Shapes must agree or broadcast."""
+    _check_tensor(value)
 
     def put(x: Tensor) -> Tensor:
         try:
@@ -53,11 +58,13 @@ def replace(value: Tensor) -> EditFunction:
 
 def mean(values: Tensor) -> EditFunction:
     """Put the mean of other rows in the place of every row. `values`: (rows, ...), such as were recorded on other pairs."""
+    _check_tensor(values, rows=True)
     return replace(values.mean(0, keepdim=True))
 
 
 def resample(values: Tensor, seed: int = 0) -> EditFunction:
     """Put a row drawn at random from others in the place of each row, whatever its position. `values`: (rows, ...)."""
+    _check_tensor(values, rows=True)
     generator = torch.Generator().manual_seed(seed)
 
     def put(x: Tensor) -> Tensor:
@@ -65,6 +72,13 @@ def resample(values: Tensor, seed: int = 0) -> EditFunction:
         return replace(values[chosen.to(values.device)])(x)
 
     return put
+
+
+def _check_tensor(value: Any, rows: bool = False) -> None:
+    if not isinstance(value, Tensor):
+        raise InputError(f"an edit is given {type(value).__name__}, but must be given a tensor.")
+    if rows and (value.ndim == 0 or not len(value)):
+        raise InputError(f"an edit is given a tensor of shape {tuple(value.shape)}, which has no rows.")
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,11 @@ class Editing(Session):
         every_token: bool = False,
     ) -> Editing:
         """The same place for every edit; taps by shell patterns."""
+        if not isinstance(edits, Mapping) or not edits:
+            raise InputError("edits must be a mapping of taps' names to functions, and not an empty one.")
+        for name, where in (("at", at), ("to", to)):
+            if where is not None:
+                check_selector(where, name)
         by_tap: dict[Tap, list[Edit]] = {}
         for names, function in edits.items():
             if not callable(function):
@@ -109,6 +128,13 @@ class Editing(Session):
             for tap in find_taps(reranker.model.config, names):
                 by_tap.setdefault(tap, []).append(Edit(function, at, to, check_heads(tap, heads)))
         return cls(reranker, by_tap, every_token)
+
+    def begin(self, encodings: Sequence[Encoding]) -> None:
+        super().begin(encodings)
+        for tap, some in self.edits.items():
+            for where, pair in {(w, edit.pair) for edit in some for w in (edit.at, edit.to) if w is not None}:
+                if pair is None:  # experiments, which say the pair, have looked themselves
+                    self.check_found([tap], where)
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
         result = x

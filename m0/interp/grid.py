@@ -106,8 +106,18 @@ class Grid:
         axes.set_ylabel(rows.name)
         axes.set_title(self.title, fontsize=9)
         if path is not None:
-            figure.savefig(path, dpi=150)
+            save(figure, path)
         return figure
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a matplotlib figure. Raises InputError where the path refuses or names no kind of picture that matplotlib writes."""
+    if os.path.isdir(path):
+        raise InputError(f"{path} cannot be written: it is a folder.")
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from m0.interp.cache import Recording
 from m0.interp.grid import Axis, Grid
 from m0.interp.patching import recorded, token_label
-from m0.interp.positions import Selector, score_token
+from m0.interp.positions import Selector, check_selector, score_token
 from m0.interp.session import Scorer, forward, prompts, silence
 from m0.interp.taps import acting, find_taps
 from m0.rotary import working_dtype
@@ -28,6 +28,8 @@ def score_lens(reranker: Scorer, pair: Any, where: Selector = score_token) -> Gr
     Returns: logits by layer (what goes into each, then the last one's output) and token.
     """
     (encoding,) = prompts(reranker, [pair])
+    check_selector(where, "where")
+    labels = [token_label(encoding, number) for number in where.found(encoding)]
     model = reranker.model
     last = model.config.decoder.num_layers - 1
     names = ["decoder.layers.*.residual.before", f"decoder.layers.{last}.residual.after"]
@@ -35,7 +37,6 @@ def score_lens(reranker: Scorer, pair: Any, where: Selector = score_token) -> Gr
     with torch.no_grad(), silence(reranker.sessions):
         read = [model.head(model.decoder.norm(cache[name].at(where))).double().cpu() for name in cache.names]
     layers = [*(f"before {i}" for i in range(last + 1)), "end"]
-    labels = [token_label(encoding, number) for number in where(encoding)]
     return Grid("score lens", (Axis("layer", layers), Axis("token", labels)), torch.stack(read), {"logit": float(logit)})
 
 

@@ -17,7 +17,7 @@ from m0.errors import InputError
 from m0.interp.cache import Cache, Recording
 from m0.interp.edits import Edit, Editing, replace
 from m0.interp.grid import Axis, Grid, agreement
-from m0.interp.positions import Selector, everything, tokens
+from m0.interp.positions import Selector, check_selector, everything, tokens
 from m0.interp.session import Scorer, forward, prompts
 from m0.interp.taps import Tap, check_heads, find_taps
 from m0.prompt import Encoding
@@ -129,13 +129,20 @@ def path_patching(
     experiment = _Experiment(reranker, clean, corrupted, "decoder.layers.*.attention.z", {"all": everything}, True)
     layers = range(decoder.num_layers)
     chosen = [(layer, head) for layer in layers for head in range(decoder.num_heads)] if senders is None else list(senders)
+    if not chosen:
+        raise InputError("the list of senders is empty.")
     z_taps = find_taps(reranker.model.config, "decoder.layers.*.attention.z")
     for layer, head in chosen:
         if not (0 <= layer < decoder.num_layers and 0 <= head < decoder.num_heads):
             raise InputError(f"the sender ({layer}, {head}) is not a head of the decoder.")
     inputs: dict[Tap, list[int]] = {}
     for receiver in receivers or ():
-        if len(receiver) != 3 or receiver[2] not in ("query", "key", "value") or not 0 <= receiver[0] < decoder.num_layers:
+        if (
+            not isinstance(receiver, tuple | list)
+            or len(receiver) != 3
+            or receiver[2] not in ("query", "key", "value")
+            or not 0 <= receiver[0] < decoder.num_layers
+        ):
             raise InputError(f"the receiver {receiver!r} is not (layer, head, 'query', 'key' or 'value') of the decoder.")
         layer, head, part = receiver
         (tap,) = find_taps(reranker.model.config, f"decoder.layers.{layer}.attention.{part}")
@@ -224,9 +231,13 @@ class _Experiment:
         self.rows: list[tuple[Tap, list[int] | None]] = [
             (tap, numbers) for tap in found for numbers in ([[head] for head in range(tap.heads)] if heads else [None])
         ]
-        groups = dict(positions) if positions is not None else self._each_token(heads)
+        groups = self._each_token(heads) if positions is None else positions
+        if not isinstance(groups, Mapping) or not groups:
+            raise InputError("positions must be a mapping of names to selectors, and not an empty one.")
+        for name, where in groups.items():
+            check_selector(where, f"position {name!r}")
         # Words may be found in the clean prompt alone: what counts is where they stand there.
-        self.groups = {name: tokens(*where(self.clean)) for name, where in groups.items()}
+        self.groups = {name: tokens(*where.found(self.clean)) for name, where in groups.items()}
         self.cache, logits = recorded(reranker, [self.clean], found)
         self.clean_logit = float(logits[0])
         # Computed as the variants are, with all tokens of the last layer.

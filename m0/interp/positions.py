@@ -13,9 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from m0.errors import InputError
 from m0.images import Picture
+from m0.interp.scripts import is_spaced
 from m0.prompt import Encoding, Side
 
 
@@ -30,17 +32,32 @@ class Selector:
         """Token numbers, ascending. Raises InputError where the prompt has no such tokens."""
         return sorted(set(self.choose(encoding)))
 
+    def found(self, encoding: Encoding) -> list[int]:
+        """The same, but raises InputError where it chooses none."""
+        if not (chosen := self(encoding)):
+            raise InputError(f"{self.name} finds no token in this prompt.")
+        return chosen
+
     def __or__(self, other: Selector) -> Selector:
+        check_selector(other, "what is joined")
         return Selector(lambda encoding: [*self(encoding), *other(encoding)], f"{self.name} | {other.name}")
 
     def __and__(self, other: Selector) -> Selector:
+        check_selector(other, "what is joined")
         return Selector(lambda encoding: list(set(self(encoding)) & set(other(encoding))), f"{self.name} & {other.name}")
 
     def __sub__(self, other: Selector) -> Selector:
+        check_selector(other, "what is taken away")
         return Selector(lambda encoding: list(set(self(encoding)) - set(other(encoding))), f"{self.name} - {other.name}")
 
     def __str__(self) -> str:
         return self.name
+
+
+def check_selector(value: Any, name: str) -> None:
+    """Raises InputError for anything that is no selector."""
+    if not isinstance(value, Selector):
+        raise InputError(f"{name} is {value!r}, but must be a selector such as document.words('Alpi') or query.all.")
 
 
 class SideTokens(Selector):
@@ -85,10 +102,13 @@ class SideTokens(Selector):
     def words(self, text: str, occurrence: int | None = None) -> Selector:
         """The tokens of a word or phrase, upper and lower case alike. `occurrence`: only that one, from 0; None: all of them.
 
-        Whole words are looked for first; where there is none (scripts without blanks), the text anywhere. Raises InputError.
+        Whole words are looked for; in scripts without blanks, and of what neither begins nor ends with a letter, the text anywhere.
+        Raises InputError.
         """
         if not isinstance(text, str):
             raise InputError(f"words are asked for by {type(text).__name__}, but must be by text.")
+        if occurrence is not None and (isinstance(occurrence, bool) or not isinstance(occurrence, int) or occurrence < 0):
+            raise InputError(f"occurrence is {occurrence!r}, but must be a whole number from 0 on, or None for all.")
 
         def choose(encoding: Encoding) -> list[int]:
             places = [
@@ -117,9 +137,10 @@ class SideTokens(Selector):
 def _find(text: str, part: str) -> list[re.Match[str]]:
     if not text.strip():
         return []
-    escaped = re.escape(text)
-    whole = list(re.finditer(rf"(?<!\w){escaped}(?!\w)", part, re.IGNORECASE))
-    return whole or list(re.finditer(escaped, part, re.IGNORECASE))
+    # Between letters of scripts with blanks no word begins or ends.
+    before = r"(?<!\w)" if is_spaced(text[0]) else ""
+    after = r"(?!\w)" if is_spaced(text[-1]) else ""
+    return list(re.finditer(f"{before}{re.escape(text)}{after}", part, re.IGNORECASE))
 
 
 class ImageTokens(Selector):
@@ -135,6 +156,9 @@ class ImageTokens(Selector):
 
     def cell(self, row: int, column: int, picture: int = 0) -> Selector:
         """One visual token by its place in the picture's grid."""
+        for name, value in (("row", row), ("column", column)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InputError(f"{name} is {value!r}, but must be a whole number.")
 
         def choose(encoding: Encoding) -> list[int]:
             shown, tokens = picture_tokens(encoding, picture)
@@ -147,6 +171,9 @@ class ImageTokens(Selector):
 
     def box(self, left: float, top: float, right: float, bottom: float, picture: int = 0) -> Selector:
         """The visual tokens that show any part of this box, in pixels of the original picture (right and bottom excluded)."""
+        edges = (left, top, right, bottom)
+        if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in edges) or left >= right or top >= bottom:
+            raise InputError(f"the box {edges} must be numbers, left below right and top below bottom.")
 
         def choose(encoding: Encoding) -> list[int]:
             shown, tokens = picture_tokens(encoding, picture)
@@ -186,6 +213,9 @@ everything = Selector(lambda encoding: range(len(encoding)), "everything")
 
 def tokens(*numbers: int) -> Selector:
     """Tokens by number, for those who have them; negative ones count from the end."""
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise InputError(f"a token is asked for by {number!r}, but must be by a whole number.")
 
     def choose(encoding: Encoding) -> list[int]:
         length = len(encoding)

@@ -139,6 +139,16 @@ class Session:
                 end = starts[sequence] + lengths[sequence]
                 yield Share(number, (slice(starts[sequence], end),), range(lengths[sequence]))
 
+    def check_found(self, taps: Iterable[Tap], where: Selector) -> None:
+        """Raises InputError where a selector finds nothing in any pair of this call."""
+        chosen = [(encoding, where(encoding)) for encoding in self.encodings[self.first :]]
+        for tap in taps:
+            of_pictures = tap.rows in ("patches", "cells")
+            if not any(not of_pictures or e.origins[token].kind == "image" for e, some in chosen for token in some):
+                raise InputError(
+                    f"{where} finds no {'visual token' if of_pictures else 'token'} for {tap.name} in what is scored."
+                )
+
     def chosen(self, tap: Tap, share: Share, where: Selector) -> list[int]:
         """Which tokens (patches, visual tokens) of a pair or picture a selector chooses. A picture is looked at once, however often
         this call shows it, so all its places count."""
@@ -257,6 +267,9 @@ def forward(
     """
     if not encodings:
         raise InputError("the list of prompts is empty.")
+    for encoding in encodings:
+        if not isinstance(encoding, Encoding):
+            raise InputError(f"a prompt is {type(encoding).__name__}, but must be what encode() writes.")
     model = reranker.model
     batch = Batch.of(encodings, share=False, device=model.device)
     with call(reranker, encodings, record):
@@ -273,6 +286,8 @@ def prompts(reranker: Scorer, pairs: Iterable[Any]) -> list[Encoding]:
         if isinstance(pair, Encoding):
             found.append(pair)
         elif isinstance(pair, list | tuple) and len(pair) == 2:
+            if isinstance(pair[0], tuple) and isinstance(pair[1], tuple):
+                raise InputError(f"pair {number} holds two tuples; is it two pairs where one is wanted?")
             found.append(reranker.encode(*pair))
         else:
             raise InputError(f"pair {number} is {type(pair).__name__}, but must be (query, document) or a prompt.")

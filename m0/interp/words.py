@@ -9,12 +9,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from m0.interp.scripts import HAN, HIRAGANA, KATAKANA, UNSPACED, may_cut
 from m0.prompt import Encoding, Side
 
-HAN = re.compile("[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-HIRAGANA, KATAKANA = re.compile("[\u3040-\u309f]"), re.compile("[\u30a0-\u30ff]")
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
-"""Thai, Lao, Burmese, Khmer: written without blanks, and cut where the tokenizer cuts."""
 FLAG, SKIN_TONE = re.compile("[\U0001f1e6-\U0001f1ff]"), re.compile("[\U0001f3fb-\U0001f3ff]")
 ZERO_WIDTH_JOINER = "\u200d"
 JOINERS = "'\u2019-"
@@ -45,7 +42,8 @@ def words_of(encoding: Encoding) -> list[Span]:
         }
         spans: list[tuple[int, int]] = []
         for start, end, kind in _pieces(text):
-            cuts = [start, *(sorted(edge for edge in edges if start < edge < end) if kind == "unspaced" else ()), end]
+            inner = sorted(edge for edge in edges if start < edge < end and may_cut(text, edge)) if kind == "unspaced" else []
+            cuts = [start, *inner, end]
             for a, b in itertools.pairwise(cuts):
                 # Nothing between them and no token ends there: one token holds the end of one and the start of the other.
                 if spans and spans[-1][1] == a and a not in edges:

@@ -22,6 +22,7 @@ from m0.interp import (
     scale,
     score_lens,
     score_token,
+    tokens,
     zero,
 )
 from m0.interp.edits import add, mean
@@ -55,7 +56,7 @@ def pair(tiny):
     ],
 )
 def test_patching_everything_gives_the_clean_logit(tiny, pair, tap):
-    grid = activation_patching(tiny, *pair, taps=tap, positions={"all": everything, "none of it": everything - everything})
+    grid = activation_patching(tiny, *pair, taps=tap, positions={"all": everything, "where they agree": tokens(0)})
     recovered = grid.notes["corrupted"] + grid.values[0, 0] * (grid.notes["clean"] - grid.notes["corrupted"])
     assert float(recovered) == pytest.approx(grid.notes["clean"], abs=1e-6)
     assert grid.values[0, 1].abs() < 1e-4  # a sequence's place in the batch may change its last bit
