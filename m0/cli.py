@@ -6,6 +6,8 @@ Exit status: 0 done; 1 ranked, but some documents could not be used (each is nam
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import io
 import json
 import os
@@ -14,7 +16,6 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".xml", ".csv", ".tsv",
 BAR_FROM_DOCUMENTS = 8
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Source:
     """One document of the command line: what to call it, and what it is or why it is not."""
 
@@ -177,7 +178,7 @@ def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
 # --- m0 rank and m0 explain -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Ranked:
     """Documents of the command line in their order, and what could not be ranked."""
 
@@ -193,8 +194,13 @@ class Ranked:
         return 2 if not self.rows else 1 if self.failures else 0
 
 
-def _ranked(options: argparse.Namespace, shared: bool = False) -> Ranked:
+def _ranked(options: argparse.Namespace, shared: bool = False, report: Path | None = None) -> Ranked:
+    """`report`: a file that will be written, and so must not be one of the documents."""
     sources = [source for argument in options.documents for source in read_sources(argument)]
+    if report is not None and report.exists():
+        for name in (*options.documents, *(source.name for source in sources)):
+            if os.path.isfile(name) and os.path.samefile(name, report):
+                raise InputError(f"{report} is one of the documents; the report needs a file of its own.")
     usable = [(number, source) for number, source in enumerate(sources) if source.error is None]
     failures = [(number, source.name, source.error) for number, source in enumerate(sources) if source.error is not None]
     if not usable:
@@ -282,28 +288,47 @@ def _explain(options: argparse.Namespace) -> int:
     method = options.method or DEFAULT_METHOD
     if method not in METHODS:
         raise InputError(f"--method is {method!r}, but must be one of {', '.join(METHODS)}.")
-    if options.html and not options.html.absolute().parent.is_dir():
-        raise InputError(f"{options.html} cannot be written: its folder does not exist.")
     extra: dict[str, Any] = {"pixels": True} if options.pixels else {}
     extra |= {"unit": options.unit} if options.unit else {}
-    found = _ranked(options)
+    for name in extra:
+        if name not in inspect.signature(METHODS[method]).parameters:
+            raise InputError(f"--{name} does not go with --method {method}.")
+    if options.html and not options.html.absolute().parent.is_dir():
+        raise InputError(f"{options.html} cannot be written: its folder does not exist.")
+    if options.html and options.html.is_dir():
+        raise InputError(f"{options.html} cannot be written: it is a folder.")
+    if options.png and options.png.exists() and not options.png.is_dir():
+        raise InputError(f"{options.png} cannot be written: it is no folder.")
+    found = _ranked(options, report=options.html)
+    from m0.explain import beside_ranking
     from m0.explain.html import page
+    from m0.explain.show import printable
 
-    explanations = []
-    for _, source, _ in found.rows:
-        encoding = found.reranker.encode(
-            found.query, source.document, max_length=options.max_length, max_query_length=options.max_query_length
-        )
-        explanations.append(found.reranker.explain_prompt(encoding, method, **extra))
-    names = [source.name for _, source, _ in found.rows]
+    explanations, rows = [], []
+    for number, source, result in found.rows:
+        try:
+            encoding = found.reranker.encode(
+                found.query, source.document, max_length=options.max_length, max_query_length=options.max_query_length
+            )
+            explanation = found.reranker.explain_prompt(encoding, method, **extra)
+        except InputError as error:
+            found.failures.append((number, source.name, str(error)))
+            continue
+        explanations.append(beside_ranking(explanation, result.logit, result.score))
+        rows.append((number, source, result))
+    found = dataclasses.replace(found, rows=rows)
+    names = [source.name for _, source, _ in rows]
     if options.json:
         failed = [{"index": number, "name": name, "error": error} for number, name, error in found.failures]
-        results = [{"name": name, **e.to_json()} for name, e in zip(names, explanations, strict=True)]
+        results = [
+            {"index": number, "name": source.name, **e.to_json()}
+            for (number, source, _), e in zip(rows, explanations, strict=True)
+        ]
         print(_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
     else:
         for place, (name, explanation) in enumerate(zip(names, explanations, strict=True), 1):
-            print(f"{place}. {name}\n{textwrap.indent(str(explanation), '   ')}\n")
-    if options.html:
+            print(f"{place}. {printable(name)}\n{textwrap.indent(str(explanation), '   ')}\n")
+    if options.html and rows:
         page(explanations, options.html, names=names)
     if options.png:
         for place, (name, explanation) in enumerate(zip(names, explanations, strict=True), 1):

@@ -33,7 +33,7 @@ from m0.cascade import Cascade
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
 from m0.documents import DocumentCache
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
-from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
+from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, beside_ranking, explain, method_of, minimal_evidence
 from m0.explain.html import page
 from m0.fused import fuse
 from m0.head import relevance
@@ -141,6 +141,7 @@ class Reranker:
         self._tokenizer_file: Path | None = None
 
     @classmethod
+    @torch.inference_mode(False)  # weights made inside it could never be explained
     def from_pretrained(
         cls,
         name: str | os.PathLike[str] = "m0-nano",
@@ -575,24 +576,43 @@ class Reranker:
         top_n: int | None = 10,
         method: str = DEFAULT_METHOD,
         names: Sequence[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_length: int = 10240,
+        max_query_length: int = 512,
+        max_doc_length: int | None = None,
         **options: Any,
     ) -> Ranking:
         """Rank documents and write a page with the best `top_n` explained, best first.
 
         Args:
             path: the HTML file; it needs no network.
+            top_n: how many; None: all.
             names: what the documents are called on the page; None: their numbers.
+            on_error: what happens to a document that cannot be used, or is too long for the method: "raise", or "skip" it and list it
+                under `failed`.
+            max_length, max_query_length, max_doc_length: as for `rank`.
 
-        Raises InputError.
+        Raises InputError (of a document with its number).
         """
+        method_of(method, options)
+        _check_list(documents)
         if names is not None and len(names) != len(documents):
             raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
-        asked, shown = self.read(query, "query"), [self.read(document) for document in documents]
-        ranking = self.rank(asked, shown, top_n=top_n)
-        found = [self.explain(asked, shown[result.index], method, **options) for result in ranking]
-        titles = [str(result.index) if names is None else names[result.index] for result in ranking]
-        page(found, path, names=titles)
-        return replace(ranking, results=[replace(result, document=documents[result.index]) for result in ranking])
+        limits = (max_length, max_query_length, max_doc_length)
+        ranking = self.rank(query, documents, top_n, None, False, on_error, *limits)
+        explained, results, failed = [], [], list(ranking.failed)
+        for result in ranking:
+            try:
+                found = self.explain(query, result.document, method, "logit", *limits, **options)
+            except InputError as error:
+                if on_error == "raise":
+                    raise type(error)(f"document {result.index}: {error}") from None
+                failed.append(FailedDocument(result.index, str(error), result.document))
+                continue
+            explained.append(beside_ranking(found, result.logit, result.score))
+            results.append(result)
+        page(explained, path, names=[str(r.index) if names is None else names[r.index] for r in results])
+        return replace(ranking, results=results, failed=failed)
 
     def explain_difference(
         self, query: Any, better: Any, worse: Any, method: str = DEFAULT_METHOD, **options: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -51,14 +51,9 @@ def explain(
 
     Raises InputError.
     """
-    if method not in METHODS:
-        raise InputError(f"method is {method!r}, but must be one of {', '.join(METHODS)}.")
+    function = method_of(method, options)
     if target != "logit":
         raise InputError(f"target is {target!r}, but must be 'logit'.")
-    function = METHODS[method]
-    known = [name for name in inspect.signature(function).parameters if name not in ("reranker", "encoding")]
-    if unknown := [name for name in options if name not in known]:
-        raise InputError(f"{method} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
     notes = [f"what was cut is not explained: {cut}." for cut in encoding.cut]
     if is_quantized(reranker.model):
         if method not in WITHOUT_GRADIENTS:
@@ -69,13 +64,31 @@ def explain(
     elif reranker.model.dtype in (torch.bfloat16, torch.float16):
         name = str(reranker.model.dtype).removeprefix("torch.")
         if sum(p.numel() for p in reranker.model.parameters()) <= COPIED_PARAMETERS and not reranker.sessions:
-            reranker = _InFloat32(reranker)
-            notes.append(f"computed in float32; in {name}, as it ranks, the logit may differ by about 1 %.")
+            with torch.inference_mode(False):
+                reranker = _InFloat32(reranker)
+            notes.append(f"computed in float32; in {name}, as it ranks, the logit is another by its rounding.")
         else:
             notes.append(f"computed in {name}: sums are met to about 1 %, not to the last digit.")
     with torch.inference_mode(False):
         found = function(reranker, encoding, **options)
     return replace(found, notes=(*notes, *found.notes))
+
+
+def method_of(method: str, options: Iterable[str]) -> Callable[..., Explanation]:
+    """The function of a method. Raises InputError where there is none of that name, or it has no such options."""
+    if not isinstance(method, str) or method not in METHODS:
+        raise InputError(f"method is {method!r}, but must be one of {', '.join(METHODS)}.")
+    known = [name for name in inspect.signature(METHODS[method]).parameters if name not in ("reranker", "encoding")]
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"{method} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
+    return METHODS[method]
+
+
+def beside_ranking(explanation: Explanation, logit: float, score: float) -> Explanation:
+    """With a note where the ranking gave another score, as a model in 16 bits does."""
+    if abs(explanation.logit - logit) < 5e-4 and abs(explanation.score - score) < 5e-5:  # as they are shown
+        return explanation
+    return replace(explanation, notes=(*explanation.notes, f"ranked by score {score:.4f}, logit {logit:.3f}."))
 
 
 class _InFloat32:
@@ -88,6 +101,6 @@ class _InFloat32:
 
 
 __all__ = [
-    "DEFAULT_METHOD", "METHODS", "Difference", "Evidence", "Explanation", "Interaction", "PictureRelevance", "Word", "explain",
-    "minimal_evidence",
+    "DEFAULT_METHOD", "METHODS", "Difference", "Evidence", "Explanation", "Interaction", "PictureRelevance", "Word",
+    "beside_ranking", "explain", "method_of", "minimal_evidence",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +65,11 @@ class Evidence:
         kept = ", ".join(player.name for player in self.sufficient) or "nothing"
         gone = ", ".join(player.name for player in self.necessary) or "nothing"
         lines = [f"score {self.score:.4f}", f"  kept at {self.sufficient_score:.4f} by: {kept}"]
-        lines.append(
-            f"  falls to {self.necessary_score:.4f} without: {gone}" + ("" if self.reached else " (threshold not reached)")
-        )
+        if self.reached and not self.necessary:
+            lines.append("  below the threshold as it is")
+        else:
+            reached = "" if self.reached else " (threshold not reached)"
+            lines.append(f"  falls to {self.necessary_score:.4f} without: {gone}{reached}")
         if not self.sufficient:
             lines.append(f"  a document with nothing in it scores {self.empty_score:.4f} already")
         return "\n".join(lines)
@@ -109,9 +111,7 @@ def minimal_evidence(
         if score(everyone - set(kept)) >= keep * whole:
             break
         kept.append(number)
-    for number in list(reversed(kept)):
-        if score(everyone - (set(kept) - {number})) >= keep * whole:
-            kept.remove(number)
+    kept = _spared(kept, lambda some: score(everyone - some) >= keep * whole)
     # Needed: out they go, until the score is down.
     gone: list[int] = []
     for number in ranked:
@@ -120,9 +120,7 @@ def minimal_evidence(
         gone.append(number)
     reached = score(set(gone)) < limit
     if reached:
-        for number in list(reversed(gone)):
-            if score(set(gone) - {number}) < limit:
-                gone.remove(number)
+        gone = _spared(gone, lambda some: score(some) < limit)
     return Evidence(
         whole,
         [players[n] for n in sorted(kept)],
@@ -132,3 +130,15 @@ def minimal_evidence(
         reached,
         score(everyone),
     )
+
+
+def _spared(members: list[int], enough: Callable[[set[int]], bool]) -> list[int]:
+    """What remains when each member that can be spared is given back, the last first, until none can: one that was needed beside
+    others may be spared once those are gone."""
+    kept, before = list(members), -1
+    while len(kept) != before:
+        before = len(kept)
+        for number in reversed(list(kept)):
+            if enough(set(kept) - {number}):
+                kept.remove(number)
+    return kept

@@ -6,6 +6,7 @@ Each can be asked for at the tokens, visual tokens included, or through the visi
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,8 +58,10 @@ def smooth_grad(
         seed: of the noise.
     """
     whole_number(samples, "samples")
-    if not isinstance(noise, int | float) or noise < 0:
+    if not isinstance(noise, int | float) or not 0 <= noise < math.inf:
         raise InputError(f"noise is {noise!r}, but must be a number of at least 0.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed is {seed!r}, but must be a whole number.")
     start = inputs_of(reranker, encoding)
     generator = torch.Generator().manual_seed(seed)
 
@@ -97,6 +100,9 @@ def integrated_gradients(
         gap: how much of the logits' difference may be missing. If it is still more, a note says so.
         batch_tokens: tokens that go through the model at a time.
     """
+    whole_number(batch_tokens, "batch_tokens")
+    if isinstance(gap, bool) or not isinstance(gap, int | float) or not 0 <= gap < math.inf:
+        raise InputError(f"gap is {gap!r}, but must be a number of at least 0.")
     baseline, start = baseline_of(reranker, encoding).sides(pixels), inputs_of(reranker, encoding).sides(pixels)
     with torch.no_grad():
         nothing, logit = (float(logits_of(reranker, encoding, *end)[0]) for end in (baseline, start))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from m0.checkpoint import write_beside
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Word
 from m0.explain.show import AGAINST, FOR, colours, scale_of, share_of, stretches
 from m0.interp.words import words_of
 
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""What no page may hold."""
 STYLE = """
 .m0 { font: 15px/1.7 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62em; margin: 1.5em auto; padding: 0 1em }
 .m0 h2 { font-size: 1.05em; margin: 1.4em 0 .3em } .m0 .side { color: #555; font-size: .8em; text-transform: uppercase }
@@ -82,16 +86,18 @@ def page(
         raise InputError(f"there are {len(names)} names for {len(explanations)} explanations.")
     titles = [f"{place}. {name}" for place, name in enumerate(names, 1)] if names else [""] * len(explanations)
     body = "\n".join(fragment(explanation, name) for explanation, name in zip(explanations, titles, strict=True))
-    text = (
+    text = CONTROL.sub(
+        "\ufffd",
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width"></head>'
-        f"<body>{body}</body></html>"
+        f"<body>{body}</body></html>",
     )
     if path is not None:
         try:
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
+            # Names of files may hold bytes that are no text.
+            write_beside(Path(path), lambda place: Path(place).write_text(text, encoding="utf-8", errors="backslashreplace"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
     return text
 
 
@@ -138,11 +144,12 @@ def _word(word: Word, number: int, scale: float) -> str:
 def _picture(explanation: Explanation, number: int, scale: float) -> str:
     shown = explanation.pictures[number]
     width, height = shown.picture.original_size
+    wide = max(4.0, min(max(160, min(width, 640)), 800 * width / height))  # at most 800 pixels high
     # As it was resized: that is what the model saw, and no page needs a scan of 50 megapixels.
     image = Image.fromarray(shown.picture.pixels)
     still = Image.fromarray(colours(shown.cells.numpy().astype(np.float64), scale))
     return (
-        f'<div><div class="pic" data-n="picture {number}" style="width:min(100%, {max(160, min(width, 640))}px); aspect-ratio:{width}/{height}">'
+        f'<div><div class="pic" data-n="picture {number}" style="width:min(100%, {wide:.0f}px); aspect-ratio:{width}/{height}">'
         f'<img alt="picture {number}" style="height:100%;filter:grayscale(85%) contrast(53%)" src="{_url(image)}">'
         f'<img class="still" alt="relevance" style="height:100%" src="{_url(still)}"><canvas style="opacity:.85"></canvas></div></div>'
     )

@@ -86,8 +86,9 @@ def direct_logit_attribution(reranker: Scorer, pair: Any) -> DirectAttribution:
     end = f"decoder.layers.{model.config.decoder.num_layers - 1}.residual.after"
     names = ["decoder.embeddings", "decoder.layers.*.attention.result", "decoder.layers.*.mlp.out", end, "head.pre"]
     with torch.no_grad():
-        with Recording(reranker, find_taps(model.config, names), at=score_token) as cache:
-            logit = forward(reranker, [encoding])[0]
+        recording = Recording(reranker, find_taps(model.config, names), at=score_token)
+        with recording as cache:
+            logit = forward(reranker, [encoding], record=recording)[0]
         (first, first_bias), (last, last_bias) = ([part.double() for part in acting(model.head[i])] for i in (0, 2))
         stream = cache[end].tensor[0]
         wide = stream.to(working_dtype(stream.dtype))

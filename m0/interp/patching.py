@@ -61,6 +61,7 @@ def activation_patching(
     return experiment.grid("activation patching", logits - experiment.corrupted_logit)
 
 
+@torch.inference_mode(False)
 def attribution_patching(
     reranker: Scorer,
     clean: Any,
@@ -82,12 +83,9 @@ def attribution_patching(
     (start,) = find_taps(reranker.model.config, "decoder.embeddings")
     leaf = {start: [Edit(lambda x: x.detach().requires_grad_())]}  # a gradient whatever the parameters are set to
     taps_read = list(dict.fromkeys(tap for tap, _ in experiment.rows))
-    with (
-        torch.enable_grad(),
-        Editing(reranker, leaf, every_token=True),
-        Recording(reranker, taps_read, every_token=True) as cache,
-    ):
-        logit = forward(reranker, [experiment.corrupted])[0]
+    recording = Recording(reranker, taps_read, every_token=True)
+    with torch.enable_grad(), Editing(reranker, leaf, every_token=True), recording as cache:
+        logit = forward(reranker, [experiment.corrupted], record=recording)[0]
         values = {name: cache[name].tensor for name in cache.names}
     gradients = dict(zip(values, torch.autograd.grad(logit, list(values.values()), materialize_grads=True), strict=True))
     found = []
@@ -156,8 +154,9 @@ def path_patching(
             edits = {tap: [Edit(replace(kept[tap.name].tensor))] for tap in z_taps}
             clean_z = experiment.cache[z_taps[layer].name].tensor[:, [head]]
             edits[z_taps[layer]].append(Edit(replace(clean_z), at=everything, heads=[head]))
-            with Editing(reranker, edits, every_token=True), Recording(reranker, list(inputs), every_token=True) as received:
-                logit = forward(reranker, [experiment.corrupted], seen)[0]
+            recording = Recording(reranker, list(inputs), every_token=True)
+            with Editing(reranker, edits, every_token=True), recording as received:
+                logit = forward(reranker, [experiment.corrupted], seen, recording)[0]
             if inputs:
                 taken = {
                     tap: [Edit(replace(received[tap.name].tensor[:, heads]), at=everything, heads=heads)]
@@ -192,8 +191,9 @@ def run_variants(
 
 def recorded(reranker: Scorer, encodings: Sequence[Encoding], taps: Sequence[Tap]) -> tuple[Cache, Tensor]:
     """Activations at every token, without gradients, and logits."""
-    with torch.no_grad(), Recording(reranker, taps, every_token=True) as cache:
-        logits = forward(reranker, encodings)
+    recording = Recording(reranker, taps, every_token=True)
+    with torch.no_grad(), recording as cache:
+        logits = forward(reranker, encodings, record=recording)
     return cache, logits
 
 

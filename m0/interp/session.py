@@ -193,9 +193,10 @@ def _ask_for_every_token(model: RerankerModel, handles: Handles) -> None:
 
 
 @contextmanager
-def call(reranker: Scorer, encodings: Sequence[Encoding], record: bool = True) -> Iterator[None]:
-    """Tell all open sessions of a call with these pairs, and of its end. `record` False: only those that edit hear of it."""
-    heard = [session for session in reranker.sessions if record or not session.records]
+def call(reranker: Scorer, encodings: Sequence[Encoding], record: bool | Session = True) -> Iterator[None]:
+    """Tell all open sessions of a call with these pairs, and of its end. `record` False: only those that edit hear of it; a
+    recording: these and it alone."""
+    heard = [session for session in reranker.sessions if record is True or session is record or not session.records]
     with silence([session for session in reranker.sessions if session not in heard]):
         for session in heard:
             session.begin(encodings)
@@ -252,7 +253,7 @@ def _patch_groups(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
 
 
 def forward(
-    reranker: Scorer, encodings: Sequence[Encoding], seen: dict[bytes, Tensor] | None = None, record: bool = True
+    reranker: Scorer, encodings: Sequence[Encoding], seen: dict[bytes, Tensor] | None = None, record: bool | Session = True
 ) -> Tensor:
     """Logits of some prompts in one batch, (prompts,), through which gradients flow; open sessions see them.
 
@@ -261,7 +262,7 @@ def forward(
     Args:
         encodings: prompts, as `Reranker.encode` writes them.
         seen: visual tokens of pictures, by digest, that need not be computed again; what is computed is added.
-        record: False: open recordings do not keep this.
+        record: False: open recordings do not keep this; a recording: that one alone does.
 
     Raises InputError for none.
     """

@@ -1,18 +1,22 @@
 """Words, pictures and pages: everything lands where it belongs, and nothing breaks what shows it."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from m0 import Reranker
 from m0.cli import main
 from m0.errors import InputError
+from m0.explain.contrast import _spared
 from m0.explain.explanation import PictureRelevance
 from m0.explain.html import SCRIPT, page
 from m0.explain.show import heat_map, to_terminal
@@ -322,6 +326,93 @@ def test_command_line(tmp_path, capsys):
     assert main([*arguments, "--pixels", "--method", "gradient_input"]) == 0
     assert main([*arguments, "--unit", "sentence", "--method", "occlusion"]) == 0
     assert main([*arguments, "--unit", "sentence"]) == 2
-    assert "no option 'unit'" in capsys.readouterr().err
+    assert "--unit does not go with --method attnlrp" in capsys.readouterr().err
     assert main([*arguments, "--html", str(tmp_path / "no" / "such" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+LONG = "filler words " * 40
+
+
+def test_one_document_that_is_too_long_does_not_cost_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("m0.explain.flow.MOST_BYTES", 200_000)
+    (tmp_path / "a.txt").write_text("a red heart")
+    (tmp_path / "long.txt").write_text(LONG)
+    assert main(["explain", "heart", str(tmp_path), "--json", "--html", str(tmp_path / "report.html")]) == 1
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert [Path(result["name"]).name for result in found["results"]] == ["a.txt"]
+    assert [Path(failed["name"]).name for failed in found["failed"]] == ["long.txt"]
+    assert "long.txt: attention patterns" in output.err
+    assert "a red heart" not in (tmp_path / "report.html").read_text()  # words stand in spans of their own
+    assert "heart" in (tmp_path / "report.html").read_text()
+
+
+def test_reports_skip_or_raise_like_rankings(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("m0.explain.flow.MOST_BYTES", 200_000)
+    documents = ["a red heart", LONG, "a pie"]
+    with pytest.raises(InputError, match="document 1: attention patterns"):
+        tiny.explain_ranking("heart", documents, tmp_path / "r.html")
+    ranking = tiny.explain_ranking("heart", [*documents, b"no picture"], tmp_path / "r.html", on_error="skip")
+    assert sorted(result.index for result in ranking) == [0, 2]
+    assert sorted(failed.index for failed in ranking.failed) == [1, 3]
+    with pytest.raises(InputError, match="documents is str"):
+        tiny.explain_ranking("heart", "abc", tmp_path / "r.html")
+    with pytest.raises(InputError, match="has no option 'unit'"):
+        tiny.explain_ranking("heart", documents, tmp_path / "r.html", unit="word")
+
+
+def test_reports_explain_what_was_ranked(tiny, tmp_path):
+    documents = [LONG + " a heart", "a pie"]
+    ranking = tiny.explain_ranking("heart", documents, tmp_path / "r.html", max_length=40)
+    assert [r.score for r in ranking] == [r.score for r in tiny.rank("heart", documents, max_length=40)]
+    page = (tmp_path / "r.html").read_text()
+    for place, result in enumerate(ranking, 1):
+        assert f"{place}. {result.index}: score {result.score:.4f}" in page
+
+
+def test_sixteen_bit_reports_say_what_was_ranked(tmp_path):
+    reranker = Reranker.from_pretrained("m0-nano", dtype="bfloat16")
+    (result,) = reranker.explain_ranking("compass", [Path("docs/demo/pictures/compass.png")], tmp_path / "r.html")
+    (expected,) = reranker.rank("compass", [Path("docs/demo/pictures/compass.png")])
+    assert result.score == expected.score
+    assert f"ranked by score {result.score:.4f}, logit {result.logit:.3f}" in (tmp_path / "r.html").read_text()
+
+
+def test_reports_keep_what_is_there(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a red heart")
+    assert main(["explain", "heart", str(tmp_path), "--html", str(tmp_path / "a.txt")]) == 2
+    assert "is one of the documents" in capsys.readouterr().err
+    assert (tmp_path / "a.txt").read_text() == "a red heart"
+    assert main(["explain", "heart", str(tmp_path), "--html", str(tmp_path)]) == 2
+    assert "it is a folder" in capsys.readouterr().err
+    assert main(["explain", "heart", str(tmp_path), "--png", str(tmp_path / "a.txt")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+
+
+def test_odd_names_of_files(tmp_path, capsys):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    noise(60, 60).save(folder / "x.png")
+    os.rename(folder / "x.png", folder / "bad\udcff\x1b[31m.png")
+    assert main(["explain", "heart", str(folder), "--html", str(tmp_path / "r.html"), "--png", str(tmp_path / "p")]) == 0
+    assert "\x1b[31m.png" not in capsys.readouterr().out
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "\x1b" not in page
+    assert r"bad\udcff" in page
+
+
+def test_explaining_inside_inference_mode(tiny_directory):
+    with torch.inference_mode():
+        for dtype in ("float32", "bfloat16"):
+            reranker = Reranker.from_pretrained(tiny_directory, dtype=dtype)
+            assert reranker.explain("heart", "a red heart").tokens.abs().sum() > 0
+
+
+def test_evidence_that_no_member_can_be_spared_from():
+    """One that is needed beside others may be spared once those are gone."""
+    enough = [{1, 2, 3}, {2, 3}, {1, 2}, {2}]
+    assert _spared([1, 2, 3], lambda some: some in enough) == [2]
+    # The last is tried first and is needed; then the first goes, and then the last can go.
+    enough = [{1, 2, 3}, {2, 3}, {2}]
+    assert _spared([1, 2, 3], lambda some: some in enough) == [2]
