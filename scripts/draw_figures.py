@@ -86,12 +86,12 @@ def study(reranker: Reranker, out: Path) -> str:
     ]
 
     grids = [attention_knockout(reranker, pair, window=1) for pair in right]
-    knocked = Grid("what the logit loses", grids[0].axes, torch.stack([grid.values for grid in grids]).mean(0))
+    knocked = Grid("logit with the attention cut minus logit", grids[0].axes, torch.stack([grid.values for grid in grids]).mean(0))
     chosen = [i for i, label in enumerate(knocked.axes[0].labels) if "picture" in label or label == "score -> query"]
     rows = Axis(knocked.axes[0].name, [knocked.axes[0].labels[i] for i in chosen])
     knocked = Grid(knocked.title, (rows, knocked.axes[1]), knocked.values[chosen])
     knocked.plot(out / "study-knockout.png")
-    lines += ["", "What the logit loses when one layer may no longer look (mean):", "", *table(knocked)]
+    lines += ["", "How the logit changes when one layer may no longer look (mean):", "", *table(knocked)]
 
     moved, agreements = [], []
     for pair, other in zip(right, right[1:] + right[:1], strict=True):
