@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=documents_help,
     )
     _add_ranking_arguments(explain)
-    explain.add_argument("--method", help="how to explain (attnlrp; docs/explaining.md compares all)")
+    explain.add_argument("--method", help="how to explain (frozen_gradient; docs/explaining.md compares all)")
     explain.add_argument("--pixels", action="store_true", help="through the vision tower down to pixels (methods by gradient)")
     explain.add_argument("--unit", choices=("word", "sentence"), help="what is left out at a time (occlusion, shapley)")
     explain.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")

@@ -81,21 +81,31 @@ MOST_BYTES = 8 * 2**30
 """What patterns, scores and their gradients may take."""
 
 
+def pattern_bytes(model: RerankerModel, encoding: Encoding, part: str = "decoder") -> int:
+    """What scores, patterns and their gradients of one prompt take."""
+    config = model.config
+    squares = len(encoding) ** 2 if part == "decoder" else sum((p.grid[0] * p.grid[1]) ** 2 for p in encoding.pictures)
+    size = config.decoder if part == "decoder" else config.vision
+    layers = config.decoder.num_layers if part == "decoder" else config.vision.depth
+    return 4 * layers * size.num_heads * squares * model.dtype.itemsize
+
+
+def patterns_fit(model: RerankerModel, encoding: Encoding) -> bool:
+    """Whether the decoder's may be kept."""
+    return pattern_bytes(model, encoding) <= MOST_BYTES
+
+
 @contextmanager
 def watching(
     model: RerankerModel, encoding: Encoding, change: Callable[[Tap, Tensor], Tensor] | None = None, part: str = "decoder"
 ) -> Iterator[Patterns]:
     """Keep the scores and patterns of the decoder (or the "vision" tower) while one prompt runs. `change`: what takes the place
     of a pattern after it is kept. Raises InputError where they are too many."""
-    config = model.config
-    squares = len(encoding) ** 2 if part == "decoder" else sum((p.grid[0] * p.grid[1]) ** 2 for p in encoding.pictures)
-    size = config.decoder if part == "decoder" else config.vision
-    layers = config.decoder.num_layers if part == "decoder" else config.vision.depth
-    needed = 4 * layers * size.num_heads * squares * model.dtype.itemsize
+    config, needed = model.config, pattern_bytes(model, encoding, part)
     if needed > MOST_BYTES:
         raise InputError(
             f"attention patterns of {len(encoding)} tokens would take about {needed / 2**30:.0f} GiB; "
-            "frozen_gradient, integrated_gradients and occlusion do without them."
+            "frozen_gradient with matrix=False, integrated_gradients and occlusion do without them."
         )
     handles, kept = Handles(), Patterns()
     try:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import Inputs, Patterns, explained, inputs_of, logits_of, watching
+from m0.explain.flow import Inputs, Patterns, explained, inputs_of, logits_of, patterns_fit, watching
 from m0.explain.rules import attn_lrp, frozen, half
 from m0.interp.positions import document, image, query
 from m0.interp.session import Scorer
+from m0.interp.taps import Tap
 from m0.model import RerankerModel
 from m0.prompt import Encoding, whole_number
 
@@ -161,32 +162,50 @@ def attnlrp(reranker: Scorer, encoding: Encoding, pixels: bool = False) -> Expla
         return _ledgered(reranker, encoding, "attnlrp", pixels, keep_patterns=True)
 
 
-def frozen_gradient(reranker: Scorer, encoding: Encoding, pixels: bool = False) -> Explanation:
+def frozen_gradient(reranker: Scorer, encoding: Encoding, pixels: bool = False, matrix: bool | None = None) -> Explanation:
     """Gradient x input with norm scales, attention patterns and gates held as they are: the rules for LayerNorm and attention heads
     of Ali et al. 2022, and the same for the gate. Signed.
 
     The model is then linear in its input, so the ledger closes: inputs and biases add up to the logit.
+
+    Args:
+        matrix: also find the interaction, for which attention patterns are kept; None: where they take no more than 8 GiB.
     """
+    if matrix is None:
+        matrix = patterns_fit(reranker.model, encoding)
     with frozen(reranker.model):
-        return _ledgered(reranker, encoding, "frozen_gradient", pixels, keep_patterns=False)
+        return _ledgered(reranker, encoding, "frozen_gradient", pixels, keep_patterns=False, matrix=matrix)
 
 
-def _ledgered(reranker: Scorer, encoding: Encoding, method: str, pixels: bool, keep_patterns: bool) -> Explanation:
+def _ledgered(
+    reranker: Scorer, encoding: Encoding, method: str, pixels: bool, keep_patterns: bool, matrix: bool = False
+) -> Explanation:
+    """`keep_patterns`: the rule has a part of the derivative go through them. `matrix`: they are constants, but what goes through each
+    is found."""
     start = inputs_of(reranker, encoding)
     model, pixels = reranker.model, pixels and start.patches is not None
     leaves, biases = _leaves(start, pixels), _biases(model, pixels)
     with contextlib.ExitStack() as opened:
         opened.enter_context(torch.enable_grad())
         opened.enter_context(_gradients_of(biases))
-        kept, seen = Patterns(), Patterns()
+        kept, seen, constant = Patterns(), Patterns(), list[Tensor]()
+
+        def hold(_: Tap, pattern: Tensor) -> Tensor:
+            constant.append(pattern.detach().requires_grad_())
+            return constant[-1]
+
+        if matrix:
+            opened.enter_context(watching(model, encoding, hold))
         if keep_patterns:
             kept = opened.enter_context(watching(model, encoding, lambda _, x: half(x)))
             seen = opened.enter_context(watching(model, encoding, lambda _, x: half(x), "vision")) if pixels else seen
         logit = logits_of(reranker, encoding, *leaves)[0]
         scores, patterns = [*kept.scores, *seen.scores], [*kept.patterns, *seen.patterns]
-        wanted = [*leaves, *biases, *scores, *patterns]
+        wanted = [*leaves, *biases, *scores, *patterns, *constant]
         gradients = iter(torch.autograd.grad(logit, wanted, materialize_grads=True))
-    inputs, by_bias, by_scores, by_patterns = ([next(gradients) for _ in some] for some in (leaves, biases, scores, patterns))
+    inputs, by_bias, by_scores, by_patterns, by_constant = (
+        [next(gradients) for _ in some] for some in (leaves, biases, scores, patterns, constant)
+    )
     tokens, fine = _relevance(encoding, leaves, inputs)
     bias_sum = sum(float((bias.detach().double() * of.double()).sum()) for bias, of in zip(biases, by_bias, strict=True))
     remainder = 0.0
@@ -199,7 +218,9 @@ def _ledgered(reranker: Scorer, encoding: Encoding, method: str, pixels: bool, k
     if keep_patterns:
         ledger["softmax remainder"] = remainder
     ledger |= {"logit": float(logit.detach()), "gap": float(logit.detach()) - total - bias_sum - remainder}
-    interaction = _edges(encoding, kept.patterns, by_patterns[: len(kept.patterns)]) if keep_patterns else None
+    through = kept.patterns or constant
+    by_through = by_patterns[: len(kept.patterns)] or by_constant
+    interaction = _edges(encoding, through, by_through) if through else None
     return explained(reranker, method, encoding, logit, tokens, True, fine=fine, ledger=ledger, interaction=interaction)
 
 

@@ -13,7 +13,7 @@ from m0.explain.flow import inputs_of, logits_of
 from m0.explain.gradient import baseline_of, integrated_gradients
 from m0.explain.perturb import Game, players_of, shapley
 from m0.explain.rules import attn_lrp, frozen
-from m0.interp import document, query
+from m0.interp import document, forward, query
 from tests.conftest import noise
 
 TEXT = ("red heart", "A heart that is red, and a dog.")
@@ -392,9 +392,34 @@ def test_too_many_patterns_are_refused(tiny, monkeypatch):
     from m0.explain import flow
 
     monkeypatch.setattr(flow, "MOST_BYTES", 1000)
-    with pytest.raises(InputError, match="frozen_gradient"):
-        tiny.explain(*TEXT)
-    assert tiny.explain(*TEXT, method="frozen_gradient").tokens.any()
+    for options in ({"method": "attnlrp"}, {"method": "frozen_gradient", "matrix": True}):
+        with pytest.raises(InputError, match="frozen_gradient with matrix=False"):
+            tiny.explain(*TEXT, **options)
+    found = tiny.explain(*TEXT, method="frozen_gradient")
+    assert found.tokens.any()
+    assert found.interaction is None
+
+
+def test_frozen_interaction_against_gradients_by_patterns_put_in(tiny):
+    """The same patterns as constants of an edit, and the logit's derivative by each times its value."""
+    found = tiny.explain(*TEXT, method="frozen_gradient")
+    plain = tiny.explain(*TEXT, method="frozen_gradient", matrix=False)
+    torch.testing.assert_close(found.tokens, plain.tokens, atol=1e-6, rtol=1e-4)
+    assert plain.interaction is None
+    leaves = []
+
+    def hold(pattern):
+        leaves.append(pattern.detach().requires_grad_())
+        return leaves[-1]
+
+    with torch.enable_grad(), frozen(tiny.model), tiny.edit({"decoder.layers.*.attention.pattern": hold}, every_token=True):
+        forward(tiny, [found.encoding])[0].backward()
+    rows, columns = query.all(found.encoding), document.all(found.encoding)
+    # The last layer's queries stand for nothing but the score token's.
+    expected = sum((leaf * leaf.grad).sum(0)[rows][:, columns].double() for leaf in leaves[:-1])
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(found.interaction.values, expected.detach(), atol=1e-6, rtol=1e-4)
+    tiny.model.zero_grad()
 
 
 def test_explaining_where_no_gradients_are_wanted(tiny):
@@ -408,9 +433,12 @@ def test_randomised_weights_randomise_the_explanation(tiny_directory):
     from m0.interp.grid import correlation, ranks
     from tests.conftest import fill_randomly
 
-    reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
     pair = ("a heart", " ".join(f"word{i} and thing{i}" for i in range(40)))
-    before = reranker.explain(*pair).tokens
-    fill_randomly(reranker.model.decoder, seed=99)
-    after = reranker.explain(*pair).tokens
-    assert abs(correlation(ranks(before), ranks(after))) < 0.3
+    for method in LEDGERED:
+        found = []
+        for seed in range(8):
+            reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
+            before = reranker.explain(*pair, method=method).tokens
+            fill_randomly(reranker.model.decoder, seed=99 + seed)
+            found.append(correlation(ranks(before), ranks(reranker.explain(*pair, method=method).tokens)))
+        assert abs(sum(found) / len(found)) < 0.3, method

@@ -326,7 +326,7 @@ def test_command_line(tmp_path, capsys):
     assert main([*arguments, "--pixels", "--method", "gradient_input"]) == 0
     assert main([*arguments, "--unit", "sentence", "--method", "occlusion"]) == 0
     assert main([*arguments, "--unit", "sentence"]) == 2
-    assert "--unit does not go with --method attnlrp" in capsys.readouterr().err
+    assert "--unit does not go with --method frozen_gradient" in capsys.readouterr().err
     assert main([*arguments, "--html", str(tmp_path / "no" / "such" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -338,7 +338,9 @@ def test_one_document_that_is_too_long_does_not_cost_the_others(tmp_path, capsys
     monkeypatch.setattr("m0.explain.flow.MOST_BYTES", 200_000)
     (tmp_path / "a.txt").write_text("a red heart")
     (tmp_path / "long.txt").write_text(LONG)
-    assert main(["explain", "heart", str(tmp_path), "--json", "--html", str(tmp_path / "report.html")]) == 1
+    assert (
+        main(["explain", "heart", str(tmp_path), "--json", "--method", "attnlrp", "--html", str(tmp_path / "report.html")]) == 1
+    )
     output = capsys.readouterr()
     found = json.loads(output.out)
     assert [Path(result["name"]).name for result in found["results"]] == ["a.txt"]
@@ -352,8 +354,8 @@ def test_reports_skip_or_raise_like_rankings(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("m0.explain.flow.MOST_BYTES", 200_000)
     documents = ["a red heart", LONG, "a pie"]
     with pytest.raises(InputError, match="document 1: attention patterns"):
-        tiny.explain_ranking("heart", documents, tmp_path / "r.html")
-    ranking = tiny.explain_ranking("heart", [*documents, b"no picture"], tmp_path / "r.html", on_error="skip")
+        tiny.explain_ranking("heart", documents, tmp_path / "r.html", method="attnlrp")
+    ranking = tiny.explain_ranking("heart", [*documents, b"no picture"], tmp_path / "r.html", method="attnlrp", on_error="skip")
     assert sorted(result.index for result in ranking) == [0, 2]
     assert sorted(failed.index for failed in ranking.failed) == [1, 3]
     with pytest.raises(InputError, match="documents is str"):
