@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from m0.attention import Attend, Packing
 from m0.config import DecoderConfig
 from m0.fused import RMSNorm, Rotate, SwiGLU
+from m0.linear import Linear
 from m0.rotary import Rotation, decoder_rotation
 
 KeysValues = tuple[Tensor, Tensor]
@@ -26,10 +27,10 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
-        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.num_heads * config.head_dim)
+        self.k_proj = Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
+        self.v_proj = Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
+        self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
         self.rotate, self.attend = Rotate(), Attend()
 
     def keys_values(self, x: Tensor, rotation: Rotation) -> KeysValues:
@@ -55,9 +56,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from m0.checkpoint import FLOAT_TYPES, NESTED_PREFIXES, open_safetensors, our_key, their_key
 from m0.errors import AdapterError
+from m0.linear import Linear
 from m0.model import RerankerModel
 from m0.rotary import working_dtype
 
@@ -216,7 +217,7 @@ class Named(nn.Module):
         del self._modules[name]
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(Linear):
     """A linear layer with named adapters beside it, at most one of them active. Keeps the layer's parameter names."""
 
     def __init__(self, layer: nn.Linear) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m0.errors import InputError
+from m0.linear import Linear
 from m0.model import RerankerModel
 
 Quantization = Literal["int8", "int8-weights", "float8"]
@@ -250,7 +251,7 @@ def check_quantization(model: RerankerModel, how: Quantization) -> None:
     layers = [plain for _, _, plain in _linear_layers(model)]
     if any(hasattr(plain.weight, "to_local") for plain in layers):
         raise InputError("a split model cannot be quantized; every process quantizes its own before it is split.")
-    if any(type(plain) is not nn.Linear for plain in layers):
+    if any(type(plain) is not Linear for plain in layers):
         raise InputError("the model has or had an adapter; merge it, save the model and load that to quantize it.")
     odd = {size for plain in layers for size in plain.weight.shape if size % FLOAT8_MULTIPLE}
     if how == "float8" and odd:
@@ -284,7 +285,7 @@ def has_kernels() -> bool:
         return False
     size = 64
     try:
-        layer = Int8Linear(nn.Linear(size, size, bias=False).requires_grad_(False), weights_only=False)
+        layer = Int8Linear(Linear(size, size, bias=False).requires_grad_(False), weights_only=False)
         ones = torch.full((size, size), LIMIT, dtype=torch.int8)
         layer.packed, layer.scales = [torch.ops.onednn.qlinear_prepack(ones, None)], torch.ones(1, size)
         return bool((layer(torch.full((2, size), float(LIMIT))) == size * LIMIT * LIMIT).all())

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from m0.attention import Attend, Packing
 from m0.config import VisionConfig
 from m0.fused import QuickGELU, Rotate
+from m0.linear import Linear
 from m0.rotary import Grid, Rotation, vision_rotation, working_dtype
 
 
@@ -37,8 +38,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
         self.rotate, self.attend = Rotate(), Attend()
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
@@ -53,8 +54,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.mlp_size)
-        self.fc2 = nn.Linear(config.mlp_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.mlp_size)
+        self.fc2 = Linear(config.mlp_size, config.hidden_size)
         self.act = QuickGELU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,9 +84,7 @@ class PatchMerger(nn.Module):
         super().__init__()
         self.merged_size = config.merged_size
         self.ln_q = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = nn.Sequential(
-            nn.Linear(self.merged_size, self.merged_size), nn.GELU(), nn.Linear(self.merged_size, output_size)
-        )
+        self.mlp = nn.Sequential(Linear(self.merged_size, self.merged_size), nn.GELU(), Linear(self.merged_size, output_size))
 
     def forward(self, x: Tensor) -> Tensor:
         """(patches, hidden) -> (patches / 4, output)."""

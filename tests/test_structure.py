@@ -12,7 +12,7 @@ ROWS = [
     ["parallel"],
     ["config"],
     ["rotary", "attention"],
-    ["fused", "images"],
+    ["fused", "images", "linear"],
     ["vision", "decoder", "head", "prompt"],
     ["model"],
     ["batch", "quantize", "cascade", "tensor_parallel"],
