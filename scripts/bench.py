@@ -1,6 +1,6 @@
 """Speed and memory of the released size (2.2 B random parameters) on this machine, beside transformers' Qwen2-VL.
 
-    python scripts/bench.py [--only NAME ...] [--runs 3] [--threads 2] [--json FILE] [--plot FILE] [--folder DIR]
+    python scripts/bench.py [--only NAME ...] [--runs 3] [--threads 2] [--groups 1] [--json FILE] [--plot FILE] [--folder DIR]
 
 Both run in one process on the same weights, in bfloat16, turn by turn; figures are medians. The reference is called as the
 vendor's code calls it: batches of 8, left-padded, SDPA (`tests/parity/reference.py`). Prompts are tokenized and pictures opened
@@ -17,7 +17,7 @@ beforehand for both. `memory` and `load` run in processes of their own.
 | growth | ours at 1,000 to 10,000 tokens of text, a token | linear within 25 % after attention's own part |
 | nano | m0-nano, 1000 short documents against transformers with the same weights, in several types; as stored is float16 | 5 |
 | groups | one 8-bit layer with groups of inputs | none |
-| int8 | mixed, in 8 bits | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
+| int8 | mixed, in 8 bits (`--groups`: of inputs) | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
 | profile | where our time goes in mixed and picture, by kind of operation | none |
 | memory | peak of 8 pairs with pictures, weights included | 0.7 of the reference's |
 | load | from a bfloat16 file to the first score | 0.25 of the reference's time |
@@ -67,8 +67,8 @@ def text(words: int, first: int = 0) -> str:
 class Bench:
     """Ours and the reference on the same weights, and the table of what was found."""
 
-    def __init__(self, runs: int, plot: Path | None = None) -> None:
-        self.runs, self.plot, self.rows = runs, plot, []
+    def __init__(self, runs: int, plot: Path | None = None, int8_groups: int = 1) -> None:
+        self.runs, self.plot, self.int8_groups, self.rows = runs, plot, int8_groups, []
         self.plain: float | None = None
 
     @cached_property
@@ -264,8 +264,9 @@ class Bench:
     def int8(self) -> None:
         some = [self.encode(length, first=length) for length in LENGTHS]
         plain = self.plain or statistics.median(timed(lambda: self.our_scores(some)) for _ in range(self.runs))
-        self.ours.quantize("int8")
-        mine = self.compare("int8", "8 text pairs in 8 bits", lambda: self.our_scores(some), lambda: self.their_scores(some))
+        self.ours.quantize("int8", groups=self.int8_groups)
+        what = f"8 text pairs in 8 bits, {self.int8_groups} group{'s' * (self.int8_groups > 1)}"
+        mine = self.compare("int8", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
         self.row("int8", "the same against our bfloat16", f"{mine:.2f}", f"{plain:.2f}", f"{plain / mine:.2f}", 1.6)
 
     def groups(self) -> None:
@@ -429,6 +430,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--groups", type=int, default=1, help="of inputs, in int8")
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--plot", type=Path, help="draw the growth there")
     parser.add_argument("--folder", type=Path, help="where to put a checkpoint of 5 GB; default: a temporary folder")
@@ -451,7 +453,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             rows += measure_processes(apart, Path(folder), options.runs, options.threads)
     if len(apart) < len(options.only):
-        bench = Bench(options.runs, options.plot)
+        bench = Bench(options.runs, options.plot, options.groups)
         for name in IN_ONE_PROCESS:
             if name in options.only:
                 getattr(bench, name)()

@@ -86,7 +86,9 @@ def study(reranker: Reranker, out: Path) -> str:
     ]
 
     grids = [attention_knockout(reranker, pair, window=1) for pair in right]
-    knocked = Grid("logit with the attention cut minus logit", grids[0].axes, torch.stack([grid.values for grid in grids]).mean(0))
+    knocked = Grid(
+        "logit with the attention cut minus logit", grids[0].axes, torch.stack([grid.values for grid in grids]).mean(0)
+    )
     chosen = [i for i, label in enumerate(knocked.axes[0].labels) if "picture" in label or label == "score -> query"]
     rows = Axis(knocked.axes[0].name, [knocked.axes[0].labels[i] for i in chosen])
     knocked = Grid(knocked.title, (rows, knocked.axes[1]), knocked.values[chosen])
