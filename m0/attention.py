@@ -10,26 +10,31 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from inspect import signature
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-
-    if not {"window_size", "enable_gqa"} <= set(signature(varlen_attn).parameters):  # its first versions
-        varlen_attn = None  # type: ignore[assignment]
-except ImportError:
-    varlen_attn = None  # type: ignore[assignment]
-
 Key = TypeVar("Key")
 Watcher = Callable[[str, Tensor, "Block"], Tensor]
 """Called with "scores" or "pattern", that tensor, and the block it belongs to; returns what takes its place."""
+
+
+@cache
+def varlen_kernel() -> Callable[..., Any] | None:
+    """Attention in one kernel for sequences of any length, on GPUs; None where PyTorch has none. Imported when it is first asked for:
+    the import takes longer than loading a model."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    # Its first versions knew no causal window and no shared key/value heads.
+    kernel: Callable[..., Any] = varlen_attn
+    return kernel if {"window_size", "enable_gqa"} <= set(signature(kernel).parameters) else None
 
 
 @dataclass(frozen=True)
@@ -282,20 +287,22 @@ class Attend(nn.Module):
 def has_ragged_kernel(query: Tensor) -> bool:
     """Whether FlashAttention (Dao 2023) takes these queries, (tokens, heads, head_dim)."""
     return (
-        varlen_attn is not None
-        and query.is_cuda
+        query.is_cuda
         and torch.version.cuda is not None
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 256
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and varlen_kernel() is not None
     )
 
 
 def _in_one_call(query: Tensor, key: Tensor, value: Tensor, ragged: Ragged) -> Tensor:
     if ragged.key_rows is not None:
         key, value = key.index_select(0, ragged.key_rows), value.index_select(0, ragged.key_rows)
-    found = varlen_attn(
+    kernel = varlen_kernel()
+    assert kernel is not None
+    found = kernel(
         query,
         key,
         value,

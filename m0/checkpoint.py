@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from m0.config import RerankerConfig
 from m0.errors import CheckpointError, ImageError
@@ -157,8 +158,12 @@ def open_safetensors(file: Path) -> Any:
 
 def parameter_shapes(config: RerankerConfig) -> dict[str, torch.Size]:
     """Name and shape of every parameter of a model of this config, without building it in memory."""
-    with torch.device("meta"):
-        return {key: value.shape for key, value in RerankerModel(config).state_dict().items()}
+    return {key: value.shape for key, value in _without_memory(config).state_dict().items()}
+
+
+def _without_memory(config: RerankerConfig) -> RerankerModel:
+    with torch.device("meta"), _NoInitialisation():
+        return RerankerModel(config)
 
 
 def match_tensors(tensors: list[StoredTensor], expected: Mapping[str, torch.Size], origin: Path) -> dict[str, StoredTensor]:
@@ -230,9 +235,9 @@ def load_checkpoint(directory: Path, dtype: torch.dtype | None = None, device: t
     Raises ConfigError and CheckpointError, one sentence naming file and key.
     """
     config = RerankerConfig.load(directory)
-    matched = match_tensors(list_tensors(directory), parameter_shapes(config), directory)
-    with torch.device("meta"):
-        model = RerankerModel(config)
+    model = _without_memory(config)
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    matched = match_tensors(list_tensors(directory), expected, directory)
     state = dict(read_tensors(matched, dtype, torch.device(device)))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -337,6 +342,19 @@ def _save_shard(tensors: dict[str, Tensor], path: str) -> None:
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_beside(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Weights that are read from a file need no first values. (On the meta device drawing some would import torch._dynamo, which
+    takes longer than all else of loading.)"""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def write_beside(path: Path, write: Callable[[str], Any]) -> None:

@@ -176,7 +176,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         description = json.loads(path.read_text(encoding="utf-8"))
         description["added_tokens"] = []
         description["truncation"] = description["padding"] = None
-        return Tokenizer.from_str(json.dumps(description))
+        return Tokenizer.from_str(json.dumps(description, ensure_ascii=False))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except Exception as error:  # tokenizers raises a bare Exception on a description it cannot read

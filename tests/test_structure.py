@@ -1,6 +1,8 @@
 """The house: which file may know of which."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,10 @@ def test_imports_point_one_way(name):
 def test_the_model_knows_no_adapters_no_files_and_no_pictures():
     known = {module for module in imports(PACKAGE / "model.py") if module.startswith("m0.")}
     assert known == {"m0.attention", "m0.config", "m0.decoder", "m0.errors", "m0.head", "m0.rotary", "m0.vision"}
+
+
+def test_importing_and_ranking_need_no_compiler():
+    """torch._dynamo takes longer to import than a model takes to load."""
+    code = "import sys, m0; m0.Reranker.from_pretrained('m0-nano').rank('a', ['b']); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
