@@ -6,13 +6,17 @@ reranker = Reranker.from_pretrained("m0-nano")
 ranking = reranker.rank("red heart", ["ein rotes Herz", {"image": "heart.png"}])
 """
 
-from m0.cascade import Cascade
-from m0.config import DecoderConfig, RerankerConfig, VisionConfig
-from m0.documents import DocumentCache
-from m0.errors import M0Error
-from m0.lora import LoRAConfig
-from m0.model import RerankerModel
-from m0.reranker import FailedDocument, RankedDocument, Ranking, Reranker
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from m0.cascade import Cascade
+    from m0.config import DecoderConfig, RerankerConfig, VisionConfig
+    from m0.documents import DocumentCache
+    from m0.errors import M0Error
+    from m0.lora import LoRAConfig
+    from m0.model import RerankerModel
+    from m0.reranker import FailedDocument, RankedDocument, Ranking, Reranker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,3 +33,20 @@ __all__ = [
     "RerankerModel",
     "VisionConfig",
 ]
+_HOMES = {
+    "cascade": ("Cascade",),
+    "config": ("DecoderConfig", "RerankerConfig", "VisionConfig"),
+    "documents": ("DocumentCache",),
+    "errors": ("M0Error",),
+    "lora": ("LoRAConfig",),
+    "model": ("RerankerModel",),
+    "reranker": ("FailedDocument", "RankedDocument", "Ranking", "Reranker"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first asked for, so that the command line answers before PyTorch is loaded."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"m0.{home}"), name)
+    raise AttributeError(f"module 'm0' has no attribute {name!r}")

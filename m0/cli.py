@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a full disk, most likely
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"m0: the output cannot be written: {error.strerror or error}.", file=sys.stderr)
+        what = f"{error.filename} cannot be used" if error.filename else "the output cannot be written"
+        print(f"m0: {what}: {error.strerror or error}.", file=sys.stderr)
         return 2
 
 
@@ -436,7 +437,9 @@ def _resolve(value: Any, folder: Path) -> Any:
         return [_resolve(item, folder) for item in value]
     if isinstance(value, dict) and isinstance(image := value.get("image"), str):
         path = folder / image
-        if not image.startswith(("http:", "https:", "data:")) and len(image) < 1000 and path.exists():
+        if not image.startswith(("http:", "https:", "data:")) and os.path.exists(
+            path
+        ):  # base64 is no path, whatever it begins with
             return {**value, "image": str(path)}
     return value
 
@@ -534,6 +537,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     other = read_run(options.compare) if options.compare else candidates if options.bm25 is not None else None
     if options.compare and other is not None and not set(other) & set(dataset.queries):
         raise InputError(f"{options.compare} ranks none of the dataset's queries.")
+    if options.compare and other is not None and (missing := len(set(dataset.queries) - set(other))):
+        print(
+            f"m0: {options.compare} does not rank {missing} of the {len(dataset.queries)} queries; they count as 0 for it.",
+            file=sys.stderr,
+        )
     beside = Evaluation.of(dataset, other, measures) if other is not None else None
     with processes() as first:
         reranker = Reranker.from_pretrained(

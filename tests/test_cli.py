@@ -1,5 +1,6 @@
 """The command line: what it reads, what it prints, and how it fails."""
 
+import base64
 import io
 import json
 import os
@@ -93,6 +94,23 @@ def test_a_full_disk_for_kept_documents_is_told_and_nothing_else_changes(
     assert f"m0: 2 of the documents could not be kept in {kept}" in err
     logits = {result["index"]: result["logit"] for result in report["results"]}
     assert logits == pytest.approx({result["index"]: result["logit"] for result in expected["results"]}, abs=1e-5)
+
+
+def test_a_picture_in_base64_is_no_path(capsys, tiny_directory, tmp_path):
+    buffer = io.BytesIO()
+    noise(56, 56, 2).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode().replace("/", "+")  # no folder in it, if perhaps no picture either
+    (tmp_path / "d.jsonl").write_text(json.dumps({"image": text[:900]}) + "\n" + json.dumps("just text") + "\n")
+    status, report, err = rank_json(capsys, tiny_directory, "q", tmp_path / "d.jsonl")
+    assert status == 1
+    assert len(report["results"]) == 1
+    assert "d.jsonl:1" in err
+
+
+def test_help_comes_before_pytorch():
+    code = "import sys\nfrom m0.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_a_table_for_people(capsys, tiny_directory, folder):

@@ -277,6 +277,7 @@ class _Store:
         paths = sorted(self.directory.glob("scores-*.jsonl"))
         data = {path: path.read_bytes() for path in paths}
         rows = {path: [json.loads(line) for line in some[: some.rfind(b"\n") + 1].splitlines()] for path, some in data.items()}
+        rows = {path: [row for row in some if isinstance(row, list) and len(row) == 3] for path, some in rows.items()}
         hashes = {file: value for some in rows.values() for first, file, value in some if first is True}
         changed = {file for file, value in hashes.items() if _file_hash(file) != value}
         for path, some in rows.items():

@@ -50,7 +50,7 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
-        except (NameError, ValueError, SyntaxError):
+        except (NameError, ValueError, SyntaxError, AssertionError):  # the last for P, R and Success without a cutoff
             measure = None
         if measure is None or measure.NAME not in KNOWN:
             raise InputError(

@@ -131,7 +131,7 @@ class _Run:
                     _say(f"{self.run} has no checkpoint yet: beginning anew")
                 return
             if not paths:
-                raise TrainError(f"{self.run} has no checkpoint to resume from.")
+                raise TrainError(f"{self.run} has no checkpoint to resume from; delete it to begin anew.")
             tensors, about = self._newest(paths)
             if about["config"] != _comparable(self.config):
                 raise TrainError(f"{self.run} was begun with another config; resume with the same, or choose another output.")
@@ -217,7 +217,10 @@ class _Run:
         about = describe(self.config, self._data_hashes(), self.world, device)
         path = self.run / RUN
         if self.done and path.exists():
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                begun = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:  # cut off by a disk that was full
+                begun = {"note": "how the run began is lost: run.json was damaged"}
             taken_up = {name: about[name] for name in ("started", "versions", "git_revision", "processes", "threads", "device")}
             about = {**begun, "resumed": [*begun.get("resumed", []), {"step": self.done, **taken_up}]}
         write_json(path, about)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import m0
+from m0.checkpoint import write_beside
 from m0.errors import TrainError
 from m0.train.config import TrainConfig
 
@@ -56,7 +57,8 @@ def describe(config: TrainConfig, hashes: Mapping[str, str], processes: int, dev
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(dict(values), indent=2, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(dict(values), indent=2, default=str) + "\n"
+    write_beside(path, lambda place: Path(place).write_text(text, encoding="utf-8"))
 
 
 class Record:

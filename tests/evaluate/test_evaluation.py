@@ -269,8 +269,14 @@ def test_the_command_line(capsys, tiny_directory, folder, tmp_path):
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert main([*arguments, "--compare", str(tmp_path / "out" / "run.trec")]) == 0
     assert "0.000 [0.000, 0.000] | 1.0000 |" in capsys.readouterr().out
-    assert main(["evaluate", str(folder), "--measures", "accuracy"]) == 2
-    assert capsys.readouterr().err.startswith("m0: there is no measure 'accuracy'")
+    for name in ("accuracy", "R", "P", "Success"):
+        assert main(["evaluate", str(folder), "--measures", name]) == 2
+        assert capsys.readouterr().err.startswith(f"m0: there is no measure '{name}'")
+    first, *others = (tmp_path / "out" / "run.trec").read_text(encoding="utf-8").splitlines()
+    one = "\n".join(line for line in (first, *others) if line.split()[0] == first.split()[0])
+    (tmp_path / "part.trec").write_text(one + "\n", encoding="utf-8")
+    assert main([*arguments, "--compare", str(tmp_path / "part.trec")]) == 0
+    assert "part.trec does not rank" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

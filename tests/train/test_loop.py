@@ -317,8 +317,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(configured, monkeypatch):
     run = Path(config.output)
     assert [path.name for path in (run / state.FOLDER).iterdir()] == ["step-00000002.safetensors"]
     monkeypatch.undo()
+    (run / "run.json").write_text('{"seed": 1, "vers')  # the disk was full for it, too
     train(config, resume=True)
     assert len(curve(config)) == 6
+    assert "is lost" in (run / "run.json").read_text()
 
 
 def test_refusals(configured, colours, tmp_path):
