@@ -14,6 +14,8 @@ DEFAULT = ("nDCG@10", "R@10", "RR", "AP", "P@1", "Success@1")
 """In ir-measures' notation: RR is MRR when averaged, AP is MAP, R is recall, P precision."""
 KNOWN = ("nDCG", "R", "RR", "AP", "P", "Success", "Rprec")
 """Measures that pytrec_eval computes in this process."""
+AT = ("R", "P", "Success")
+"""Those that mean nothing without a cutoff."""
 RESAMPLES = 2000
 BATCH = 500
 """Resamples held in memory at a time."""
@@ -50,9 +52,9 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
-        except (NameError, ValueError, SyntaxError, AssertionError):  # the last for P, R and Success without a cutoff
+        except (NameError, ValueError, SyntaxError):
             measure = None
-        if measure is None or measure.NAME not in KNOWN:
+        if measure is None or measure.NAME not in KNOWN or (measure.NAME in AT and "cutoff" not in measure.params):
             raise InputError(
                 f"there is no measure {name!r}; known are such as nDCG@10, R@100, RR, AP, P@5, Success@1."
             ) from None
