@@ -158,7 +158,11 @@ def open_safetensors(file: Path) -> Any:
 
 def parameter_shapes(config: RerankerConfig) -> dict[str, torch.Size]:
     """Name and shape of every parameter of a model of this config, without building it in memory."""
-    return {key: value.shape for key, value in _without_memory(config).state_dict().items()}
+    return _shapes(_without_memory(config))
+
+
+def _shapes(model: RerankerModel) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in model.state_dict().items()}
 
 
 def _without_memory(config: RerankerConfig) -> RerankerModel:
@@ -236,8 +240,7 @@ def load_checkpoint(directory: Path, dtype: torch.dtype | None = None, device: t
     """
     config = RerankerConfig.load(directory)
     model = _without_memory(config)
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    matched = match_tensors(list_tensors(directory), expected, directory)
+    matched = match_tensors(list_tensors(directory), _shapes(model), directory)
     state = dict(read_tensors(matched, dtype, torch.device(device)))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

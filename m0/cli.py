@@ -6,8 +6,6 @@ Exit status: 0 done; 1 ranked, but some documents could not be used (each is nam
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import inspect
 import io
 import json
 import os
@@ -16,6 +14,7 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".xml", ".csv", ".tsv",
 BAR_FROM_DOCUMENTS = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Source:
     """One document of the command line: what to call it, and what it is or why it is not."""
 
@@ -179,7 +178,7 @@ def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
 # --- m0 rank and m0 explain -------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Ranked:
     """Documents of the command line in their order, and what could not be ranked."""
 
@@ -284,16 +283,14 @@ def _show_ranking(options: argparse.Namespace, found: Ranked) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from m0.explain import DEFAULT_METHOD, METHODS
+    from m0.explain import DEFAULT_METHOD, METHODS, beside_ranking, method_of
 
     method = options.method or DEFAULT_METHOD
     if method not in METHODS:
         raise InputError(f"--method is {method!r}, but must be one of {', '.join(METHODS)}.")
     extra: dict[str, Any] = {"pixels": True} if options.pixels else {}
     extra |= {"unit": options.unit} if options.unit else {}
-    for name in extra:
-        if name not in inspect.signature(METHODS[method]).parameters:
-            raise InputError(f"--{name} does not go with --method {method}.")
+    method_of(method, extra)
     if options.html and not options.html.absolute().parent.is_dir():
         raise InputError(f"{options.html} cannot be written: its folder does not exist.")
     if options.html and options.html.is_dir():
@@ -301,7 +298,6 @@ def _explain(options: argparse.Namespace) -> int:
     if options.png and options.png.exists() and not options.png.is_dir():
         raise InputError(f"{options.png} cannot be written: it is no folder.")
     found = _ranked(options, report=options.html)
-    from m0.explain import beside_ranking
     from m0.explain.html import page
     from m0.explain.show import printable
 
@@ -317,7 +313,7 @@ def _explain(options: argparse.Namespace) -> int:
             continue
         explanations.append(beside_ranking(explanation, result.logit, result.score))
         rows.append((number, source, result))
-    found = dataclasses.replace(found, rows=rows)
+    found = replace(found, rows=rows)
     names = [source.name for _, source, _ in rows]
     if options.json:
         failed = [{"index": number, "name": name, "error": error} for number, name, error in found.failures]
@@ -437,9 +433,8 @@ def _resolve(value: Any, folder: Path) -> Any:
         return [_resolve(item, folder) for item in value]
     if isinstance(value, dict) and isinstance(image := value.get("image"), str):
         path = folder / image
-        if not image.startswith(("http:", "https:", "data:")) and os.path.exists(
-            path
-        ):  # base64 is no path, whatever it begins with
+        # False, not an error, for base64 that is too long for a path.
+        if not image.startswith(("http:", "https:", "data:")) and os.path.exists(path):
             return {**value, "image": str(path)}
     return value
 

@@ -345,9 +345,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
-    lengths = parser.add_mutually_exclusive_group()
-    lengths.add_argument("--minutes", type=float, help="of all stages together")
-    lengths.add_argument(
+    length_of_run = parser.add_mutually_exclusive_group()
+    length_of_run.add_argument("--minutes", type=float, help="of all stages together")
+    length_of_run.add_argument(
         "--steps",
         type=int,
         nargs=len(SHARES),

@@ -131,10 +131,14 @@ class Editing(Session):
 
     def begin(self, encodings: Sequence[Encoding]) -> None:
         super().begin(encodings)
+        wanted: dict[Selector, list[Tap]] = {}
         for tap, some in self.edits.items():
-            for where, pair in {(w, edit.pair) for edit in some for w in (edit.at, edit.to) if w is not None}:
-                if pair is None:  # experiments, which say the pair, have looked themselves
-                    self.check_found([tap], where)
+            for edit in some:
+                for where in (edit.at, edit.to):
+                    if where is not None and edit.pair is None:  # experiments, which say the pair, have looked themselves
+                        wanted.setdefault(where, []).append(tap)
+        for where, taps in wanted.items():
+            self.check_found(taps, where)
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
         result = x
