@@ -38,10 +38,9 @@ format: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build
 
-MINUTES ?= 140
-nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 2.7 hours on 2 cores)
+nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 2 hours on 2 cores, or MINUTES=…)
 	$(BIN)/python scripts/build_nano_data.py
-	$(BIN)/python scripts/train_nano.py --minutes $(MINUTES)
+	$(BIN)/python scripts/train_nano.py $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python scripts/evaluate_nano.py --write weights/m0-nano/README.md
 
 bench: $(VENV)/.dev  ## speed and memory of the released size beside transformers, random weights: about half an hour, 5 GB of disk

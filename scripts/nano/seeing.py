@@ -30,7 +30,7 @@ from m0.images import Picture
 from m0.model import RerankerModel
 
 SHARPNESS = 16.0
-EMOJI, DRAWINGS, SHEETS, PAGES = 160, 72, 18, 0
+EMOJI, DRAWINGS, SHEETS, PAGES = 112, 72, 32, 0
 """Pictures of a step."""
 COVERED = 0.25
 """A visual token of a sheet belongs to the emoji that covers most of it, if that is at least so much."""
@@ -223,7 +223,7 @@ class Seeing:
         page_loss, page_notes = self._page_loss(torch.cat(pages), batch.pages) if pages else (torch.zeros(()), {})
         notes = {f"emoji {k}": v for k, v in notes.items()} | {f"drawings {k}": v for k, v in drawing_notes.items()}
         notes |= {f"sheets {k}": v for k, v in sheet_notes.items()} | page_notes | {"strain": strain.item()}
-        return 2 * emoji_loss + drawing_loss + 1.5 * sheet_loss + page_loss + 0.1 * length + 0.1 * strain, notes
+        return 2 * emoji_loss + drawing_loss + 2 * sheet_loss + page_loss + 0.1 * length + 0.1 * strain, notes
 
     def _page_loss(self, seen: Tensor, pages: list[Page]) -> tuple[Tensor, dict[str, float]]:
         here = dict.fromkeys(word for page in pages for word in page.words)
