@@ -136,11 +136,11 @@ def pointing(reranker: Reranker, encodings: list[Encoding], boxes: list[Box], me
     return hits
 
 
-def randomised(model: Path, encodings: list[Encoding], method: str) -> list[tuple[str, float]]:
-    """Mean rank correlation with the explanation before, after the weights are drawn anew from the last layer to the first
-    (Adebayo et al. 2018), over the document's tokens."""
+def randomised(model: Path, encodings: list[Encoding], method: str, draws: int) -> dict[str, list[list[float]]]:
+    """Rank correlation with the explanation before, over the document's tokens, after the weights are drawn anew from the last
+    part to the first (cascading randomisation, Adebayo et al. 2018): by part, (draws, encodings)."""
     reranker = Reranker.from_pretrained(model, dtype="float32")
-    generator = torch.Generator().manual_seed(0)
+    trained = {name: weight.clone() for name, weight in reranker.model.state_dict().items()}
 
     def documents() -> list[Tensor]:
         return [
@@ -151,18 +151,36 @@ def randomised(model: Path, encodings: list[Encoding], method: str) -> list[tupl
         ]
 
     before = documents()
-    found = [("none", 1.0)]
+    found: dict[str, list[list[float]]] = defaultdict(list)
     parts = [("head", reranker.model.head)]
     parts += [(f"layer {i}", layer) for i, layer in reversed(list(enumerate(reranker.model.decoder.layers)))]
     parts += [("embeddings", reranker.model.decoder.embed_tokens)]
-    for name, part in parts:
-        with torch.no_grad():
-            for parameter in part.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(0.0, float(parameter.std()), generator=generator)
-        values = [correlation(ranks(a), ranks(b)) for a, b in zip(before, documents(), strict=True)]
-        found.append((name, sum(values) / len(values)))
+    for draw in range(draws):
+        generator = torch.Generator().manual_seed(draw)
+        reranker.model.load_state_dict(trained)
+        for name, part in parts:
+            with torch.no_grad():
+                for parameter in part.parameters():
+                    if parameter.ndim > 1:
+                        parameter.normal_(0.0, float(parameter.std()), generator=generator)
+            found[name].append([correlation(ranks(a), ranks(b)) for a, b in zip(before, documents(), strict=True)])
     return found
+
+
+def randomised_table(weights: dict[str, dict[str, list[list[float]]]]) -> list[str]:
+    """Of each method the mean correlation, and the mean of absolute values: where a random head turns an explanation about, the
+    first is near 0 and the second is not."""
+    lines = [
+        f"| drawn anew, down to | {' | '.join(f'{method} | absolute' for method in weights)} |",
+        "| --- |" + " --- |" * (2 * len(weights)),
+    ]
+    for part in next(iter(weights.values())):
+        cells = []
+        for found in weights.values():
+            values = torch.tensor(found[part])
+            cells += [f"{values.mean():.2f}", f"{values.abs().mean():.2f}"]
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
@@ -178,9 +196,10 @@ def main() -> None:
     parser.add_argument("--games", type=int, default=300, help="pointing games of each size")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], metavar="METHOD")
     parser.add_argument(
-        "--recommended", nargs="+", choices=[*METHODS], default=["frozen_gradient", "attnlrp"], metavar="METHOD",
+        "--recommended", nargs="+", choices=[*METHODS], default=["frozen_gradient", "attnlrp", "attention_gradient"], metavar="METHOD",
         help="methods of the randomisation test",
     )  # fmt: skip
+    parser.add_argument("--draws", type=int, default=8, help="of random weights")
     parser.add_argument("--write", type=Path, help="put the tables between the marks of this file, and a plot beside it")
     parser.add_argument("--figures", type=Path, help="write the figures as JSON")
     parser.add_argument("--threads", type=int, default=2)
@@ -218,7 +237,9 @@ def main() -> None:
         return chance, points
 
     games = part("pointing", play)
-    weights = part("randomised", lambda: {m: randomised(options.model, texts[:40], m) for m in options.recommended})
+    weights = part(
+        "randomised", lambda: {m: randomised(options.model, texts[:40], m, options.draws) for m in options.recommended}
+    )
     by_kind = {
         "text": part("texts", lambda: faithfulness(reranker, texts, methods, "texts")),
         "picture": part(
@@ -253,12 +274,12 @@ def main() -> None:
     ]
     lines += [
         "",
-        "Rank correlation with the explanation before, after weights are drawn anew from the last part to the first:",
+        "Rank correlation with the explanation before, after weights are drawn anew from the last part to the first: mean over "
+        f"{min(40, len(texts))} texts and {options.draws} draws, and mean of absolute values.",
         "",
+        *randomised_table(weights),
     ]
-    for method, found in weights.items():
-        lines.append(f"- {method}: " + ", ".join(f"{name} {value:.2f}" for name, value in found))
-    figures["randomised"] = {method: dict(found) for method, found in weights.items()}
+    figures["randomised"] = weights
     text = "\n".join(lines)
     print(text)
     if options.figures:
