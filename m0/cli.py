@@ -367,17 +367,20 @@ def read_sources(argument: str) -> Iterator[Source]:
 
 
 def _directory(path: Path) -> Iterator[Source]:
-    everything = [
-        file
-        for file in sorted(path.rglob("*"))
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)  # hidden, or in a hidden folder
-    ]
+    everything: list[Path] = []
+    unread: list[OSError] = []
+    for folder, folders, names in os.walk(path, onerror=unread.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        everything += [Path(folder, name) for name in names if not name.startswith(".")]
+    everything.sort()
     files = [file for file in everything if file.is_file()]
+    for error in unread:
+        yield Source(str(error.filename), error=f"{error.filename} cannot be read: {error.strerror}.")
     for link in everything:
         if link.is_symlink() and not link.exists():
             yield Source(str(link), error=f"{link} is a link to what does not exist.")
     known = [file for file in files if file.suffix.lower() in (*TEXT_SUFFIXES, *_picture_suffixes(), ".jsonl")]
-    if not known:
+    if not known and not unread:
         yield Source(str(path), error=f"{path} holds no text files or pictures.")
     for file in known:
         yield from read_sources(str(file))
@@ -567,6 +570,9 @@ def _winoground(options: argparse.Namespace) -> int:
     from m0.evaluate import evaluate_contrasts, load_contrasts
     from m0.reranker import Reranker
 
+    unused = {"--out": options.out, "--compare": options.compare, "--measures": options.measures}
+    if given := [name for name, value in unused.items() if value is not None]:
+        raise InputError(f"--winoground prints its three scores only; leave out {' and '.join(given)}.")
     examples = load_contrasts(options.dataset)
     reranker = Reranker.from_pretrained(
         options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels

@@ -228,6 +228,21 @@ def test_hidden_folders_are_left_alone_and_broken_links_named(capsys, tiny_direc
     assert not any(".hidden" in result["name"] for result in report["results"])
 
 
+def test_folders_that_cannot_be_read_are_named(capsys, tiny_directory, folder, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    status, report, err = rank_json(capsys, tiny_directory, "q", folder)
+    assert status == 1
+    assert f"{folder / 'sub'} cannot be read: Permission denied" in err
+    assert any(result["name"].endswith("a.txt") for result in report["results"])
+
+
 def test_a_full_disk_gets_a_sentence(tiny_directory, folder):
     command = [sys.executable, "-m", "m0", "rank", "q", str(folder / "a.txt"), "--model", str(tiny_directory)]
     with open("/dev/full", "w") as full:

@@ -20,6 +20,8 @@ from typing import Any
 from m0.errors import InputError
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
+MAX_GRADE = 1000
+"""Of a judgement; trec_eval makes tables as long as the highest."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,15 @@ def _qrels(path: Path, digest: Any) -> dict[str, dict[str, int]]:
             continue
         try:
             query, document, score = (cell.strip() for cell in cells)
-            qrels.setdefault(query, {})[document] = int(score)
+            grade = int(score)
         except ValueError:
             raise InputError(f"{path}, line {number}: must be query-id, corpus-id and a whole number, by tabs.") from None
+        if abs(grade) > MAX_GRADE:
+            raise InputError(f"{path}, line {number}: the score is {score}, but must lie between -{MAX_GRADE} and {MAX_GRADE}.")
+        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise InputError(
+                f"{path}, line {number}: judges {document} for {query} as {grade}, but an earlier line as {qrels[query][document]}."
+            )
     if not qrels:
         raise InputError(f"{path} has no judgements.")
     return qrels

@@ -168,6 +168,9 @@ def evaluate(
             known = (query, document) in done or {document, f"query {query}", f"{query} {document}"} & failed.keys()
             if not known:
                 raise M0Error(f"the pair of {query} and {document} was not scored; run the evaluation again to go on.")
+    if not done:
+        what, why = next(iter(failed.items()))
+        raise InputError(f"nothing could be scored, beginning with {what}: {why}")
     run: Run = {query: {} for query in dataset.queries}
     for document, queries in wanted.items():
         for query in queries:

@@ -206,6 +206,8 @@ class TrainConfig:
     @classmethod
     def of(cls, values: Mapping[str, Any], folder: Path | None = None) -> TrainConfig:
         """From a mapping as the TOML file holds it; `folder`: where relative paths of data and output start."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"the settings are {type(values).__name__}, but must be a mapping.")
         given = dict(values)
         folder = folder or Path()
         if "stages" in given:
@@ -250,13 +252,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
                 "on Python 3.10, reading a TOML file needs tomli: pip install 'm0-reranker[train]'."
             ) from None
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from None
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r} is not a path: {error}.") from None
 
 
 def _build(kind: type, values: Any, where: str) -> Any:

@@ -206,6 +206,8 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise InputError(f"{path} does not exist.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is not a path: {error}.") from None
 
 
 def _length(example: Example) -> int:

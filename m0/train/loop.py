@@ -32,6 +32,9 @@ from m0.train.mining import mine
 from m0.train.record import CURVES_PICTURE, RUN, Record, describe, draw_curves, write_json
 
 RESULT = "result"
+NOT_COMPARED = ("validate_every", "checkpoint_every", "keep_checkpoints", "parallel", "device", "output", "data", "validation")
+"""Settings that may change when a run is resumed. Data are compared by what they hold (their hashes), not by how their paths are
+written."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Totals:
 
     loss: float = 0.0
     right: float = 0.0
+    ranked: float = 0.0
+    """Those that had both relevant documents and others."""
     queries: float = 0.0
     tokens: float = 0.0
 
@@ -68,7 +73,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     """
     with processes():
         try:
-            return _Run(config, resume).train()
+            run = _Run(config, resume)
+            with state.held(run.run) if run.rank == 0 else contextlib.nullcontext():
+                return run.train()
         except M0Error:
             raise
         except OSError as error:
@@ -117,6 +124,7 @@ class _Run:
         self.trained: dict[str, Tensor] = {}
         self.resumed: dict[str, Tensor] | None = None
         self.distils = False
+        self.said: set[str] = set()
         self.mined: dict[int, tuple[Any, ...]] = {}
         self.first_stage, self.done = 0, 0
         self.record: Record | None = None
@@ -133,8 +141,10 @@ class _Run:
             if not paths:
                 raise TrainError(f"{self.run} has no checkpoint to resume from; delete it to begin anew.")
             tensors, about = self._newest(paths)
-            if about["config"] != _comparable(self.config):
-                raise TrainError(f"{self.run} was begun with another config; resume with the same, or choose another output.")
+            if changed := _changes(about["config"], _comparable(self.config)):
+                raise TrainError(
+                    f"{self.run} was begun with another config ({changed}); resume with the same, or choose another output."
+                )
             if list(about["data"].values()) != list(self._data_hashes().values()):
                 raise TrainError(f"{self.run} was begun with other data: a file has changed; choose another output.")
             self.first_stage, self.done = about["stage"], about["step"]
@@ -192,6 +202,9 @@ class _Run:
                 device = str(learner.reranker.model.device)
                 self._describe(device)
                 self.record = Record(self.run, self.done, sum(self.steps))
+            if self.validation is not None and number == self.first_stage:
+                for one in range(self.rank, len(self.validation), self.world):  # a damaged picture shows before the work
+                    self._validation_pass(one, learner.reranker)
             self.mined = self._mine(number, learner.reranker)
             self._stage(number, learner)
             self.trained |= {
@@ -233,12 +246,14 @@ class _Run:
         if self.resumed is not None:
             learner.restore(self.resumed)
             self.resumed = None
+        used, whole = 0, self.done == before
         with ThreadPoolExecutor(1) as reader:  # reads and tokenizes the next step while this one computes
             coming: Future[list[Pass]] | None = None
             for step in range(self.done - before, self.steps[number]):
                 passes = (coming or reader.submit(self._read, number, step, learner.reranker)).result()
                 if step + 1 < self.steps[number]:
                     coming = reader.submit(self._read, number, step + 1, learner.reranker)
+                used += sum(len(one.lists) for one in passes)
                 row = self._update(number, step, learner, passes)
                 self.done += 1
                 last = step + 1 == self.steps[number]
@@ -247,6 +262,8 @@ class _Run:
                 if self.record is not None:
                     self.record.add(row)
                 if last or self.done % self.config.checkpoint_every == 0:
+                    if last and whole and not sum_over_processes([float(used)])[0]:
+                        raise TrainError(f"stage {number + 1} has trained on nothing: none of its queries could be used.")
                     self._prove(learner, stage, passes[0])
                     self._save(number, learner)
 
@@ -294,25 +311,30 @@ class _Run:
         }
 
     @torch.no_grad()
-    def _validate(self, learner: Learner, stage: Stage) -> dict[str, float]:
-        """Loss and success@1 of every validation query against all its documents."""
+    def _validate(self, learner: Learner, stage: Stage) -> dict[str, float | None]:
+        """Loss and success@1 of every validation query against all its documents; success of those that have others than
+        relevant ones, None where there are none."""
         assert self.validation is not None
         learner.scorer.eval()
         totals = Totals()
         count = len(self.validation)
         for start in range(0, count, self.world):  # as many passes in each process: the last ones may repeat a query unseen
             number = start + self.rank
-            example = self.validation[number % count]
-            everything = max(len(example.positive), len(example.negative), 1)
-            chosen = candidates(example, everything, everything, random.Random(0))
-            one = self._pass([chosen], learner.reranker, [self.validation.where(number % count)])
+            one = self._validation_pass(number % count, learner.reranker)
             with self._autocast(learner):
                 logits = learner.scorer(one.batch)
                 counted = totals if number < count else Totals()
                 _loss(logits, one, stage, counted)
         learner.scorer.train()
-        [loss, right, queries] = sum_over_processes([totals.loss, totals.right, totals.queries])
-        return {"validation_loss": loss / max(queries, 1), "validation_success": right / max(queries, 1)}
+        [loss, right, ranked, queries] = sum_over_processes([totals.loss, totals.right, totals.ranked, totals.queries])
+        return {"validation_loss": loss / max(queries, 1), "validation_success": right / ranked if ranked else None}
+
+    def _validation_pass(self, number: int, reranker: Reranker) -> Pass:
+        assert self.validation is not None
+        example = self.validation[number]
+        everything = max(len(example.positive), len(example.negative), 1)
+        chosen = candidates(example, everything, everything, random.Random(0))
+        return self._pass([chosen], reranker, [self.validation.where(number)])
 
     def _save(self, number: int, learner: Learner) -> None:
         tensors = learner.state()  # every process takes part: its weights may be spread over all
@@ -418,7 +440,10 @@ class _Run:
         """A picture that turns out damaged, or a pair too long: an error, or a sentence and left out, as configured."""
         if self.config.on_bad_line == "raise":
             raise InputError(f"{what} cannot be used: {error}") from None
-        _say(f"left out: {what}: {error}")
+        sentence = f"left out: {what}: {error}"
+        if sentence not in self.said:
+            self.said.add(sentence)
+            _say(sentence)
 
     def _mine(self, number: int, reranker: Reranker) -> dict[int, tuple[Any, ...]]:
         """Hard negatives for a stage, each process mining its share; kept in the run's directory for a resumed run."""
@@ -473,7 +498,10 @@ def _loss(logits: Tensor, one: Pass, stage: Stage, totals: Totals) -> Tensor:
         loss = combined(dict(stage.loss), own, labels, teacher)
         total = total + loss
         totals.loss += loss.item()
-        totals.right += float(labels[own.argmax()] > 0)
+        relevant = labels > 0
+        if relevant.any() and not relevant.all():
+            totals.right += float(relevant[own.argmax()])
+            totals.ranked += 1
         totals.queries += 1
     return total
 
@@ -481,10 +509,25 @@ def _loss(logits: Tensor, one: Pass, stage: Stage, totals: Totals) -> Tensor:
 def _comparable(config: TrainConfig) -> dict[str, Any]:
     """What must be the same in a run that is continued, as JSON gives it back."""
     values = asdict(config)
-    # Data are compared by what they hold (their hashes), not by how their paths are written.
-    for name in ("checkpoint_every", "keep_checkpoints", "parallel", "device", "output", "data", "validation"):
+    for name in NOT_COMPARED:
         del values[name]
     return json.loads(json.dumps(values))
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Which settings differ; empty if none."""
+    changed = []
+    for name in dict.fromkeys((*before, *now)):
+        old, new = before.get(name), now.get(name)
+        if name == "stages" and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            changed += [
+                f"stage {number}: {inner}"
+                for number, pair in enumerate(zip(old, new, strict=True), 1)
+                if (inner := _changes(*pair))
+            ]
+        elif name not in NOT_COMPARED and old != new:
+            changed.append(f"{name} was {old!r}, is {new!r}")
+    return ", ".join(changed)
 
 
 def _is_connection_error(error: RuntimeError) -> bool:

@@ -156,8 +156,15 @@ def draw_curves(run: Path) -> Path | None:
     if checked:
         at = [int(row["step"]) for row in checked]
         above.plot(at, [float(row["validation_loss"]) for row in checked], "o-", color="#d55e00", label="validation loss")
+        ranked = [
+            row for row in checked if row["validation_success"]
+        ]  # empty where no query had others than relevant documents
         below.plot(
-            at, [float(row["validation_success"]) for row in checked], "o-", color="#d55e00", label="validation success@1"
+            [int(row["step"]) for row in ranked],
+            [float(row["validation_success"]) for row in ranked],
+            "o-",
+            color="#d55e00",
+            label="validation success@1",
         )
         below.set_ylim(0, 1)
     above.set_ylabel("loss")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str
         save_file(dict(tensors), partial, metadata={"about": json.dumps(dict(about))})
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        partial.chmod(0o644)  # safetensors' own are for their maker's eyes alone
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -40,6 +42,28 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str
     for old in found(run)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keeps a second training out of a run's directory, where the system can (not on Windows). Raises TrainError in the second."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise TrainError(f"another training is at work in {run}; wait for its end, or choose another output.") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def found(run: Path) -> list[Path]:

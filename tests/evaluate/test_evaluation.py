@@ -297,6 +297,8 @@ def test_the_command_line(capsys, tiny_directory, folder, tmp_path):
         ("queries.jsonl", "", "queries.jsonl is empty"),
         ("qrels/test.tsv", "q1\td3\thigh", "line 1: must be query-id, corpus-id and a whole number"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "has no judgements"),
+        ("qrels/test.tsv", "q1\td3\t2\nq1\td3\t0", "line 2: judges d3 for q1 as 0, but an earlier line as 2"),
+        ("qrels/test.tsv", "q1\td3\t99999999999", "must lie between -1000 and 1000"),
     ],
 )
 def test_bad_datasets(folder, file, text, reason):
@@ -318,6 +320,13 @@ def test_bad_runs(tmp_path, line):
     (tmp_path / "run.trec").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(InputError, match="line"):
         read_run(tmp_path / "run.trec")
+
+
+def test_where_nothing_can_be_scored_there_are_no_figures(tiny, folder):
+    for picture in ("one.png", "two.png"):
+        (folder / picture).write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"nothing could be scored, beginning with p1: .*one.png"):
+        evaluate(tiny, Dataset.load(folder), {"q1": ["p1", "m1"]})
 
 
 def test_candidates_of_another_corpus(tiny, dataset):
@@ -352,6 +361,8 @@ def test_winoground_from_files(tiny, tiny_directory, tmp_path, capsys):
     assert {name: value.mean for name, value in scores.items()} == winoground(tables)
     assert main(["evaluate", str(tmp_path), "--winoground", "--json", "--model", str(tiny_directory)]) == 0
     assert json.loads(capsys.readouterr().out)["scores"]["group"]["mean"] == scores["group"].mean
+    assert main(["evaluate", str(tmp_path), "--winoground", "--out", str(tmp_path / "out")]) == 2
+    assert "leave out --out" in capsys.readouterr().err
     write_lines(tmp_path / "examples.jsonl", [rows[0], {"caption_0": "a"}])
     with pytest.raises(InputError, match="line 2: must hold caption_0"):
         load_contrasts(tmp_path)

@@ -72,6 +72,11 @@ def test_files_that_cannot_be_read(tmp_path):
         TrainConfig.load(tmp_path / "absent.toml")
     with pytest.raises(ConfigError, match="there is no \\[\\[stage\\]\\]"):
         load(tmp_path, 'data = "a"\noutput = "b"')
+    with pytest.raises(ConfigError, match="is not a path"):
+        TrainConfig.load("a\0b.toml")
+    with pytest.raises(ConfigError, match="the settings are NoneType"):
+        TrainConfig.of(None)
+    assert load(tmp_path, "\ufeff" + GOOD) == load(tmp_path, GOOD)  # as some editors begin a file
 
 
 @pytest.mark.parametrize(

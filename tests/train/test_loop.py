@@ -330,8 +330,11 @@ def test_refusals(configured, colours, tmp_path):
     train(config)
     with pytest.raises(TrainError, match="not empty"):
         train(config)
-    with pytest.raises(TrainError, match="another config"):
+    with pytest.raises(TrainError, match=r"another config \(stage 1: steps was 2, is 3\)"):
         train(configured(stages=({"train": "lora", "steps": 3},)), resume=True)
+    with pytest.raises(TrainError, match=r"another config \(seed was 1, is 2\)"):
+        train(configured(stages=({"train": "lora", "steps": 2},), seed=2), resume=True)
+    train(configured(stages=({"train": "lora", "steps": 2},), validate_every=7), resume=True)  # changes no weight
     state.found(Path(config.output))[-1].write_bytes(b"damaged")
     with pytest.raises(TrainError, match="not a readable checkpoint"):
         train(config, resume=True)
@@ -363,6 +366,46 @@ def test_a_picture_that_turns_out_damaged(configured, tmp_path, capsys, on_bad_l
     else:
         train(config)
         assert "train.jsonl, line 1: a document of the query 'q'" in capsys.readouterr().err
+
+
+def test_a_damaged_picture_for_validation_shows_before_the_work(configured, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    data = tmp_path / "dev.jsonl"
+    data.write_text('{"query": "q", "positive": ["a"], "negative": [{"image": "broken.png"}]}\n', encoding="utf-8")
+    config = configured(stages=({"train": "lora", "steps": 2},), validation=[str(data)])
+    with pytest.raises(InputError, match=r"dev.jsonl, line 1.*broken.png is not a picture"):
+        train(config)
+    assert not curve(config)
+
+
+def test_success_is_measured_where_there_is_something_to_tell_apart(configured, tmp_path):
+    data = tmp_path / "dev.jsonl"
+    data.write_text('{"query": "q", "positive": ["a", "b"]}\n', encoding="utf-8")
+    config = configured(stages=({"train": "lora", "steps": 2},), validation=[str(data)])
+    train(config)
+    with (Path(config.output) / "curves.csv").open(encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["validation_loss"]) > 0
+    assert last["validation_success"] == ""
+
+
+def test_a_stage_without_a_usable_query_is_no_training(configured, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"query": {"image": "broken.png"}, "positive": ["a"], "negative": ["b"]}\n' * 4, encoding="utf-8")
+    config = configured(stages=({"train": "lora", "steps": 2},), data=[str(data)], on_bad_line="skip")
+    with pytest.raises(TrainError, match="stage 1 has trained on nothing"):
+        train(config)
+    assert not (Path(config.output) / "result").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks")
+def test_a_second_training_in_the_same_directory_is_refused(configured, tmp_path):
+    config = configured(stages=({"train": "lora", "steps": 2},))
+    train(config)
+    with state.held(Path(config.output)), pytest.raises(TrainError, match="another training is at work in"):
+        train(config, resume=True)
+    train(config, resume=True)
 
 
 def test_parameters_that_no_query_reached_are_resumed_too(configured, tmp_path):
