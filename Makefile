@@ -43,8 +43,8 @@ nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and
 	$(BIN)/python scripts/train_nano.py $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python scripts/evaluate_nano.py --write weights/m0-nano/README.md
 
-bench: $(VENV)/.dev  ## speed and memory of the released size beside transformers, random weights: about half an hour, 5 GB of disk
-	$(BIN)/python scripts/bench.py
+bench: $(VENV)/.dev  ## speed and memory of the released size beside transformers, random weights: an hour and more, 5 GB of disk
+	$(BIN)/python scripts/bench.py --plot docs/pictures/growth.png
 	$(BIN)/python scripts/bench_explaining.py
 
 bench-training: $(VENV)/.dev  ## memory of a LoRA step at the released size: 2.2 B random parameters, 5 GB of disk

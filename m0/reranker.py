@@ -587,12 +587,13 @@ class Reranker:
         Args:
             path: the HTML file; it needs no network.
             top_n: how many; None: all.
+            method: one of `m0.explain.METHODS`; `options` are that function's.
             names: what the documents are called on the page; None: their numbers.
             on_error: what happens to a document that cannot be used, or is too long for the method: "raise", or "skip" it and list it
                 under `failed`.
             max_length, max_query_length, max_doc_length: as for `rank`.
 
-        Raises InputError (of a document with its number).
+        Returns: the ranking of what is on the page. Raises InputError (of a document with its number).
         """
         method_of(method, options)
         _check_list(documents)
@@ -629,7 +630,8 @@ class Reranker:
         unit: Literal["word", "sentence"] = "word",
         method: str = DEFAULT_METHOD,
     ) -> Evidence:
-        """The least of a document that keeps the score, and the least whose loss drops it; see `m0.explain.minimal_evidence`."""
+        """The least of a document that keeps the score, and the least whose loss drops it; see `m0.explain.minimal_evidence`. Words are
+        tried in the order of their relevance by `method`. Raises InputError."""
         encoding = self.encode(query, document)
         order = explain(self, encoding, method).tokens.tolist()
         return minimal_evidence(self, encoding, order, keep, threshold, unit)

@@ -38,7 +38,7 @@ class Evaluation:
     values: dict[str, dict[str, float]]
     """Measure -> query -> value."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason; they rank last."""
+    """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason; the run lacks them."""
 
     @classmethod
     def of(
@@ -136,7 +136,8 @@ def evaluate(
         progress: show a bar on stderr.
         options: batch_tokens, max_length, max_query_length, max_doc_length, as for `Reranker.rank`.
 
-    Returns: the same in every process. Raises InputError; a document that cannot be used ranks last and is listed in `failed`.
+    Returns: the same in every process. Raises InputError; a document that cannot be used is missing
+    from the run, which counts as not found, and is listed in `failed`.
     """
     parse_measures(measures)
     wanted = _wanted(dataset, candidates)

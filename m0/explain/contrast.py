@@ -51,7 +51,7 @@ class Evidence:
     score: float
     """Of the whole document."""
     sufficient: list[Player]
-    """With these alone the score keeps; none of them can be spared."""
+    """These alone keep the share `keep` of the score; none of them can be spared."""
     sufficient_score: float
     necessary: list[Player]
     """Without these the score falls below the threshold; none of them can come back."""
@@ -90,6 +90,9 @@ def minimal_evidence(
         order: relevance of each token, which says what is tried first.
         keep: the share of the score that must remain with the sufficient set alone.
         threshold: the score below which the document counts as not relevant; None: half of its score.
+        unit: what is left out at a time: words (and cells of pictures) or sentences.
+
+    Raises InputError where `keep` or `threshold` is not above 0 and at most 1.
     """
     for name, value in (("keep", keep), ("threshold", 0.5 if threshold is None else threshold)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:

@@ -92,7 +92,7 @@ class Activation(Sequence[Tensor]):
             if not self.tap.is_pattern:
                 return self[pair][rows]
             tensor = self[pair][..., rows, :]
-            return tensor if to is None else tensor[..., to(encoding)]
+            return tensor if to is None else tensor[..., to.found(encoding)]
         by_picture = rows_by_picture(self.tap, where, encoding)
         if not self.tap.is_pattern:
             return torch.cat([self._one_head(part.tensor)[rows] for part, rows in zip(parts, by_picture, strict=True)])

@@ -37,7 +37,8 @@ def activation_patching(
     by_head: bool | None = None,
     batch_tokens: int | None = None,
 ) -> Grid:
-    """What share of the clean logit comes back when one activation of the corrupted run is replaced by the clean run's.
+    """What share of the difference between clean and corrupted logit comes back when one activation of the corrupted run is
+    replaced by the clean run's.
 
     Args:
         clean, corrupted: pairs (query, document), or prompts, of equally many tokens.
@@ -120,8 +121,8 @@ def path_patching(
         receivers: inputs of later heads; None: the logit itself.
         senders: heads to try; None: all.
 
-    Returns: the recovered share of the logit, as for `activation_patching`, by layer and head of the sender. A sender that stands
-    behind every receiver recovers 0.
+    Returns: the recovered share of the logit, as for `activation_patching`, by sender, one row "layer.head" each. A sender that stands
+    behind every receiver recovers 0. Raises InputError where senders or receivers are not there, or the prompts do not match.
     """
     decoder = reranker.model.config.decoder
     experiment = _Experiment(reranker, clean, corrupted, "decoder.layers.*.attention.z", {"all": everything}, True)

@@ -29,7 +29,8 @@ class Selector:
     name: str
 
     def __call__(self, encoding: Encoding) -> list[int]:
-        """Token numbers, ascending. Raises InputError where the prompt has no such tokens."""
+        """Token numbers, ascending; none where the prompt has nothing of the kind. Raises InputError for words, boxes, cells, parts and
+        characters that are not there."""
         return sorted(set(self.choose(encoding)))
 
     def found(self, encoding: Encoding) -> list[int]:

@@ -62,7 +62,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train as configured.
 
     Writes into `config.output`: run.json (config, versions, data hashes), checkpoints/, curves.csv, curves.png (where
-    matplotlib is installed), tensorboard/ (where it is installed), and result/: an adapter in peft's format or a full checkpoint.
+    matplotlib is installed), tensorboard/ (where it is installed), hard-negatives-N.jsonl (where they are mined), and result/: an adapter in peft's format or a full checkpoint.
 
     Args:
         config: what to train.

@@ -22,6 +22,7 @@ from tests.conftest import noise
 
 PAIR = ("two dogs", "the category of a dog and a cat")
 Z, RESIDUAL = "decoder.layers.1.attention.z", "decoder.layers.1.residual.after"
+PATTERN = "decoder.layers.1.attention.pattern"
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ Z, RESIDUAL = "decoder.layers.1.attention.z", "decoder.layers.1.residual.after"
     [
         (lambda r, c: c[RESIDUAL].at("dogs"), "where is 'dogs', but must be a selector"),
         (lambda r, c: c[RESIDUAL].at(query, to=document), "`to` chooses keys"),
+        (lambda r, c: c[PATTERN].at(query, to=image), "image finds no token"),
         (lambda r, c: c[RESIDUAL].at(query, pair=3), "pair 3 is asked for, but 1"),
         (lambda r, c: c[RESIDUAL].at(query.all & document.all), "query.all & document.all finds no token"),
         (lambda r, c: query.all | "x", "what is joined is 'x'"),
@@ -59,7 +61,7 @@ Z, RESIDUAL = "decoder.layers.1.attention.z", "decoder.layers.1.residual.after"
     ],
 )
 def test_a_sentence_for_each(tiny, do, message):
-    with tiny.record(RESIDUAL, every_token=True) as cache:
+    with tiny.record(RESIDUAL, PATTERN, every_token=True) as cache:
         tiny.score([PAIR])
     with pytest.raises(InputError, match=message):
         do(tiny, cache)
