@@ -14,6 +14,7 @@ of the file at a time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -328,12 +329,12 @@ def _write_weights(directory: Path, tensors: dict[str, Tensor], max_shard_bytes:
         write_beside(directory / WEIGHTS, partial(_save_shard, shards[0]))
         (directory / INDEX).unlink(missing_ok=True)
         return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_beside(directory / name, partial(_save_shard, shard))
-        weight_map |= dict.fromkeys(shard, name)
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     total = sum(tensor.nbytes for tensor in tensors.values())
+    with contextlib.ExitStack() as moves:  # all are written before the first is moved into place
+        for name, shard in zip(names, shards, strict=True):
+            moves.enter_context(written_beside(directory / name, partial(_save_shard, shard)))
     _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     (directory / WEIGHTS).unlink(missing_ok=True)
 
@@ -362,11 +363,19 @@ class _NoInitialisation(TorchFunctionMode):
 
 def write_beside(path: Path, write: Callable[[str], Any]) -> None:
     """Write a file beside its place and move it there, so that nobody ever reads half of one."""
+    with written_beside(path, write):
+        pass
+
+
+@contextlib.contextmanager
+def written_beside(path: Path, write: Callable[[str], Any]) -> Iterator[None]:
+    """Write a file beside its place, and move it there at the end of the `with` block; after an error nothing is left of it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
         write(temporary)
         os.chmod(temporary, 0o644)
+        yield
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -31,7 +31,7 @@ Key = tuple[bytes, ...]
 DEFAULT_BYTES = 2**30
 MET = 100_000
 """How many documents are remembered as having been met, without being kept."""
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -220,6 +220,7 @@ def _digest(key: Key, about: str = "") -> bytes:
 
 def _checksum(state: DocumentState) -> str:
     digest = blake2b(digest_size=20)
+    digest.update(repr((state.runs, state.digests)).encode())
     for part in (state.token_ids, state.keys_values, state.scales):
         if part is not None:
             digest.update(repr((part.dtype, tuple(part.shape))).encode())

@@ -98,9 +98,10 @@ class Picture:
         rows, columns = self.token_grid
         return rows * columns
 
-    @cached_property
+    @property
     def patches(self) -> Tensor:
-        """Normalised patches, (rows * columns, 1176), float32; each flattened as (channel, temporal, 14, 14)."""
+        """Normalised patches, (rows * columns, 1176), float32; each flattened as (channel, temporal, 14, 14). Made at every call, for
+        they take eight times the room of the pixels."""
         size, merge = self.settings.patch_size, self.settings.merge_size
         blocks = rearrange(
             self.pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size

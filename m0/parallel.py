@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from m0.errors import M0Error
+from m0.errors import InputError, M0Error
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells its processes."""
@@ -30,8 +31,14 @@ def processes() -> Iterator[bool]:
         return
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if gpu else "gloo")
+        number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= count:
+            raise InputError(
+                f"process {number + 1} of this machine finds {count} GPUs; start as many processes as there are GPUs."
+            )
+        torch.cuda.set_device(number)
+    # Whoever is ready first waits for the others, be it hours; torchrun ends those that wait for one that has died.
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(days=2))
     try:
         yield dist.get_rank() == 0
         dist.barrier()  # nobody ends while another still writes

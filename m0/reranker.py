@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -289,16 +289,22 @@ class Reranker:
             raise InputError(f"the cascade's depth is {cascade.depth}, but the decoder has {layers} layers.")
         if shared and not dist.is_initialized():
             raise InputError("shared is set, but there are no processes to share with; see m0.parallel.processes.")
+        if shared and is_split(self.model):
+            raise InputError("shared is set, but the model is split over the same processes: all of them score every document.")
         query_parts = self._parts(query, "query")
         batch_tokens = tokens_at_a_time(batch_tokens, self.model.device)
         results: list[RankedDocument] = []
         failed: list[FailedDocument] = []
         waiting: dict[int, Encoding] = {}
-        pictures = _PictureFeatures(self.model, self.sessions)
+        pictures = PictureFeatures(self.model, self.sessions)
 
         def finish() -> None:
             """Score what waits."""
-            looked = self._first_look(query_parts, waiting, limits, cascade, batch_tokens, progress, shared) if cascade else {}
+            looked = (
+                self._first_look(query_parts, waiting, limits, cascade, batch_tokens, progress, pictures, shared)
+                if cascade
+                else {}
+            )
             full = [index for index in waiting if index not in looked]
             some = [waiting[index] for index in full]
             found = self._logits(some, batch_tokens, progress, pictures=pictures, shared=shared)
@@ -310,9 +316,7 @@ class Reranker:
                 results.append(RankedDocument(index, value, logit, documents[index], *about, index in looked))
             waiting.clear()
 
-        for document in documents:  # here, for in other threads warnings are not to be trusted
-            if isinstance(document, str):
-                _warn_if_picture(document, "document", 3)
+        _warn_of_pictures(documents)
         bar = Progress(len(documents), "reading", progress)
         tokens = 0
         refused: InputError | None = None
@@ -385,14 +389,17 @@ class Reranker:
         if not self.documents.max_bytes and self.documents.folder is None:
             raise InputError("there is no room to keep documents: max_bytes is 0 and there is no folder.")
         self._check_documents()
+        _warn_of_pictures(documents)
         before = self.documents.counts.computed
-        pictures = _PictureFeatures(self.model, self.sessions)
+        pictures = PictureFeatures(self.model, self.sessions)
         bar = Progress(len(documents), "reading", progress)
         with torch.inference_mode():
             stretch: list[Encoding] = []
-            for index, document in enumerate(documents):
+            for index, parts in enumerate(self._read_ahead(documents)):
                 try:
-                    stretch.append(self.prompt.encode(["?"], self._parts(document, "document"), limits))
+                    if isinstance(parts, InputError):
+                        raise parts
+                    stretch.append(self.prompt.encode(["?"], parts, limits))
                 except InputError as error:
                     raise type(error)(f"document {index}: {error}") from None
                 if sum(map(len, stretch)) >= batch_tokens or index == len(documents) - 1:
@@ -422,9 +429,15 @@ class Reranker:
         limits = Limits(max_length, max_query_length, max_doc_length)
         return self.logits_of(self._encode_pairs(pairs, limits), batch_tokens, progress)
 
-    def logits_of(self, encodings: list[Encoding], batch_tokens: int | None = None, progress: bool = False) -> list[float]:
-        """The model's raw output for prompts that `encode` has written."""
-        return self._logits(encodings, tokens_at_a_time(batch_tokens, self.model.device), progress).tolist()
+    def logits_of(
+        self,
+        encodings: list[Encoding],
+        batch_tokens: int | None = None,
+        progress: bool = False,
+        pictures: PictureFeatures | None = None,
+    ) -> list[float]:
+        """The model's raw output for prompts that `encode` has written; `pictures`: what earlier calls have looked at."""
+        return self._logits(encodings, tokens_at_a_time(batch_tokens, self.model.device), progress, pictures=pictures).tolist()
 
     def read(self, value: Any, side: Literal["query", "document"] = "document") -> list[Part]:
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place."""
@@ -478,9 +491,10 @@ class Reranker:
         typed = [(_typed(query, query_type), _typed(document, doc_type)) for query, document in _checked_pairs(pairs)]
         scores: list[float] = []
         bar = Progress(len(typed), "scoring", show_progress)
+        pictures = PictureFeatures(self.model, self.sessions)
         for start in range(0, len(typed), batch_size):
             encodings = self._encode_pairs(typed[start : start + batch_size], limits, start)
-            logits = self._logits(encodings, tokens_at_a_time(None, self.model.device), False)
+            logits = self._logits(encodings, tokens_at_a_time(None, self.model.device), False, pictures=pictures)
             scores += (relevance(logits, self.model.config.logit_bias) if normalize_scores else logits).tolist()
             bar.advance(len(encodings))
         bar.close()
@@ -671,9 +685,14 @@ class Reranker:
 
     def _encode_pairs(self, pairs: Sequence[tuple[Any, Any]], limits: Limits, first: int = 0) -> list[Encoding]:
         encodings = []
-        for number, (query, document) in enumerate(_checked_pairs(pairs), first):
+        checked = _checked_pairs(pairs)
+        documents = [document for _, document in checked]
+        _warn_of_pictures(documents, 5)
+        for number, ((query, _), parts) in enumerate(zip(checked, self._read_ahead(documents), strict=True), first):
             try:
-                encoding = self.prompt.encode(self._parts(query, "query"), self._parts(document, "document"), limits)
+                if isinstance(parts, InputError):
+                    raise parts
+                encoding = self.prompt.encode(self._parts(query, "query"), parts, limits)
             except InputError as error:
                 raise type(error)(f"pair {number}: {error}") from None
             encodings.append(encoding)
@@ -685,12 +704,12 @@ class Reranker:
         batch_tokens: int,
         progress: bool,
         cascade: Cascade | None = None,
-        pictures: _PictureFeatures | None = None,
+        pictures: PictureFeatures | None = None,
         shared: bool = False,
     ) -> Tensor:
         """Raw logits. `cascade`: they are its first look. `pictures`: what was looked at before. `shared`: every process scores some
         of the documents."""
-        pictures = pictures or _PictureFeatures(self.model, self.sessions)
+        pictures = pictures or PictureFeatures(self.model, self.sessions)
 
         def work(own: Iterable[int]) -> Tensor:
             # What is recorded may be used where gradients flow, so then it must not be inference's.
@@ -711,7 +730,7 @@ class Reranker:
         batch_tokens: int,
         progress: bool,
         cascade: Cascade | None,
-        pictures: _PictureFeatures,
+        pictures: PictureFeatures,
     ) -> Tensor:
         """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU. `cascade`: they are its first look."""
         # The same prompt twice is scored once: a row's place in a batch may change its last bit.
@@ -755,6 +774,7 @@ class Reranker:
         cascade: Cascade,
         batch_tokens: int,
         progress: bool,
+        pictures: PictureFeatures,
         shared: bool,
     ) -> dict[int, float]:
         """Cheap logits of the documents that a cascade does not score in full."""
@@ -763,27 +783,32 @@ class Reranker:
             asked = cascade.smaller(query)
             shown = {index: cascade.smaller(encoding.parts["document"]) for index, encoding in encodings.items()}
             cheap = {index: self.prompt.encode(asked, parts, limits) for index, parts in shown.items()}
-        logits = self._logits(list(cheap.values()), batch_tokens, progress, cascade, shared=shared)
+        logits = self._logits(list(cheap.values()), batch_tokens, progress, cascade, pictures, shared)
         order = sorted(zip(cheap, logits.tolist(), strict=True), key=lambda pair: -pair[1])
         return dict(order[cascade.keep :])
 
     # --- documents kept -----------------------------------------------------------------------------------------------
 
     def _known_documents(self, encodings: list[Encoding]) -> set[tuple[bytes, ...]]:
-        """Keys of the documents that are kept or worth keeping: long enough, and met in an earlier call or kept on disk anyway."""
+        """Keys of the documents that are kept or worth keeping: long enough, and met in an earlier call, kept on disk anyway, or
+        asked for by many queries."""
         if not self.documents.max_bytes and self.documents.folder is None:
             return set()
         self._check_documents()
         lengths = {encoding.document_key: encoding.document_tokens for encoding in encodings}
+        own: Counter[tuple[bytes, ...]] = Counter()
+        for encoding in encodings:
+            own[encoding.document_key] += len(encoding) - encoding.document_tokens
         met = {key for key in lengths if self.documents.meet(key)}
-        return {
-            key
-            for key, length in lengths.items()
-            if self.documents.has(key) or (length >= MIN_KEPT_TOKENS and (key in met or self.documents.folder is not None))
-        }
+
+        def worth(key: tuple[bytes, ...]) -> bool:
+            # With more queries than meet one copy of it, each portion of them would compute it anew.
+            return key in met or self.documents.folder is not None or own[key] > MAX_SIBLING_TOKENS
+
+        return {key for key, length in lengths.items() if self.documents.has(key) or (length >= MIN_KEPT_TOKENS and worth(key))}
 
     def _take_states(
-        self, encodings: list[Encoding], batch_tokens: int, pictures: _PictureFeatures
+        self, encodings: list[Encoding], batch_tokens: int, pictures: PictureFeatures
     ) -> dict[tuple[bytes, ...], DocumentState]:
         """States of these prompts' documents, each computed where it is not kept."""
         by_key = {encoding.document_key: encoding for encoding in encodings}
@@ -827,7 +852,7 @@ class Reranker:
         return adapters.active, adapters.merged, repr(adapters.configs.get(adapters.active or ""))
 
 
-class _PictureFeatures:
+class PictureFeatures:
     """Vision output of each different picture, computed when first asked for and kept while it is likely to be asked for again."""
 
     def __init__(self, model: RerankerModel, sessions: Sequence[Session]) -> None:
@@ -887,6 +912,13 @@ def _siblings(own: Mapping[int, int]) -> Iterator[list[int]]:
         portion.append(number)
         size += tokens
     yield portion
+
+
+def _warn_of_pictures(documents: Sequence[Any], level: int = 4) -> None:
+    """Before other threads read them, where warnings are not to be trusted. `level`: how far up the caller is."""
+    for document in documents:
+        if isinstance(document, str):
+            _warn_if_picture(document, "document", level)
 
 
 def _check_list(documents: Any) -> None:

@@ -210,6 +210,27 @@ def test_a_failed_write_leaves_the_old_checkpoint(stored, model, monkeypatch):
     assert not list(stored.glob(".*"))
 
 
+def test_a_failed_write_of_shards_leaves_no_mixture(model, tmp_path, monkeypatch):
+    save_checkpoint(model, tmp_path, max_shard_bytes=100_000)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sum(name.endswith(".safetensors") for name in before) > 2
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    written = []
+
+    def full(tensors, path, metadata=None):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr("m0.checkpoint.save_file", full)
+    with pytest.raises(M0Error, match="No space left"):
+        save_checkpoint(model, tmp_path, max_shard_bytes=100_000)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 MEASURE = """
 import resource, sys, torch
 from pathlib import Path

@@ -1,9 +1,12 @@
 """Documents kept: the same scores, within limits, in memory and on disk."""
 
+import json
 import multiprocessing
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from m0 import Reranker
 from m0.batch import compute_states
@@ -252,12 +255,35 @@ def test_other_models_do_not_read_them(fresh, documents, folder):
     assert fresh.documents.counts.read == 0
 
 
-@pytest.mark.parametrize("harm", ["cut", "changed", "emptied", "swapped"])
+def test_a_document_of_many_queries_is_computed_once(fresh, monkeypatch):
+    """Of more than meet one copy of it, in one call."""
+    monkeypatch.setattr("m0.reranker.MAX_SIBLING_TOKENS", 40)
+    pairs = [(f"query number {i}", WORDS * 8) for i in range(12)]
+    expected = Reranker.logits_of(fresh, [fresh.encode(*pair) for pair in pairs[:1]])
+    sizes = []
+    fresh.model.decoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    found = fresh.logits(pairs)
+    length = fresh.encode(*pairs[0]).document_tokens
+    assert len(sizes) > 2
+    assert sum(sizes) < length + 12 * 20
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "emptied", "swapped", "digest"])
 def test_damaged_files_are_made_anew(fresh, documents, expected, folder, harm):
     files = sorted(folder.iterdir(), key=lambda path: path.stat().st_size)
     data = files[-1].read_bytes()
     harmed = {"cut": data[:-100], "changed": data[:-9] + b"\xff" + data[-8:], "emptied": b"", "swapped": files[0].read_bytes()}
-    files[-1].write_bytes(harmed[harm])
+    if harm == "digest":  # of a picture, in the part that says what the tensors are
+        for path in files:
+            with safe_open(path, "pt") as file:
+                tensors, about = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())
+            if digests := json.loads(about["digests"]):
+                about["digests"] = json.dumps([("0" if digests[0][0] != "0" else "1") + digests[0][1:], *digests[1:]])
+                save_file(tensors, path, metadata=about)
+                break
+    else:
+        files[-1].write_bytes(harmed[harm])
     fresh.documents = DocumentCache(folder=folder)
     torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
     # A file of another document under this name is whole; its tokens do not fit, so nothing of it is used.

@@ -45,6 +45,10 @@ with processes() as first:
     split(reranker.model)
     found["heads"] = reranker.model.decoder.layers[0].self_attn.num_heads
     found["split"] = {r.index: r.logit for r in reranker.rank("network", documents)}
+    try:
+        reranker.rank("network", documents, shared=True)
+    except M0Error as error:
+        found["both"] = str(error)
     with open(f"{sys.argv[2]}/{torch.distributed.get_rank()}.json", "w") as file:
         json.dump(found, file)
 """
@@ -68,6 +72,10 @@ def alone(tiny):
     ranking = tiny.rank("network", documents)
     cascade = tiny.rank("network", documents, cascade=Cascade(keep=3, depth=2))
     return {str(r.index): r.logit for r in ranking}, [r.index for r in cascade]
+
+
+def test_a_split_model_is_not_shared_as_well(found):
+    assert all("split over the same processes" in process["both"] for process in found)
 
 
 def test_shared_ranking(found, alone):

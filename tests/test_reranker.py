@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies
 from PIL import Image
 
 import m0.reranker as reranker_module
-from m0 import LoRAConfig, Reranker
+from m0 import Cascade, LoRAConfig, Reranker
 from m0.checkpoint import list_tensors
 from m0.errors import AdapterError, CheckpointError, DownloadError, ImageError, InputError, M0Error
 from tests.conftest import noise
@@ -91,6 +91,24 @@ def test_score_and_rank_agree(tiny):
     for number, query in enumerate(queries):
         for result in tiny.rank(query, MIXED):
             assert scores[number * len(MIXED) + result.index] == pytest.approx(result.score, abs=1e-6)
+
+
+def test_pictures_are_looked_at_once_in_cascades_and_portions(tiny, monkeypatch):
+    looked = []
+    original = tiny.model.vision.forward
+    monkeypatch.setattr(tiny.model.vision, "forward", lambda patches, grids: looked.extend(grids) or original(patches, grids))
+    pictures = [noise(56, 56, 1), noise(56, 84, 2), noise(84, 56, 3)]
+    tiny.rank("words", pictures, cascade=Cascade(keep=2, depth=1))
+    assert len(looked) == 3
+    looked.clear()
+    tiny.compute_score([[pictures[0], f"text {i}"] for i in range(5)], query_type="image", batch_size=2)
+    assert len(looked) == 1
+
+
+def test_patches_do_not_stay_with_a_picture(tiny):
+    part = tiny.read(noise(84, 84))
+    tiny.score([("words", part)])
+    assert set(vars(part[0])) == {"pixels", "original_size", "settings", "digest"}
 
 
 def test_one_picture_is_looked_at_once(tiny, monkeypatch):

@@ -21,7 +21,7 @@ from m0.evaluate.dataset import Dataset
 from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query
 from m0.evaluate.runs import Run, write_run
 from m0.prompt import Encoding
-from m0.reranker import Progress, Reranker
+from m0.reranker import PictureFeatures, Progress, Reranker
 
 STRETCH_PAIRS = 256
 """Pairs between two writes, at least; a document's pairs stay together."""
@@ -153,8 +153,9 @@ def evaluate(
     left = [(document, [query for query in queries if (query, document) not in done]) for document, queries in wanted.items()]
     left = [(document, queries) for document, queries in left if queries][rank::world]
     bar = Progress(sum(len(queries) for _, queries in left), "scoring", progress and rank == 0)
+    pictures = PictureFeatures(reranker.model, reranker.sessions)
     for stretch in _stretches(left):
-        scores, broken = _score(reranker, dataset, stretch, options)
+        scores, broken = _score(reranker, dataset, stretch, options, pictures)
         done |= scores
         failed |= broken
         if store is not None:
@@ -212,7 +213,11 @@ def _stretches(left: list[tuple[str, list[str]]]) -> Iterator[list[tuple[str, li
 
 
 def _score(
-    reranker: Reranker, dataset: Dataset, stretch: list[tuple[str, list[str]]], options: Mapping[str, Any]
+    reranker: Reranker,
+    dataset: Dataset,
+    stretch: list[tuple[str, list[str]]],
+    options: Mapping[str, Any],
+    pictures: PictureFeatures,
 ) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
     """Logits of a stretch's pairs; documents that cannot be used, with the reason."""
     failed: dict[str, str] = {}
@@ -240,7 +245,7 @@ def _score(
                 failed[f"{query} {document}"] = str(error)
     if not encodings:
         return {}, failed
-    return dict(zip(encodings, reranker.logits_of(list(encodings.values()), **others), strict=True)), failed
+    return dict(zip(encodings, reranker.logits_of(list(encodings.values()), pictures=pictures, **others), strict=True)), failed
 
 
 def _about(reranker: Reranker, dataset: Dataset, wanted: Mapping[str, list[str]], options: Mapping[str, Any]) -> dict[str, Any]:
