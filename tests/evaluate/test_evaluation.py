@@ -100,11 +100,11 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(tiny, dataset, tmp_path, m
     scored = []
     original = evaluation._score
 
-    def watched(reranker, dataset, stretch, options):
+    def watched(reranker, dataset, stretch, options, pictures):
         scored.extend(stretch)
         if len(scored) > 6:
             raise KeyboardInterrupt
-        return original(reranker, dataset, stretch, options)
+        return original(reranker, dataset, stretch, options, pictures)
 
     monkeypatch.setattr(evaluation, "_score", watched)
     with pytest.raises(KeyboardInterrupt):
