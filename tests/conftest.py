@@ -117,6 +117,22 @@ def settings() -> ImageSettings:
     return ImageSettings()
 
 
+def final_states(reranker, pairs):
+    """What the head is given, (pairs, width): random weights score all pairs much alike, so scores hardly show what goes wrong."""
+    seen = []
+    hook = reranker.model.head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach().double()))
+    try:
+        reranker.logits(pairs)
+    finally:
+        hook.remove()
+    return torch.cat(seen)
+
+
+def apart(found, expected):
+    """Distance as a share of the length; about 1.4 for states that have nothing to do with each other."""
+    return float((found - expected).norm() / expected.norm())
+
+
 def noise(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
     """A picture with smooth colours and grain, so that every way of resizing shows."""
     generator = np.random.default_rng(seed)
