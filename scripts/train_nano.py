@@ -418,7 +418,7 @@ def main() -> None:
         first_plain = 0.4 if options.warm else 0.9
         seeing = Seeing(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
         # The next pictures are drawn while the tower computes, by one thread of its own: were it to share its work out as well,
-        # OpenMP's threads would outnumber the cores and sleep between any two operations (2.4 seconds an update instead of 1.6).
+        # OpenMP's threads would outnumber the cores and sleep between any two operations (2.45 seconds an update; so about 2.2).
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as beside:
             waiting = beside.submit(seeing.batch, first_plain)
 
