@@ -41,6 +41,7 @@ def test_compiled(fresh):
     assert not any("function" in module.__dict__ for module in copied.modules())
     states = final_states(fresh, PAIRS)
     fresh.model.bfloat16()
+    assert fresh.logits(PAIRS) == pytest.approx(before, abs=0.2)
     assert apart(final_states(fresh, PAIRS), states) < 0.03
     assert fresh.explain(*PAIRS[1], method="attnlrp").tokens.shape == explained.shape
 

@@ -218,12 +218,13 @@ def test_a_float8_layer_against_the_same_products_in_float64():
 
 def test_float8_scores_stay_near(monkeypatch, fresh):
     pairs = [("network", document) for document in DOCUMENTS]
-    states = final_states(fresh, pairs)
+    before, states = fresh.score(pairs), final_states(fresh, pairs)
     with pytest.raises(InputError, match="NVIDIA GPU"):
         fresh.quantize("float8")
     monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
     monkeypatch.setattr(m0.quantize, "FLOAT8_MULTIPLE", 8)
     fresh.quantize("float8")
+    assert fresh.score(pairs) == pytest.approx(before, abs=0.05)
     assert apart(final_states(fresh, pairs), states) < 0.15
     with pytest.raises(InputError, match="already"):
         fresh.quantize("float8")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from m0.checkpoint import write_beside
 from m0.errors import TrainError
 
 FOLDER = "checkpoints"
@@ -28,16 +29,16 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str
     """
     folder = run / FOLDER
     path = folder / f"step-{step:08d}.safetensors"
-    partial = path.with_suffix(".partial")
+
+    def write(place: str) -> None:
+        save_file(dict(tensors), place, metadata={"about": json.dumps(dict(about))})
+        with open(place, "rb+") as file:
+            os.fsync(file.fileno())
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), partial, metadata={"about": json.dumps(dict(about))})
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.chmod(0o644)  # safetensors' own are for their maker's eyes alone
-        partial.replace(path)
+        write_beside(path, write)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise TrainError(f"the checkpoint {path} cannot be written: {_reason(error)}; {last_good(run)}") from None
     for old in found(run)[:-keep]:
         old.unlink(missing_ok=True)
