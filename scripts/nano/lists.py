@@ -51,7 +51,7 @@ class Lists:
         pairs = []
         for concept in rng.sample(pool, count):
             document = concept.picture(rng, self.plain) if rng.random() < picture_document else concept.text(rng, short=False)
-            query = concept.picture(rng, self.plain) if rng.random() < picture_query else concept.query(rng)
+            query = concept.picture(rng, self.plain) if rng.random() < picture_query else concept.text(rng, short=True)
             pairs.append(Pair(query, document, concept))
         return pairs
 
@@ -62,7 +62,7 @@ class Lists:
             own = chosen[9 * number : 9 * number + 9]
             numbers, paper, _ = any_sheet(own, self.rng)
             concept = own[numbers[0]]
-            pairs.append(Pair(concept.query(self.rng), paper, concept))
+            pairs.append(Pair(concept.text(self.rng, short=True), paper, concept))
         return pairs
 
     def sections(self, count: int) -> list[Pair]:

@@ -28,21 +28,15 @@ class Emoji:
     def __init__(self, row: dict, folder: Path) -> None:
         self.category = row["category"]
         self.image = Image.open(folder / row["image"]).convert("RGBA")
-        shown = {language: name for language, name in row["names"].items() if language not in row["held_out"]}
-        self.fresh = {
-            language: name for language, name in shown.items() if not crc32(f"{row['emoji']} {language}".encode()) % 10
-        }
-        """Names that the words stage never sees, a tenth; the cross-encoder's lists ask with them."""
-        self.names = {language: name for language, name in shown.items() if language not in self.fresh}
-        unseen = {language: row["names"][language].casefold() for language in (*row["held_out"], *self.fresh)}
+        self.names = {k: v for k, v in row["names"].items() if k not in row["held_out"]}
+        held = {row["names"][k].casefold() for k in row["held_out"]}
         self.keywords: dict[str, list[str]] = {}
         for language, words in row["keywords"].items():
-            # A name that is held out or fresh would be neither if it were listed among the keywords of its language.
-            if words := [word for word in words if language not in unseen or word.casefold() not in unseen.values()]:
+            # A held-out name listed among the keywords of its language would not be held out.
+            if words := [word for word in words if language not in row["held_out"] or word.casefold() not in held]:
                 self.keywords[language] = words
         self.languages = sorted(set(self.names) | set(self.keywords))
-        keywords = (word for words in self.keywords.values() for word in words)
-        self.texts = {text.casefold() for text in (*shown.values(), *keywords)}
+        self.texts = {t.casefold() for t in (*self.names.values(), *(w for ws in self.keywords.values() for w in ws))}
 
     def text(self, rng: random.Random, short: bool) -> str:
         """A name, a keyword, or as a document several of them."""
@@ -56,12 +50,6 @@ class Emoji:
             # Names are longer than keywords: two keywords together come nearer to one.
             return rng.choice(words) if rng.random() < 0.6 else " ".join(rng.sample(words, min(2, len(words))))
         return ", ".join(rng.sample(words, min(len(words), rng.randint(1, 5))))
-
-    def query(self, rng: random.Random) -> str:
-        """What somebody might ask for it by, mostly a name that the words stage has not seen."""
-        if self.fresh and rng.random() < 0.7:
-            return rng.choice(list(self.fresh.values()))
-        return self.text(rng, short=True)
 
     def picture(self, rng: random.Random, plain: float) -> Image.Image:
         return augment(self.image, rng, plain)
