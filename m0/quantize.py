@@ -3,7 +3,8 @@
 Weights become whole numbers from -127 to 127 times one scale for each output (Jacob et al. 2018). With "int8" so do the layer's
 inputs, each token by its own scale as it comes (dynamic quantization), and products are summed exactly in 32 bits. A few columns of
 the inputs are far larger than the rest and would leave these no digits: the largest are multiplied apart, and the others brought
-nearer to each other, the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts have shown. With
+nearer to each other, the weights' the other way (SmoothQuant, Xiao et al. 2023), by what some prompts have shown. The same prompts'
+gradients tell, to first order, how much the rounding of each layer would change their scores; the worst may stay plain. With
 "int8-weights" inputs stay as they are: closer to the unrounded model, half the memory, but no faster. With "float8" weights and
 inputs are numbers of 4 exponent and 3 mantissa bits (e4m3, Micikevicius et al. 2022), each output and each token again with a scale
 of its own.
@@ -14,7 +15,7 @@ gradient-based explanations) is refused, and an "int8" model stays on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m0.batch import Batch
 from m0.errors import InputError
-from m0.linear import Linear
+from m0.linear import MIN_ROWS, WIDENED, Linear, float32_is_faster
 from m0.model import RerankerModel
 
 Quantization = Literal["int8", "int8-weights", "float8"]
@@ -40,6 +42,10 @@ OUTLIERS = 16
 """Inputs of a layer, the largest in what was shown, that are multiplied apart and unrounded (LLM.int8, Dettmers et al. 2022)."""
 ROWS = 128
 """Tokens at a time where there are groups, for their sums to stay in the cache."""
+MANY_ROWS = 416
+"""Where there are none."""
+CACHED = 2**19
+"""Numbers of the inputs that are rounded at a time, about, to stay in the cache as well."""
 EVENNESS = 0.5
 """SmoothQuant's alpha: how much of the inputs' unevenness goes to the weights."""
 
@@ -149,34 +155,53 @@ class Int8Linear(QuantizedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)"""
         rows = x.reshape(-1, self.in_features)
-        ordered = rows if self.order is None else rows.index_select(1, self.order)
-        if self.weights_only:
-            product = self._plainly(ordered)
-        elif len(self.packed) == 1:
-            product = self._rounded(ordered)
-        else:
-            product = torch.cat([self._rounded(some) for some in ordered.split(ROWS)])
-        if self.apart is not None:
-            product = product.addmm_(rows[:, self.outliers].to(product.dtype), self.apart.to(product.dtype))
-        if self.bias is not None:
-            product += self.bias
-        return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        found = x.new_empty(len(rows), self.out_features)
+        step = max(1, len(rows)) if self.weights_only else ROWS if len(self.packed) > 1 else MANY_ROWS
+        for some, place in zip(rows.split(step), found.split(step), strict=True):
+            ordered = some if self.order is None else some.index_select(1, self.order)
+            product = self._plainly(ordered) if self.weights_only else self._rounded(ordered)
+            if self.apart is not None:
+                product = product.addmm_(some[:, self.outliers].to(product.dtype), self.apart.to(product.dtype))
+            if self.bias is not None:
+                product += self.bias
+            place.copy_(product)
+        return found.view(*x.shape[:-1], self.out_features)
 
     def _plainly(self, rows: Tensor) -> Tensor:
-        scales = self.scales.repeat_interleave(torch.tensor(self.sizes, device=rows.device), dim=0).T
-        return F.linear(rows, cast(Tensor, self.rounded).to(rows.dtype) * scales.to(rows.dtype))
+        """The product with the rows as they are. On a CPU few weights are widened at a time, as `by_float32` does."""
+        rounded, step = cast(Tensor, self.rounded), self.out_features
+        if rows.device.type == "cpu":
+            step = max(64, WIDENED // self.in_features)
+            if rows.dtype == torch.bfloat16 and len(rows) >= MIN_ROWS and float32_is_faster():
+                rows = rows.float()
+        product = rows.new_empty(len(rows), self.out_features)
+        for start in range(0, self.out_features, step):
+            some = slice(start, start + step)
+            weight, scales = rounded[some].to(rows.dtype), self.scales[:, some].to(rows.dtype)
+            if len(self.sizes) == 1:
+                product[:, some] = F.linear(rows, weight) * scales
+            else:
+                parts = [part[:, None].expand(-1, size) for part, size in zip(scales, self.sizes, strict=True)]
+                product[:, some] = F.linear(rows, weight * torch.cat(parts, dim=1))
+        return product
 
     def _rounded(self, rows: Tensor) -> Tensor:
         """The product with the rows in 8 bits, float32."""
-        rows = rows if self.evened is None else rows * self.evened
+        whole = rows.new_empty(rows.shape, dtype=torch.uint8)
+        steps = rows.new_empty(len(self.sizes), len(rows), 1, dtype=torch.float32)  # one for each token
+        zero = rows.new_full((), ZERO, dtype=torch.float32)
+        tile = max(16, CACHED // self.in_features)
+        for some, kept, step in zip(rows.split(tile), whole.split(tile), steps.split(tile, dim=1), strict=True):
+            some = some if self.evened is None else some * self.evened
+            for part, place, scale in zip(some.split(self.sizes, 1), kept.split(self.sizes, 1), step, strict=True):
+                scale.copy_(part.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / LIMIT)
+                place.copy_(torch.addcdiv(zero, part, scale).round_())
         total: Tensor | None = None
-        for part, packed, scales in zip(rows.split(self.sizes, dim=1), self.packed, self.scales, strict=True):
-            steps = part.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / LIMIT  # one for each token
-            whole = torch.addcdiv(part.new_full((), ZERO, dtype=torch.float32), part, steps).round_().to(torch.uint8)
+        for part, packed, scales, step in zip(whole.split(self.sizes, 1), self.packed, self.scales, steps, strict=True):
             product = torch.ops.onednn.qlinear_pointwise(
-                whole, 1.0, ZERO, packed, scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+                part, 1.0, ZERO, packed, scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
             )
-            total = product.mul_(steps) if total is None else total.addcmul_(product, steps)
+            total = product.mul_(step) if total is None else total.addcmul_(product, step)
         assert total is not None
         return total
 
@@ -213,33 +238,102 @@ def largest_inputs(model: RerankerModel) -> Iterator[dict[nn.Module, Tensor]]:
             handle.remove()
 
 
+def score_damage(
+    model: RerankerModel, rounded: Mapping[nn.Linear, QuantizedLinear], examples: Sequence[Batch]
+) -> dict[nn.Linear, float]:
+    """For each linear layer how much its rounding alone would change the logits of the examples, to first order: the root of the sum,
+    over their tokens, of (gradient of the logits · change of the layer's output)^2. One batch's graph at a time is in memory."""
+    found = dict.fromkeys(rounded, 0.0)
+    for batch in examples:
+        seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+        def see(linear: nn.Linear, args: tuple[Tensor], output: Tensor, seen: list = seen) -> None:
+            seen.append((linear, args[0].detach(), output if output.requires_grad else output.requires_grad_()))
+
+        handles = [linear.register_forward_hook(see) for linear in rounded]
+        try:
+            with torch.enable_grad():
+                logits = run_batch(model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        gradients = torch.autograd.grad(logits.sum(), [output for _, _, output in seen], materialize_grads=True)
+        with torch.no_grad():
+            for (linear, x, output), gradient in zip(seen, gradients, strict=True):
+                change = rounded[linear](x).double() - output.double()
+                found[linear] += float((gradient.double() * change).sum(-1).square().sum())
+    return {linear: total**0.5 for linear, total in found.items()}
+
+
+def worth_keeping(damage: Mapping[nn.Linear, float], share: float) -> set[nn.Linear]:
+    """Those layers that do most damage for their size, with at most this share of all their weights. Roundings err independently, so
+    what counts of a layer is its damage squared."""
+    room = share * sum(linear.weight.numel() for linear in damage)
+    chosen: set[nn.Linear] = set()
+    for linear in sorted(damage, key=lambda linear: -(damage[linear] ** 2) / linear.weight.numel()):
+        if linear.weight.numel() <= room:
+            room -= linear.weight.numel()
+            chosen.add(linear)
+    return chosen
+
+
 def quantize(
-    model: RerankerModel, how: Quantization, largest: Mapping[nn.Module, Tensor] | None = None, groups: int = 1
+    model: RerankerModel, how: Quantization, examples: Sequence[Batch] = (), groups: int = 1, plain: float = 0.0
 ) -> None:
-    """Put `Int8Linear` or `Float8Linear` in place of every linear layer of tower and decoder. Embeddings, norms and score head stay
+    """Put `Int8Linear` or `Float8Linear` in place of the linear layers of tower and decoder. Embeddings, norms and score head stay
     as they are.
 
-    `largest`: what `largest_inputs` found; a layer that is not in it has its columns as they are. `groups`: see `Int8Linear`. Raises
-    InputError as `check_quantization` does.
+    Args:
+        examples: prompts that tell the layers' largest inputs, and which layers it would hurt most to round; none: columns are taken
+            to be alike. Float8 needs none.
+        groups: see `Int8Linear`.
+        plain: share of the weights, of the tower's and of the decoder's, that stay as they are, in the layers whose rounding would
+            change the examples' logits most for their size.
+
+    Raises InputError as `check_quantization` does.
     """
-    check_quantization(model, how)
-
-    def layer(plain: nn.Linear) -> QuantizedLinear:
-        if how == "float8":
-            return Float8Linear(plain)
-        return Int8Linear(plain, how == "int8-weights", (largest or {}).get(plain), groups)
-
+    check_quantization(model, how, plain)
+    if plain and not examples:
+        raise InputError("which layers stay plain is told by examples, but there are none.")
+    with torch.no_grad(), largest_inputs(model) as largest:
+        for batch in examples if how != "float8" else ():
+            run_batch(model, batch)
+    places = _linear_layers(model)
     # All are made before the first takes its place.
-    made = [(module, name, layer(plain)) for module, name, plain in _linear_layers(model)]
-    for module, name, quantized in made:
-        setattr(module, name, quantized)
+    made: dict[nn.Linear, QuantizedLinear] = {
+        linear: Float8Linear(linear)
+        if how == "float8"
+        else Int8Linear(linear, how == "int8-weights", largest.get(linear), groups)
+        for _, _, linear in places
+    }
+    kept: set[nn.Linear] = set()
+    if plain:
+        damage = score_damage(model, made, examples)
+        for part in (model.vision, model.decoder):
+            kept |= worth_keeping({module: damage[module] for module in part.modules() if module in damage}, plain)
+    for module, name, linear in places:
+        if linear not in kept:
+            setattr(module, name, made[linear])
 
 
-def check_quantization(model: RerankerModel, how: Quantization) -> None:
+def run_batch(model: RerankerModel, batch: Batch) -> Tensor:
+    """Logits of packed prompts, pictures and all, (prompts,)."""
+    features = None
+    if batch.pictures:
+        patches = torch.cat([picture.patches for picture in batch.pictures]).to(model.device)
+        features = model.vision(patches, [picture.grid for picture in batch.pictures])
+    return batch.score(model, features)
+
+
+def check_quantization(model: RerankerModel, how: Quantization, plain: float = 0.0) -> None:
     """Raises InputError where this model cannot be quantized so: for lack of kernels, or since it has an adapter, is split or is in 8
     bits already."""
     if how not in QUANTIZATIONS:
         raise InputError(f"quantization is {how!r}, but must be one of {', '.join(QUANTIZATIONS)}.")
+    if isinstance(plain, bool) or not isinstance(plain, int | float) or not 0 <= plain < 1:
+        raise InputError(f"plain is {plain!r}, but must be a share of the weights: at least 0 and less than 1.")
+    if plain and how == "float8":
+        raise InputError("float8 leaves no layers plain, for it is shown no examples; leave `plain` out.")
     if how == "int8" and (model.device.type != "cpu" or not has_kernels()):
         raise InputError(
             "int8 needs a CPU whose oneDNN kernels sum exactly in 32 bits (x86 with VNNI); int8-weights works everywhere."

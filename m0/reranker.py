@@ -48,7 +48,7 @@ from m0.lora import Adapters
 from m0.model import RerankerModel
 from m0.parallel import agreed, is_split, shared_out
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
-from m0.quantize import Quantization, check_quantization, is_quantized, largest_inputs, quantize
+from m0.quantize import Quantization, check_quantization, is_quantized, quantize
 
 KEPT_VISUAL_TOKENS = 16384
 """Visual tokens of pictures already looked at that are kept during a call, for pairs that show them again."""
@@ -71,6 +71,10 @@ _WORDS = (
 )
 EXAMPLES = [(query, document) for query in _WORDS for document in (" ".join(_WORDS), {"image": Image.linear_gradient("L")})]
 """What is shown to a model before it is quantized."""
+EXAMPLE_TOKENS = 1024
+"""Of it at a time, for gradients keep every layer's outputs."""
+PLAIN = 0.2
+"""Share of the weights that "int8" leaves plain without a word."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -188,8 +192,15 @@ class Reranker:
             reranker.quantize(quantization)
         return reranker
 
-    def quantize(self, how: Quantization = "int8", examples: Sequence[tuple[Any, Any]] | None = None, groups: int = 1) -> None:
-        """Put the linear layers into 8 bits (`m0.quantize`): half of bfloat16's memory, and more speed with "int8" on
+    @torch.inference_mode(False)  # gradients say which layers stay plain
+    def quantize(
+        self,
+        how: Quantization = "int8",
+        examples: Sequence[tuple[Any, Any]] | None = None,
+        groups: int = 1,
+        plain: float | None = None,
+    ) -> None:
+        """Put the linear layers into 8 bits (`m0.quantize`): about half of bfloat16's memory, and more speed with "int8" on
         x86 CPUs and with "float8" on GPUs that have it. Scores change; there is no way back.
 
         Args:
@@ -197,25 +208,30 @@ class Reranker:
             examples: (query, document) pairs like those to come, by which the layers' largest inputs are told; None: a few in
                 several languages, with a picture.
             groups: inputs of like size that have scales of their own, in 8 bits. More are closer and, with "int8", slower.
+            plain: share of the weights, of the tower's and of the decoder's, that stay as they are: those layers whose rounding would
+                change the examples' logits most, by their gradients. None: 0.2 with "int8", else 0.
 
         Raises InputError where there are no kernels for it, or where the model has an adapter or is quantized already.
         """
         whole_number(groups, "groups")
         if self.sessions:
             raise InputError("a model cannot be quantized inside record() or edit().")
-        check_quantization(self.model, how)
-        largest = None
+        plain = (PLAIN if how == "int8" else 0.0) if plain is None else plain
+        check_quantization(self.model, how, plain)
+        batches = []
         if how != "float8":  # which needs no examples, and has no groups
-            kept, settings = self.documents, self.image_settings
+            settings = self.image_settings
             try:
-                self.documents = DocumentCache(max_bytes=0)  # every layer must see every token
                 if examples is None:
                     self.image_settings = replace(settings, max_image_pixels=ImageSettings.max_image_pixels)
-                with largest_inputs(self.model) as largest:
-                    self.score(EXAMPLES if examples is None else examples)
+                encodings = self._encode_pairs(EXAMPLES if examples is None else examples, Limits())
             finally:
-                self.documents, self.image_settings = kept, settings
-        quantize(self.model, how, largest, groups)
+                self.image_settings = settings
+            batches = [
+                Batch.of([encodings[i] for i in members], device=self.model.device)
+                for members in _batches(encodings, EXAMPLE_TOKENS, ())
+            ]
+        quantize(self.model, how, batches, groups, plain)
 
     def compile(self) -> None:
         """Have torch.compile fuse norms, rotations and activations (`m0.fused`). The first calls take seconds longer, the later

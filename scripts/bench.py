@@ -2,7 +2,7 @@
 
     python scripts/bench.py [--only NAME ...] [--runs 3] [--threads 2] [--groups 1] [--json FILE] [--plot FILE] [--folder DIR]
 
-Both run in one process on the same weights, in bfloat16, turn by turn; figures are medians. The reference is called as the
+Both run in one process on the same weights, in bfloat16, turn by turn; figures are medians, smallest and largest in brackets. The reference is called as the
 vendor's code calls it: batches of 8, left-padded, SDPA (`tests/parity/reference.py`). Prompts are tokenized and pictures opened
 beforehand for both. `memory` and `load` run in processes of their own.
 
@@ -19,6 +19,7 @@ beforehand for both. `memory` and `load` run in processes of their own.
 | groups | one 8-bit layer with groups of inputs | none |
 | int8 | mixed, in 8 bits (`--groups`: of inputs) | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
 | profile | where our time goes in mixed and picture, by kind of operation | none |
+| gpu | 64 pairs, text and pictures, on a GPU; without one it says so | 2; 50 % of the speed of its matrix products alone |
 | memory | peak of 8 pairs with pictures, weights included | 0.7 of the reference's |
 | load | from a bfloat16 file to the first score | 0.25 of the reference's time |
 """
@@ -48,8 +49,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 WORDS = "the network must be configured after the system was installed on the disk of this machine ".split()
-BARS = {"mixed": 2.5, "text": 1.15, "picture": 1.3, "many": 10, "kept": 15, "nano": 5, "int8": 4}
-IN_ONE_PROCESS = ("mixed", "text", "short", "picture", "profile", "kept", "many", "growth", "nano", "groups", "int8")
+BARS = {"mixed": 2.5, "text": 1.15, "picture": 1.3, "many": 10, "kept": 15, "nano": 5, "int8": 4, "gpu": 2}
+IN_ONE_PROCESS = ("mixed", "text", "short", "picture", "profile", "kept", "many", "growth", "nano", "groups", "int8", "gpu")
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::matmul", "aten::bmm", "aten::mkldnn_linear"),
     "attention": ("flash_attention", "scaled_dot_product"),
@@ -69,7 +70,6 @@ class Bench:
 
     def __init__(self, runs: int, plot: Path | None = None, int8_groups: int = 1) -> None:
         self.runs, self.plot, self.int8_groups, self.rows = runs, plot, int8_groups, []
-        self.plain: float | None = None
 
     @cached_property
     def pair(self) -> tuple[Any, Any]:
@@ -84,6 +84,18 @@ class Bench:
         ours = Reranker(model, load_tokenizer(locate("m0-nano") / "tokenizer.json"), ImageSettings())
         ours.documents = DocumentCache(max_bytes=0)
         return reference, ours
+
+    def another(self) -> Any:
+        """Ours once more, of the same weights in the same memory."""
+        from m0 import Reranker, RerankerModel
+        from m0.documents import DocumentCache
+
+        with torch.device("meta"):
+            model = RerankerModel(self.ours.model.config)
+        model.load_state_dict(self.ours.model.state_dict(), assign=True)
+        found = Reranker(model.eval(), self.ours.prompt.tokenizer, self.ours.image_settings)
+        found.documents = DocumentCache(max_bytes=0)
+        return found
 
     @property
     def reference(self) -> Any:
@@ -103,15 +115,14 @@ class Bench:
         return logits_by(self.reference, encodings)
 
     def compare(self, name: str, what: str, ours: Callable[[], Any], theirs: Callable[[], Any], times: int = 1) -> float:
-        """A row with the ratio of the medians; `times`: how often the reference's work is needed. Returns our median."""
+        """A row with the ratios of each turn; `times`: how often the reference's work is needed. Returns our median."""
         ours(), theirs() if times == 1 else None  # the first call pays for what later ones find
         our_times, their_times = [], []
         for _ in range(self.runs):
-            their_times += [times * timed(theirs)] if times == 1 or not their_times else []
+            their_times += [times * timed(theirs)] if times == 1 or not their_times else their_times[:1]
             our_times.append(timed(ours))
-        mine, other = statistics.median(our_times), statistics.median(their_times)
-        self.row(name, what, spread(our_times), spread(their_times), f"{other / mine:.2f}", BARS.get(name))
-        return mine
+        self.row(name, what, spread(our_times), spread(their_times), ratios(their_times, our_times), BARS.get(name))
+        return statistics.median(our_times)
 
     def row(self, name: str, what: str, ours: str, theirs: str, ratio: str, bar: Any = None) -> None:
         self.rows.append([name, what, ours, theirs, ratio, "" if bar is None else str(bar)])
@@ -124,27 +135,42 @@ class Bench:
         theirs = self.their_scores(some)
         difference = max(abs(a - b) for a, b in zip(self.our_scores(some), theirs, strict=True))
         what = f"8 text pairs, {sum(map(len, some))} tokens (logits differ by {difference:.1e} of {max(map(abs, theirs)):.2f})"
-        self.plain = self.compare("mixed", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
-        products = self.products(sum(map(len, some)), len(some))
-        self.row(
-            "mixed", "its matrix products alone", f"{self.plain:.2f}", f"{products:.2f}", f"{products / self.plain:.2f}", 0.85
-        )
+        self.compare("mixed", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
+        self.compare_products("mixed", some, 0.85)
 
-    def products(self, rows: int, last_rows: int) -> float:
-        """Seconds of the decoder's linear layers on so many rows, and nothing else: what F.linear reaches here."""
-        layers = self.ours.model.decoder.layers
-        inputs = {size: torch.randn(rows, size).bfloat16() for size in (1536, 8960)}
+    def compare_products(self, name: str, some: list[Any], bar: float) -> None:
+        """A row with our time beside that of its linear layers alone, turn by turn: the speed that F.linear reaches here."""
+        work, inputs = [], {}
+        rows, last_rows, patches = (
+            sum(map(len, some)),
+            len(some),
+            sum(len(picture.patches) for encoding in some for picture in encoding.pictures),
+        )
+        for place, linear in self.ours.model.named_modules():
+            if not isinstance(linear, torch.nn.Linear) or place.startswith("head"):
+                continue
+            if place.startswith("vision"):
+                count = patches // 4 if "merger" in place else patches
+            else:
+                last = place.startswith(f"decoder.layers.{len(self.ours.model.decoder.layers) - 1}.")
+                count = last_rows if last and not place.endswith(("k_proj", "v_proj")) else rows
+            if count:
+                shape = (max(count, rows), linear.in_features)
+                if shape not in inputs:
+                    inputs[shape] = torch.randn(shape).to(linear.weight)
+                work.append((inputs[shape][:count], linear))
 
         def run() -> None:
-            for number, layer in enumerate(layers):
-                for name, linear in layer.named_modules():
-                    if isinstance(linear, torch.nn.Linear):
-                        whole = number < len(layers) - 1 or name.endswith(("k_proj", "v_proj"))
-                        F.linear(inputs[linear.in_features][: rows if whole else last_rows], linear.weight, linear.bias)
+            for x, linear in work:
+                F.linear(x, linear.weight, linear.bias)
 
         with torch.inference_mode():
             run()
-            return statistics.median(timed(run) for _ in range(self.runs))
+            products, mine = [], []
+            for _ in range(self.runs):
+                products.append(timed(run))
+                mine.append(timed(lambda: self.our_scores(some)))
+        self.row(name, "its matrix products alone", spread(mine), spread(products), ratios(products, mine), bar)
 
     def text(self) -> None:
         some = [self.encode(512)]
@@ -168,12 +194,14 @@ class Bench:
         self.ours.documents = DocumentCache()
         self.our_scores(some), self.our_scores(some)
         assert self.ours.documents.counts.computed == 1
-        kept = [timed(lambda: self.our_scores(some)) for _ in range(3 * self.runs)]
-        self.ours.documents = nothing
-        anew = [timed(lambda: self.our_scores(some)) for _ in range(self.runs)]
+        keeping, kept, anew = self.ours.documents, [], []
+        for _ in range(self.runs):
+            self.ours.documents = keeping
+            kept.append(statistics.median(timed(lambda: self.our_scores(some)) for _ in range(3)))
+            self.ours.documents = nothing
+            anew.append(timed(lambda: self.our_scores(some)))
         own = len(some[0]) - some[0].document_tokens
-        ratio = statistics.median(anew) / statistics.median(kept)
-        self.row("kept", f"{own} of {len(some[0])} tokens new", spread(kept), spread(anew), f"{ratio:.2f}", BARS["kept"])
+        self.row("kept", f"{own} of {len(some[0])} tokens new", spread(kept), spread(anew), ratios(anew, kept), BARS["kept"])
 
     def many(self) -> None:
         queries = [text(12, first) for first in range(16)]
@@ -263,18 +291,35 @@ class Bench:
 
     def int8(self) -> None:
         some = [self.encode(length, first=length) for length in LENGTHS]
-        plain = self.plain or statistics.median(timed(lambda: self.our_scores(some)) for _ in range(self.runs))
-        self.ours.quantize("int8", groups=self.int8_groups)
+        rounded = self.another()
+        rounded.quantize("int8", groups=self.int8_groups)
         what = f"8 text pairs in 8 bits, {self.int8_groups} group{'s' * (self.int8_groups > 1)}"
-        mine = self.compare("int8", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
-        self.row("int8", "the same against our bfloat16", f"{mine:.2f}", f"{plain:.2f}", f"{plain / mine:.2f}", 1.6)
+        self.compare("int8", what, lambda: rounded.logits_of(some), lambda: self.their_scores(some))
+        plain, mine = [], []
+        for _ in range(self.runs):
+            plain.append(timed(lambda: self.our_scores(some)))
+            mine.append(timed(lambda: rounded.logits_of(some)))
+        self.row("int8", "the same against our bfloat16", spread(mine), spread(plain), ratios(plain, mine), 1.6)
+
+    def gpu(self) -> None:
+        if not torch.cuda.is_available():
+            self.row("gpu", "64 pairs, text and pictures: there is no GPU here", "", "", "", BARS["gpu"])
+            return
+        self.reference.cuda(), self.ours.model.cuda()
+        some = [
+            self.encode(LENGTHS[i // 2 % 8], first=i)
+            if i % 2
+            else self.ours.encode(text(26, i), [{"image": picture(i)}, text(24, i)])
+            for i in range(64)
+        ]
+        what = f"64 pairs, half of them with a picture, {sum(map(len, some))} tokens, on {torch.cuda.get_device_name()}"
+        self.compare("gpu", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
+        self.compare_products("gpu", some, 0.5)
 
     def groups(self) -> None:
         from m0.quantize import Int8Linear
 
         linear = self.ours.model.decoder.layers[0].mlp.down_proj
-        if isinstance(linear, Int8Linear):
-            raise SystemExit("run groups before int8: it needs plain weights.")
         x, largest = torch.randn(1664, linear.in_features).bfloat16(), torch.rand(linear.in_features)
         with torch.inference_mode():
             plain = statistics.median(timed(lambda: linear(x)) for _ in range(2 * self.runs))
@@ -314,7 +359,7 @@ def logits_by(reference: Any, encodings: list[Any]) -> list[float]:
         for start in range(0, len(encodings), 8):
             some = encodings[start : start + 8]
             pictures = [picture for encoding in some for picture in encoding.pictures]
-            patches = torch.cat([p.patches for p in pictures]).bfloat16() if pictures else None
+            patches = torch.cat([p.patches for p in pictures]).to(reference.score[0].weight) if pictures else None
             found += reference([e.token_ids for e in some], patches, [p.grid for p in pictures]).tolist()
     return found
 
@@ -328,11 +373,18 @@ def picture(seed: int) -> Image.Image:
 def timed(run: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - begin
 
 
-def spread(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def ratios(slower: Sequence[float], faster: Sequence[float]) -> str:
+    """Of each turn: median, smallest and largest."""
+    return spread([a / b for a, b in zip(slower, faster, strict=True)])
 
 
 # --- in processes of their own ----------------------------------------------------------------------------------------
@@ -396,17 +448,17 @@ def measure_processes(names: list[str], folder: Path, runs: int, threads: int) -
         subprocess.run(write, check=True)
     if "load" in names:
         alone("ours-load", folder, threads)  # the file is in the page cache for both from here on
-        found = {
-            whose: [alone(f"{whose}-load", folder, threads)["seconds"] for _ in range(runs)] for whose in ("ours", "theirs")
-        }
-        ratio = statistics.median(found["ours"]) / statistics.median(found["theirs"])
+        found: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for _ in range(runs):
+            for whose, seconds in found.items():
+                seconds.append(alone(f"{whose}-load", folder, threads)["seconds"])
         rows.append(
             [
                 "load",
                 "file to first score, imports included",
                 spread(found["ours"]),
                 spread(found["theirs"]),
-                f"{ratio:.2f}",
+                ratios(found["ours"], found["theirs"]),
                 "0.25",
             ]
         )

@@ -34,10 +34,12 @@ def plain(model: Path) -> Reranker:
     return reranker
 
 
-def in_8_bits(how: str, groups: int = 1) -> Callable[[Path], Reranker]:
+def in_8_bits(how: str, groups: int = 1, share: float = 0.0) -> Callable[[Path], Reranker]:
+    """`share`: of the weights that stay plain."""
+
     def load(model: Path) -> Reranker:
         reranker = plain(model)
-        reranker.quantize(how, groups=groups)  # type: ignore[arg-type]
+        reranker.quantize(how, groups=groups, plain=share)  # type: ignore[arg-type]
         return reranker
 
     return load
@@ -53,10 +55,13 @@ def kept_as(precision: str) -> Callable[[Path], Reranker]:
 
 
 WAYS: dict[str, Callable[[Path], Reranker]] = {
+    "int8, a fifth plain": in_8_bits("int8", share=0.2),
+    "int8, a tenth plain": in_8_bits("int8", share=0.1),
     "int8": in_8_bits("int8"),
     "int8, 4 groups": in_8_bits("int8", 4),
     "int8, 16 groups": in_8_bits("int8", 16),
     "int8-weights": in_8_bits("int8-weights"),
+    "int8-weights, a fifth plain": in_8_bits("int8-weights", share=0.2),
     "int8-weights, 16 groups": in_8_bits("int8-weights", 16),
     "kept in bfloat16": kept_as("bfloat16"),
     "kept in int8": kept_as("int8"),

@@ -13,10 +13,21 @@ from torch import nn
 
 import m0.quantize
 from m0 import DocumentCache, Reranker
+from m0.batch import Batch
 from m0.errors import AdapterError, CheckpointError, InputError
 from m0.lora import LoRAConfig
-from m0.quantize import QUANTIZATIONS, Float8Linear, Int8Linear, has_kernels, is_quantized, quantize
-from tests.conftest import apart, final_states, noise
+from m0.quantize import (
+    QUANTIZATIONS,
+    Float8Linear,
+    Int8Linear,
+    has_kernels,
+    is_quantized,
+    quantize,
+    run_batch,
+    score_damage,
+    worth_keeping,
+)
+from tests.conftest import NANO, apart, final_states, noise
 
 needs_kernels = pytest.mark.skipif(not has_kernels(), reason="PyTorch has no int8 kernels for this processor")
 HOW = [pytest.param("int8", marks=needs_kernels), "int8-weights"]
@@ -95,7 +106,7 @@ def test_groups_have_scales_of_their_own(how):
 def test_scores_stay_near(fresh, how):
     pairs = [("network", document) for document in DOCUMENTS]
     before, states = fresh.score(pairs), final_states(fresh, pairs)
-    fresh.quantize(how)
+    fresh.quantize(how, plain=0)
     assert is_quantized(fresh.model)
     assert apart(final_states(fresh, pairs), states) < 0.03
     layer = fresh.model.decoder.layers[-1].mlp.down_proj
@@ -267,3 +278,99 @@ def test_recording_works(fresh):
     with fresh.record("decoder.layers.*.attention.pattern") as cache:
         fresh.score([("network", "a document")])
     assert len(cache.names) == 3
+
+
+def layers_of(model):
+    parts = {"vision": (model.vision.blocks, model.vision.merger), "decoder": (model.decoder.layers,)}
+    return {
+        part: {
+            f"{part}.{name}": m for some in roots for name, m in some.named_modules() if isinstance(m, (nn.Linear, Int8Linear))
+        }
+        for part, roots in parts.items()
+    }
+
+
+def test_damage_is_what_small_steps_of_each_token_show(fresh):
+    """By differences: each token's output is moved a little towards the rounded one, alone."""
+    fresh.model.double()
+    encodings = [fresh.encode("network", document) for document in (DOCUMENTS[0], DOCUMENTS[3])]
+    batches = [Batch.of([encoding]) for encoding in encodings]
+    some = [fresh.model.decoder.layers[0].mlp.down_proj, fresh.model.decoder.layers[2].self_attn.k_proj]
+    some.append(fresh.model.vision.blocks[1].attn.qkv)
+    rounded = {linear: Int8Linear(linear, weights_only=True) for linear in some}
+    found = score_damage(fresh.model, rounded, batches)
+    step = 1e-3
+    for linear in some:
+        squares = 0.0
+        for batch in batches:
+            with torch.no_grad():
+                plain, shapes = run_batch(fresh.model, batch).sum(), []
+                with linear.register_forward_hook(lambda _, __, out, shapes=shapes: shapes.append(len(out))):
+                    run_batch(fresh.model, batch)
+                for token in range(shapes[0] if shapes else 0):
+
+                    def moved(layer, args, out, token=token):
+                        out = out.clone()
+                        out[token] += step * (rounded[layer](args[0])[token] - out[token])
+                        return out
+
+                    with linear.register_forward_hook(moved):
+                        squares += float((run_batch(fresh.model, batch).sum() - plain) / step) ** 2
+        assert squares > 0
+        assert found[linear] == pytest.approx(squares**0.5, rel=1e-2)
+    assert not any(linear._forward_hooks for linear in some)
+
+
+def test_what_is_worth_keeping():
+    big, small, useless = nn.Linear(8, 10), nn.Linear(2, 5), nn.Linear(2, 5)
+    damage = {big: 2.0, small: 1.0, useless: 0.01}  # squared 0.05, 0.1 and 0.00001 a weight
+    assert worth_keeping(damage, 0.1) == {small}
+    assert worth_keeping(damage, 0.9) == {small, big}
+    assert worth_keeping(damage, 0.85) == {small, useless}  # the big one has no room beside the small one
+    assert worth_keeping(damage, 0.0) == set()
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_layers_that_would_hurt_most_stay_plain(how):
+    pairs = [(query, document) for query in ("Apfel", "network") for document in DOCUMENTS]
+    errors, kept = [], {}
+    for plain in (0, 0.2):
+        nano = Reranker.from_pretrained(NANO, dtype="float32")
+        before = torch.tensor(nano.score(pairs))
+        nano.quantize(how, plain=plain)
+        errors.append(float((torch.tensor(nano.score(pairs)) - before).abs().mean()))
+        for part, layers in layers_of(nano.model).items():
+            sizes = [linear.in_features * linear.out_features for linear in layers.values()]
+            left = [linear.weight.numel() for linear in layers.values() if isinstance(linear, nn.Linear)]
+            kept[part, plain] = sum(left) / sum(sizes)
+    assert kept["vision", 0] == kept["decoder", 0] == 0
+    assert 0.1 < kept["vision", 0.2] <= 0.2
+    assert 0.15 < kept["decoder", 0.2] <= 0.2
+    assert errors[1] < 0.5 * errors[0]
+    assert nano.model.decoder.embed_tokens.weight.grad is None
+
+
+@needs_kernels
+def test_int8_leaves_a_fifth_plain_without_a_word(fresh):
+    with torch.inference_mode():
+        fresh.quantize("int8")
+    kinds = [type(layer) for layers in layers_of(fresh.model).values() for layer in layers.values()]
+    assert 0 < kinds.count(Int8Linear) < len(kinds)
+
+
+@pytest.mark.parametrize("plain", [-0.1, 1, 1.5, True, "much", float("nan")])
+def test_a_share_that_is_none(fresh, plain):
+    with pytest.raises(InputError, match=r"plain is .* at least 0 and less than 1"):
+        fresh.quantize("int8-weights", plain=plain)
+    assert not is_quantized(fresh.model)
+
+
+def test_shares_without_examples_are_refused(fresh, monkeypatch):
+    with pytest.raises(InputError, match="there are none"):
+        quantize(fresh.model, "int8-weights", plain=0.1)
+    with pytest.raises(InputError, match="empty"):
+        fresh.quantize("int8-weights", examples=[], plain=0.1)
+    monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
+    with pytest.raises(InputError, match="float8 leaves no layers plain"):
+        fresh.quantize("float8", plain=0.1)
+    assert not is_quantized(fresh.model)

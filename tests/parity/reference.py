@@ -39,7 +39,7 @@ class ReferenceReranker(nn.Module):
 
     def states(self, sequences: Sequence[Tensor], patches: Tensor | None, grids: Sequence[tuple[int, int]]) -> Tensor:
         """The final state of each sequence's last token, (sequences, hidden)."""
-        width = max(len(sequence) for sequence in sequences)
+        width, device = max(len(sequence) for sequence in sequences), self.score[0].weight.device
         ids = torch.full((len(sequences), width), PAD)
         mask = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in enumerate(sequences):
@@ -47,10 +47,11 @@ class ReferenceReranker(nn.Module):
             mask[row, width - len(sequence) :] = 1
         pictures = {}
         if patches is not None:
-            grid = torch.tensor([[1, rows, columns] for rows, columns in grids])
-            kinds = (ids == self.image_token_id).int() * mask.int()
+            grid = torch.tensor([[1, rows, columns] for rows, columns in grids], device=device)
+            kinds = ((ids == self.image_token_id).int() * mask.int()).to(device)
             pictures = {"pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": kinds}
         self.model.rope_deltas = None
+        ids, mask = ids.to(device), mask.to(device)
         return self.model(input_ids=ids, attention_mask=mask, use_cache=False, **pictures).last_hidden_state[:, -1]
 
     def hub_state(self) -> dict[str, Tensor]:
