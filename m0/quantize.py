@@ -267,11 +267,11 @@ def score_damage(
 
 def worth_keeping(damage: Mapping[nn.Linear, float], share: float) -> set[nn.Linear]:
     """Those layers that do most damage for their size, with at most this share of all their weights. Roundings err independently, so
-    what counts of a layer is its damage squared."""
+    what counts of a layer is its damage squared. A layer that the examples never reached does none."""
     room = share * sum(linear.weight.numel() for linear in damage)
     chosen: set[nn.Linear] = set()
     for linear in sorted(damage, key=lambda linear: -(damage[linear] ** 2) / linear.weight.numel()):
-        if linear.weight.numel() <= room:
+        if damage[linear] and linear.weight.numel() <= room:
             room -= linear.weight.numel()
             chosen.add(linear)
     return chosen

@@ -328,6 +328,7 @@ def test_what_is_worth_keeping():
     assert worth_keeping(damage, 0.9) == {small, big}
     assert worth_keeping(damage, 0.85) == {small, useless}  # the big one has no room beside the small one
     assert worth_keeping(damage, 0.0) == set()
+    assert worth_keeping({small: 0.0, useless: 1.0}, 1.0) == {useless}  # the examples had no picture, say
 
 
 @pytest.mark.parametrize("how", HOW)
