@@ -152,6 +152,7 @@ def _add_running_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-tokens", type=int, help="tokens that go through the model at a time (2048 on a CPU, 8192 on a GPU)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--threads", type=int, help="threads that compute (the cores this process may use)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64")
 
 
@@ -210,8 +211,10 @@ def _ranked(options: argparse.Namespace, shared: bool = False, report: Path | No
     if not options.image_query and Path(options.query).suffix.lower() in _picture_suffixes() and os.path.isfile(options.query):
         print(f"m0: the query {options.query!r} is read as text; --image-query shows the picture.", file=sys.stderr)
     from m0.documents import DocumentCache  # imported here so that --help and wrong arguments answer at once
+    from m0.parallel import use_cores
     from m0.reranker import Reranker
 
+    use_cores(options.threads)
     reranker = Reranker.from_pretrained(
         options.model,
         dtype=options.dtype,
@@ -511,8 +514,10 @@ def _fit(text: str, width: int) -> str:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from m0.parallel import use_cores
     from m0.train import TrainConfig, train
 
+    use_cores()
     changes = {"output": os.path.abspath(options.output)} if options.output else {}
     print(train(TrainConfig.load(options.config, changes), options.resume))
     return 0
@@ -521,9 +526,10 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, read_run
     from m0.evaluate.metrics import DEFAULT, parse_measures
-    from m0.parallel import processes
+    from m0.parallel import processes, use_cores
     from m0.reranker import Reranker
 
+    use_cores(options.threads)
     if options.winoground:
         return _winoground(options)
     dataset = Dataset.load(options.dataset, options.split)
@@ -568,22 +574,26 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _winoground(options: argparse.Namespace) -> int:
     from m0.evaluate import evaluate_contrasts, load_contrasts
+    from m0.parallel import processes
     from m0.reranker import Reranker
 
     unused = {"--out": options.out, "--compare": options.compare, "--measures": options.measures}
     if given := [name for name, value in unused.items() if value is not None]:
         raise InputError(f"--winoground prints its three scores only; leave out {' and '.join(given)}.")
     examples = load_contrasts(options.dataset)
-    reranker = Reranker.from_pretrained(
-        options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
-    )
-    scores = evaluate_contrasts(
-        reranker, examples, batch_tokens=options.batch_tokens, max_length=options.max_length, progress=sys.stderr.isatty()
-    )
-    if options.json:
-        print(_json({"examples": len(examples), "scores": {name: vars(value) for name, value in scores.items()}}))
-    else:
-        print("\n".join(["| score | mean [95 % interval] |", "| --- | --- |"] + [f"| {n} | {v} |" for n, v in scores.items()]))
+    with processes() as first:
+        reranker = Reranker.from_pretrained(
+            options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
+        )
+        progress = first and sys.stderr.isatty()
+        scores = evaluate_contrasts(
+            reranker, examples, batch_tokens=options.batch_tokens, max_length=options.max_length, progress=progress
+        )
+        if first and options.json:
+            print(_json({"examples": len(examples), "scores": {name: vars(value) for name, value in scores.items()}}))
+        elif first:
+            rows = [f"| {name} | {value} |" for name, value in scores.items()]
+            print("\n".join(["| score | mean [95 % interval] |", "| --- | --- |", *rows]))
     return 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -45,6 +47,33 @@ def processes() -> Iterator[bool]:
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def use_cores(threads: int | None = None) -> None:
+    """Have PyTorch compute with so many threads; None: as many as it would, or OMP_NUM_THREADS says, but no more than
+    `usable_cores`, for threads beyond those wait for each other.
+
+    Raises InputError where `threads` is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, but must be at least 1.")
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = min(torch.get_num_threads(), usable_cores())
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use at a time: those it is bound to, and a container's limit of processor time, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroups of version 2, and of version 1
+        try:
+            quota, period = " ".join((cgroups / name).read_text(encoding="ascii") for name in files).split()
+            if int(quota) > 0 and int(period) > 0:
+                cores = min(cores, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return max(1, cores)
 
 
 def is_split(model: nn.Module) -> bool:

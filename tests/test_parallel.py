@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import m0.parallel
 from m0 import Cascade
+from m0.cli import main
 from m0.errors import InputError
+from m0.parallel import usable_cores, use_cores
 from m0.tensor_parallel import split
 from tests.conftest import noise
 
@@ -103,18 +107,76 @@ def test_without_processes(tiny):
         split(tiny.model)
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+
+
 def test_rank_under_torchrun(tiny_directory, tmp_path):
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS[:4]))
     arguments = ["-m", "m0", "rank", "network", str(tmp_path / "documents.jsonl"), "--model", str(tiny_directory), "--json"]
     arguments += ["--dtype", "float32"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     results = []
-    for launcher in (
-        [],
-        ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"],
-    ):
+    for launcher in ([], TORCHRUN):
         command = [sys.executable, *launcher, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         results.append([(result["name"], round(result["logit"], 4)) for result in json.loads(done.stdout)["results"]])
     assert results[0] == results[1]
+
+
+def test_one_of_several_processes_prints_contrasts(tiny_directory, tmp_path):
+    for number in range(2):
+        noise(60, 60, seed=number).save(tmp_path / f"{number}.png")
+    row = {"caption_0": "one", "caption_1": "two", "image_0": "0.png", "image_1": "1.png"}
+    (tmp_path / "examples.jsonl").write_text(json.dumps(row) + "\n")
+    command = [sys.executable, *TORCHRUN, "-m", "m0", "evaluate", str(tmp_path), "--winoground", "--json"]
+    command += ["--model", str(tiny_directory)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["examples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "20000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu.max": "what"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000"}, 8),
+    ],
+    ids=str,
+)
+def test_cores_of_a_container(files, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert usable_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "threads"), [(None, None, 2), (None, "6", 5), (3, None, 3), (3, "6", 3)], ids=str
+)
+def test_threads(asked, variable, threads, monkeypatch):
+    """Five are PyTorch's own choice here, two the cores there are."""
+    chosen = [5]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1])
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(m0.parallel, "usable_cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    use_cores(asked)
+    assert chosen[-1] == threads
+
+
+def test_no_threads_at_all(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a document")
+    assert main(["rank", "network", str(tmp_path / "a.txt"), "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "m0: threads is 0, but must be at least 1.\n"
