@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # What the tests run with. pyproject.toml keeps the wider ranges that users may have.
 TORCH := torch==2.13.0
 
+# Batches of ever new shapes fragment glibc's heap: where this library is installed (libjemalloc2), training m0-nano takes its allocator.
+JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
+
 .PHONY: demo test parity format wheel nano bench bench-training bench-explaining explaining clean
 
 $(VENV)/.core: pyproject.toml
@@ -40,7 +43,7 @@ wheel: $(VENV)/.dev
 
 nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 2 hours on 2 cores, or MINUTES=…)
 	$(BIN)/python scripts/build_nano_data.py
-	$(BIN)/python scripts/train_nano.py $(if $(MINUTES),--minutes $(MINUTES))
+	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC)) $(BIN)/python scripts/train_nano.py $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python scripts/evaluate_nano.py --write weights/m0-nano/README.md
 
 bench: $(VENV)/.dev  ## speed and memory of the released size beside transformers, random weights: an hour and more, 5 GB of disk

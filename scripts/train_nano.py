@@ -18,8 +18,7 @@
    softmax leaves open.
 
 Seeds are fixed. With `--steps` every machine makes the same updates; with `--minutes` learning rates follow the clock, so that a slower
-machine trains less but always anneals, and the log says how many updates it made. (The weights in the repository come from an earlier
-form of this recipe; their card says how.)
+machine trains less but always anneals, and the log says how many updates it made.
 """
 
 from __future__ import annotations
@@ -56,7 +55,9 @@ from m0.model import RerankerModel
 SHARES = {"words": 0.07, "seeing": 0.65, "words again": 0.06, "cross-encoder": 0.22}
 """Of the time."""
 STEPS = {"words": 500, "seeing": 2000, "words again": 500, "cross-encoder": 1100}
-"""Updates unless told otherwise: under two hours on two cores that do nothing else."""
+"""Updates unless told otherwise: about two hours on two cores that do nothing else."""
+COUNTED = [RARITY, *range(LANGUAGE.start, LANGUAGE.stop)]
+"""Columns of the embeddings that are counted, not learned."""
 
 
 def log(message: str) -> None:
@@ -386,6 +387,7 @@ def main() -> None:
     numbers = concept_numbers(material)
     table = model.decoder.embed_tokens.weight
     vectors, languages = write_words(model, writer, material, numbers)
+    counted = table.detach()[:, COUNTED].clone()
     words = Words(material, writer, numbers, options.seed)
     if options.minutes is None:
         lengths = [Length(steps=steps) for steps in options.steps]
@@ -398,9 +400,7 @@ def main() -> None:
         save_checkpoint(model, options.data / name, tokenizer_file=tokenizer_file, image_settings=IMAGES)
 
     if options.warm:
-        rare = table.detach()[:, RARITY].clone()
         model.load_state_dict(load_checkpoint(options.warm, torch.float32).state_dict())
-        table.data[:, RARITY] = rare
         vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
     else:
         concepts = nn.Parameter(vectors)
@@ -455,6 +455,8 @@ def main() -> None:
     )
     log(f"bags, {checks.by_bags(model, writer)}")
 
+    # Means are of levelled embeddings, so training has moved these columns as well, for the sake of their length alone.
+    table.data[:, COUNTED] = counted
     write_circuit(model, writer, generator)
     log(f"circuit, {checks.by_model(model, writer)}")
     keep("circuit")
