@@ -27,6 +27,7 @@ from m0.checkpoint import FLOAT_TYPES, NESTED_PREFIXES, open_safetensors, our_ke
 from m0.errors import AdapterError
 from m0.linear import Linear
 from m0.model import RerankerModel
+from m0.quantize import is_quantized
 from m0.rotary import working_dtype
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -260,7 +261,7 @@ class Adapters:
             if isinstance(layer, nn.Linear) and config.targets(theirs := their_key(ours))
         }
         if not layers:
-            raise AdapterError(f"no linear layer is named {config.target_modules!r} (a quantized model has none).")
+            raise AdapterError(f"no linear layer is named {config.target_modules!r}.")
         for module in config.modules_to_save:
             if inside := [theirs for theirs in layers if theirs == module or theirs.startswith(f"{module}.")]:
                 raise AdapterError(f"{inside[0]} is a target and lies in {module} of modules_to_save; name it once.")
@@ -395,6 +396,8 @@ class Adapters:
         return name
 
     def _check_new(self, name: str) -> None:
+        if is_quantized(self.model):
+            raise AdapterError("a quantized model takes no adapter; load the plain one for it.")
         if name in self.configs:
             raise AdapterError(f"there is an adapter {name!r} already; give another name or remove it first.")
         if not name or "." in name:

@@ -50,7 +50,7 @@ def processes() -> Iterator[bool]:
 
 
 def use_cores(threads: int | None = None) -> None:
-    """Have PyTorch compute with so many threads; None: as many as it would, or OMP_NUM_THREADS says, but no more than
+    """Have PyTorch compute with so many threads; None: as many as OMP_NUM_THREADS says, or else as it would, but no more than
     `usable_cores`, for threads beyond those wait for each other.
 
     Raises InputError where `threads` is below 1.

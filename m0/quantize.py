@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m0.batch import Batch
-from m0.errors import InputError
+from m0.errors import InputError, M0Error
 from m0.linear import MIN_ROWS, WIDENED, Linear, float32_is_faster
 from m0.model import RerankerModel
 
@@ -157,14 +157,15 @@ class Int8Linear(QuantizedLinear):
         rows = x.reshape(-1, self.in_features)
         found = x.new_empty(len(rows), self.out_features)
         step = max(1, len(rows)) if self.weights_only else ROWS if len(self.packed) > 1 else MANY_ROWS
-        for some, place in zip(rows.split(step), found.split(step), strict=True):
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
             ordered = some if self.order is None else some.index_select(1, self.order)
             product = self._plainly(ordered) if self.weights_only else self._rounded(ordered)
             if self.apart is not None:
                 product = product.addmm_(some[:, self.outliers].to(product.dtype), self.apart.to(product.dtype))
             if self.bias is not None:
                 product += self.bias
-            place.copy_(product)
+            found[start : start + step] = product
         return found.view(*x.shape[:-1], self.out_features)
 
     def _plainly(self, rows: Tensor) -> Tensor:
@@ -178,15 +179,16 @@ class Int8Linear(QuantizedLinear):
         for start in range(0, self.out_features, step):
             some = slice(start, start + step)
             weight, scales = rounded[some].to(rows.dtype), self.scales[:, some].to(rows.dtype)
-            if len(self.sizes) == 1:
+            if len(self.sizes) == 1 and rows.dtype != torch.float16:  # where whole numbers' sums would overflow
                 product[:, some] = F.linear(rows, weight) * scales
             else:
                 parts = [part[:, None].expand(-1, size) for part, size in zip(scales, self.sizes, strict=True)]
                 product[:, some] = F.linear(rows, weight * torch.cat(parts, dim=1))
         return product
 
+    @torch.no_grad()
     def _rounded(self, rows: Tensor) -> Tensor:
-        """The product with the rows in 8 bits, float32."""
+        """The product with the rows in 8 bits, float32. Whole numbers have no gradient."""
         whole = rows.new_empty(rows.shape, dtype=torch.uint8)
         steps = rows.new_empty(len(self.sizes), len(rows), 1, dtype=torch.float32)  # one for each token
         zero = rows.new_full((), ZERO, dtype=torch.float32)
@@ -242,26 +244,31 @@ def score_damage(
     model: RerankerModel, rounded: Mapping[nn.Linear, QuantizedLinear], examples: Sequence[Batch]
 ) -> dict[nn.Linear, float]:
     """For each linear layer how much its rounding alone would change the logits of the examples, to first order: the root of the sum,
-    over their tokens, of (gradient of the logits · change of the layer's output)^2. One batch's graph at a time is in memory."""
+    over their tokens, of (gradient of the logits · change of the layer's output)^2. One batch's graph at a time is in memory. Prompts
+    should not share documents, whose gradients would be sums."""
     found = dict.fromkeys(rounded, 0.0)
-    for batch in examples:
-        seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    leaf = torch.zeros((), device=model.device, requires_grad=True)
 
-        def see(linear: nn.Linear, args: tuple[Tensor], output: Tensor, seen: list = seen) -> None:
-            seen.append((linear, args[0].detach(), output if output.requires_grad else output.requires_grad_()))
+    def see(linear: nn.Linear, args: tuple[Tensor], output: Tensor) -> Tensor:
+        x = args[0].detach()
 
-        handles = [linear.register_forward_hook(see) for linear in rounded]
-        try:
-            with torch.enable_grad():
-                logits = run_batch(model, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        gradients = torch.autograd.grad(logits.sum(), [output for _, _, output in seen], materialize_grads=True)
-        with torch.no_grad():
-            for (linear, x, output), gradient in zip(seen, gradients, strict=True):
+        def weigh(gradient: Tensor) -> None:
+            with torch.no_grad():
                 change = rounded[linear](x).double() - output.double()
                 found[linear] += float((gradient.double() * change).sum(-1).square().sum())
+
+        watched = output + leaf  # the same numbers, on the leaf's way to the logits whatever the parameters are set to
+        watched.register_hook(weigh)
+        return watched
+
+    handles = [linear.register_forward_hook(see) for linear in rounded]
+    try:
+        with torch.enable_grad():
+            for batch in examples:
+                torch.autograd.grad(run_batch(model, batch).sum(), leaf)
+    finally:
+        for handle in handles:
+            handle.remove()
     return {linear: total**0.5 for linear, total in found.items()}
 
 
@@ -297,7 +304,10 @@ def quantize(
         raise InputError("which layers stay plain is told by examples, but there are none.")
     with torch.no_grad(), largest_inputs(model) as largest:
         for batch in examples if how != "float8" else ():
-            run_batch(model, batch)
+            if not torch.isfinite(run_batch(model, batch)).all():
+                raise M0Error(
+                    f"an example's score is not a number in {model.dtype}; weights are damaged or overflow this type."
+                )
     places = _linear_layers(model)
     # All are made before the first takes its place.
     made: dict[nn.Linear, QuantizedLinear] = {

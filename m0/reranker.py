@@ -200,13 +200,14 @@ class Reranker:
         groups: int = 1,
         plain: float | None = None,
     ) -> None:
-        """Put the linear layers into 8 bits (`m0.quantize`): about half of bfloat16's memory, and more speed with "int8" on
+        """Put the linear layers into 8 bits (`m0.quantize`): half to two thirds of bfloat16's memory, and more speed with "int8" on
         x86 CPUs and with "float8" on GPUs that have it. Scores change; there is no way back.
 
         Args:
             how: "int8": weights and, token by token, inputs; "int8-weights": weights only; "float8": both, on GPUs that have it.
             examples: (query, document) pairs like those to come, by which the layers' largest inputs are told; None: a few in
-                several languages, with a picture.
+                several languages, with a picture. Where layers stay plain, all activations of some prompts are in memory at a time:
+                at the released size some megabytes a token.
             groups: inputs of like size that have scales of their own, in 8 bits. More are closer and, with "int8", slower.
             plain: share of the weights, of the tower's and of the decoder's, that stay as they are: those layers whose rounding would
                 change the examples' logits most, by their gradients. None: 0.2 with "int8", else 0.
@@ -228,8 +229,8 @@ class Reranker:
             finally:
                 self.image_settings = settings
             batches = [
-                Batch.of([encodings[i] for i in members], device=self.model.device)
-                for members in _batches(encodings, EXAMPLE_TOKENS, ())
+                Batch.of([encodings[i] for i in members], share=False, device=self.model.device)
+                for members in _batches(encodings, EXAMPLE_TOKENS, (), share=False)
             ]
         quantize(self.model, how, batches, groups, plain)
 

@@ -14,7 +14,8 @@ from torch import nn
 import m0.quantize
 from m0 import DocumentCache, Reranker
 from m0.batch import Batch
-from m0.errors import AdapterError, CheckpointError, InputError
+from m0.errors import AdapterError, CheckpointError, InputError, M0Error
+from m0.interp import attribution_patching
 from m0.lora import LoRAConfig
 from m0.quantize import (
     QUANTIZATIONS,
@@ -141,19 +142,25 @@ def test_kept_documents_go_with_it(fresh, how):
     assert fresh.logits([("network", document)]) == pytest.approx(rounded, abs=1e-4)
 
 
-def test_what_needs_plain_weights_is_refused(fresh, tmp_path):
-    fresh.quantize("int8-weights")
+@pytest.mark.parametrize("plain", [0, 0.3])
+def test_what_needs_plain_weights_is_refused(fresh, tmp_path, plain):
+    fresh.quantize("int8-weights", plain=plain)
+    assert sum(isinstance(m, nn.Linear) for m in fresh.model.decoder.modules()) == (
+        0 if plain == 0 else pytest.approx(5, abs=4)
+    )
     with pytest.raises(CheckpointError, match="quantized"):
         fresh.save_pretrained(tmp_path)
     with pytest.raises(AdapterError, match="quantized"):
         fresh.adapters.add("new", LoRAConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(InputError, match="gradients"):
         fresh.explain("network", "a document", method="attnlrp")
+    with pytest.raises(InputError, match="gradients"):
+        attribution_patching(fresh, ("network", "a document"), ("red", "a document"))
     assert "8 bits" in str(fresh.explain("network", "a document", method="occlusion"))
     with pytest.raises(InputError, match="already"):
         fresh.quantize("int8-weights")
     with pytest.raises(InputError, match="8 bits"):
-        _ = fresh.model.decoder.layers[0].mlp.up_proj.weight
+        _ = next(module for module in fresh.model.modules() if isinstance(module, Int8Linear)).weight
 
 
 def test_arguments(fresh, tiny_directory):
@@ -293,8 +300,8 @@ def layers_of(model):
 def test_damage_is_what_small_steps_of_each_token_show(fresh):
     """By differences: each token's output is moved a little towards the rounded one, alone."""
     fresh.model.double()
-    encodings = [fresh.encode("network", document) for document in (DOCUMENTS[0], DOCUMENTS[3])]
-    batches = [Batch.of([encoding]) for encoding in encodings]
+    two = [fresh.encode(query, DOCUMENTS[0]) for query in ("network", "red")]  # of one document, each computed for itself
+    batches = [Batch.of(two, share=False), Batch.of([fresh.encode("network", DOCUMENTS[3])])]
     some = [fresh.model.decoder.layers[0].mlp.down_proj, fresh.model.decoder.layers[2].self_attn.k_proj]
     some.append(fresh.model.vision.blocks[1].attn.qkv)
     rounded = {linear: Int8Linear(linear, weights_only=True) for linear in some}
@@ -319,6 +326,8 @@ def test_damage_is_what_small_steps_of_each_token_show(fresh):
         assert squares > 0
         assert found[linear] == pytest.approx(squares**0.5, rel=1e-2)
     assert not any(linear._forward_hooks for linear in some)
+    fresh.model.requires_grad_(False)
+    assert score_damage(fresh.model, rounded, batches) == pytest.approx(found)
 
 
 def test_what_is_worth_keeping():
@@ -349,6 +358,32 @@ def test_the_layers_that_would_hurt_most_stay_plain(how):
     assert 0.15 < kept["decoder", 0.2] <= 0.2
     assert errors[1] < 0.5 * errors[0]
     assert nano.model.decoder.embed_tokens.weight.grad is None
+
+
+def test_whole_numbers_do_not_overflow_float16():
+    """Their sums are far larger than the product: 127 for each input."""
+    linear, x = nn.Linear(1024, 8, bias=False), torch.ones(3, 1024, dtype=torch.float16)
+    linear.weight.data.fill_(0.05)
+    for groups in (1, 4):
+        found = Int8Linear(linear, True, torch.ones(1024), groups)(x)
+        torch.testing.assert_close(found, torch.full((3, 8), 51.2, dtype=torch.float16), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_with_gradients_switched_on(fresh, how):
+    """As whoever calls the model itself may have them."""
+    fresh.quantize(how, plain=0)
+    batch = Batch.of([fresh.encode("network", document) for document in DOCUMENTS])
+    with torch.no_grad():
+        expected = run_batch(fresh.model, batch)
+    assert torch.equal(run_batch(fresh.model, batch).detach(), expected)
+
+
+def test_examples_whose_scores_are_no_numbers(fresh):
+    fresh.model.decoder.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(M0Error, match="an example.s score is not a number"):
+        fresh.quantize("int8-weights")
+    assert not is_quantized(fresh.model)
 
 
 @needs_kernels

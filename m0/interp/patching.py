@@ -21,6 +21,7 @@ from m0.interp.positions import Selector, check_selector, everything, tokens
 from m0.interp.session import Scorer, forward, prompts
 from m0.interp.taps import Tap, check_heads, find_taps
 from m0.prompt import Encoding
+from m0.quantize import is_quantized
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -78,8 +79,10 @@ def attribution_patching(
     Args:
         exact: what `activation_patching` found for the same; how well the two agree then stands in the result's notes.
 
-    Other arguments, result and errors as there; also where `exact` has other axes.
+    Other arguments, result and errors as there; also where `exact` has other axes, and for a quantized model, which has no gradient.
     """
+    if is_quantized(reranker.model):
+        raise InputError("attribution patching needs gradients, which a quantized model has not; activation patching does not.")
     experiment = _Experiment(reranker, clean, corrupted, taps, positions, by_head)
     (start,) = find_taps(reranker.model.config, "decoder.embeddings")
     leaf = {start: [Edit(lambda x: x.detach().requires_grad_())]}  # a gradient whatever the parameters are set to
