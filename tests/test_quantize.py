@@ -386,10 +386,10 @@ def test_examples_whose_scores_are_no_numbers(fresh):
     assert not is_quantized(fresh.model)
 
 
-@needs_kernels
-def test_int8_leaves_a_fifth_plain_without_a_word(fresh):
+@pytest.mark.parametrize("how", HOW)
+def test_a_quarter_stays_plain_without_a_word(fresh, how):
     with torch.inference_mode():
-        fresh.quantize("int8")
+        fresh.quantize(how)
     kinds = [type(layer) for layers in layers_of(fresh.model).values() for layer in layers.values()]
     assert 0 < kinds.count(Int8Linear) < len(kinds)
 
