@@ -387,7 +387,7 @@ def test_examples_whose_scores_are_no_numbers(fresh):
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_quarter_stays_plain_without_a_word(fresh, how):
+def test_a_third_stays_plain_without_a_word(fresh, how):
     with torch.inference_mode():
         fresh.quantize(how)
     kinds = [type(layer) for layers in layers_of(fresh.model).values() for layer in layers.values()]
