@@ -39,7 +39,7 @@ class ReferenceReranker(nn.Module):
 
     def states(self, sequences: Sequence[Tensor], patches: Tensor | None, grids: Sequence[tuple[int, int]]) -> Tensor:
         """The final state of each sequence's last token, (sequences, hidden)."""
-        width, device = max(len(sequence) for sequence in sequences), self.score[0].weight.device
+        width, device = max(len(sequence) for sequence in sequences), next(self.parameters()).device
         ids = torch.full((len(sequences), width), PAD)
         mask = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in enumerate(sequences):
