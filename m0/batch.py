@@ -182,6 +182,16 @@ class Batch:
             tuple(state for state, _ in kept),
         )
 
+    def look(self, model: RerankerModel) -> Tensor | None:
+        """Visual tokens of `pictures`, end to end, each different one looked at once; None: there are none."""
+        if not self.pictures:
+            return None
+        different = {id(picture): picture for picture in self.pictures}
+        patches = torch.cat([picture.patches for picture in different.values()]).to(model.device)
+        seen = model.vision(patches, [picture.grid for picture in different.values()])
+        parts = dict(zip(different, seen.split([picture.num_tokens for picture in different.values()]), strict=True))
+        return torch.cat([parts[id(picture)] for picture in self.pictures])
+
     def score(self, model: RerankerModel, image_features: Tensor | None, depth: int | None = None) -> Tensor:
         """Logits of the prompts, (prompts,).
 

@@ -328,11 +328,7 @@ def quantize(
 
 def run_batch(model: RerankerModel, batch: Batch) -> Tensor:
     """Logits of packed prompts, pictures and all, (prompts,)."""
-    features = None
-    if batch.pictures:
-        patches = torch.cat([picture.patches for picture in batch.pictures]).to(model.device)
-        features = model.vision(patches, [picture.grid for picture in batch.pictures])
-    return batch.score(model, features)
+    return batch.score(model, batch.look(model))
 
 
 def check_quantization(model: RerankerModel, how: Quantization, plain: float = 0.0) -> None:

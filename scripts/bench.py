@@ -114,15 +114,28 @@ class Bench:
     def their_scores(self, encodings: list[Any]) -> list[float]:
         return logits_by(self.reference, encodings)
 
-    def compare(self, name: str, what: str, ours: Callable[[], Any], theirs: Callable[[], Any], times: int = 1) -> float:
-        """A row with the ratios of each turn; `times`: how often the reference's work is needed. Returns our median."""
+    def compare(self, name: str, what: str, ours: Callable[[], Any], theirs: Callable[[], Any], times: int = 1) -> None:
+        """A row with the ratios of each turn; `times`: how often the reference's work is needed, which is then timed once."""
         ours(), theirs() if times == 1 else None  # the first call pays for what later ones find
-        our_times, their_times = [], []
+        once = [times * timed(theirs)] * self.runs if times > 1 else None
+        self.turns(name, what, ours, theirs, BARS.get(name), once)
+
+    def turns(
+        self,
+        name: str,
+        what: str,
+        ours: Callable[[], Any],
+        other: Callable[[], Any],
+        bar: float | None,
+        found: list[float] | None = None,
+    ) -> None:
+        """A row of both, timed turn by turn; `found`: the other's times where they are known."""
+        other_times, our_times = list(found or ()), []
         for _ in range(self.runs):
-            their_times += [times * timed(theirs)] if times == 1 or not their_times else their_times[:1]
+            if found is None:
+                other_times.append(timed(other))
             our_times.append(timed(ours))
-        self.row(name, what, spread(our_times), spread(their_times), ratios(their_times, our_times), BARS.get(name))
-        return statistics.median(our_times)
+        self.row(name, what, spread(our_times), spread(other_times), ratios(other_times, our_times), bar)
 
     def row(self, name: str, what: str, ours: str, theirs: str, ratio: str, bar: Any = None) -> None:
         self.rows.append([name, what, ours, theirs, ratio, "" if bar is None else str(bar)])
@@ -166,11 +179,7 @@ class Bench:
 
         with torch.inference_mode():
             run()
-            products, mine = [], []
-            for _ in range(self.runs):
-                products.append(timed(run))
-                mine.append(timed(lambda: self.our_scores(some)))
-        self.row(name, "its matrix products alone", spread(mine), spread(products), ratios(products, mine), bar)
+            self.turns(name, "its matrix products alone", lambda: self.our_scores(some), run, bar)
 
     def text(self) -> None:
         some = [self.encode(512)]
@@ -295,11 +304,8 @@ class Bench:
         rounded.quantize("int8", groups=self.int8_groups, plain=0.33)
         what = f"8 text pairs in 8 bits, a third plain, {self.int8_groups} group{'s' * (self.int8_groups > 1)}"
         self.compare("int8", what, lambda: rounded.logits_of(some), lambda: self.their_scores(some))
-        plain, mine = [], []
-        for _ in range(self.runs):
-            plain.append(timed(lambda: self.our_scores(some)))
-            mine.append(timed(lambda: rounded.logits_of(some)))
-        self.row("int8", "the same against our bfloat16", spread(mine), spread(plain), ratios(plain, mine), 1.6)
+        ours = "the same against our bfloat16"
+        self.turns("int8", ours, lambda: rounded.logits_of(some), lambda: self.our_scores(some), 1.6)
 
     def gpu(self) -> None:
         if not torch.cuda.is_available():

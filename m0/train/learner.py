@@ -41,24 +41,15 @@ class PairScorer(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, (prompts,)."""
-        features, unused = None, None
+        unused = None
         with torch.set_grad_enabled(self.vision_learns and torch.is_grad_enabled()):
-            if batch.pictures:
-                features = self._look(batch)
-            elif self.always_look:
+            features = batch.look(self.model)
+            if features is None and self.always_look:
                 config = self.model.config.vision
                 grid = (config.spatial_merge_size, config.spatial_merge_size)
                 unused = self.model.vision(torch.zeros(grid[0] * grid[1], config.patch_dim, device=self.model.device), [grid])
         logits = batch.score(self.model, features)
         return logits if unused is None else logits + 0.0 * unused.sum().to(logits.dtype)
-
-    def _look(self, batch: Batch) -> Tensor:
-        """Visual tokens of the batch's pictures, each different one looked at once."""
-        different = {id(picture): picture for picture in batch.pictures}
-        patches = torch.cat([picture.patches for picture in different.values()]).to(self.model.device)
-        seen = self.model.vision(patches, [picture.grid for picture in different.values()])
-        parts = dict(zip(different, seen.split([picture.num_tokens for picture in different.values()]), strict=True))
-        return torch.cat([parts[id(picture)] for picture in batch.pictures])
 
 
 class Learner:
