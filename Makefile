@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Batches of ever new shapes fragment glibc's heap: where this library is installed (libjemalloc2), training m0-nano takes its allocator.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 
-.PHONY: demo test parity format wheel nano bench bench-training bench-explaining explaining clean
+.PHONY: demo test test-gpu parity format wheel nano bench bench-training bench-explaining explaining clean
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ test: $(VENV)/.dev  ## everything but full size: lint, types, unit tests, tiny p
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev  ## on a CUDA GPU; TORCH=torch for a build that has it
+	$(BIN)/python -m pytest -m gpu
 
 parity: $(VENV)/.dev  ## full size against transformers: 2.2 B random parameters, about 22 GiB of memory
 	$(BIN)/python -m pytest -m slow tests/parity

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from inspect import signature
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -23,6 +23,9 @@ Key = TypeVar("Key")
 Watcher = Callable[[str, Tensor, "Block"], Tensor]
 """Called with "scores" or "pattern", that tensor, and the block it belongs to; returns what takes its place."""
 
+LONG = 1024
+"""Tokens of a sequence for which a kernel is worth preparing."""
+
 
 @cache
 def varlen_kernel() -> Callable[..., Any] | None:
@@ -32,9 +35,11 @@ def varlen_kernel() -> Callable[..., Any] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    # Its first versions knew no causal window and no shared key/value heads.
-    kernel: Callable[..., Any] = varlen_attn
-    return kernel if {"window_size", "enable_gqa"} <= set(signature(kernel).parameters) else None
+    known = signature(varlen_attn).parameters
+    if "window_size" not in known:  # its first version
+        return None
+    # Where shared key/value heads need no word, they need none.
+    return partial(varlen_attn, enable_gqa=True) if "enable_gqa" in known else varlen_attn
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,11 @@ class Packing:
             keys += [seen[i - self.kept] for i in members]
         return Plan.of(blocks, queries, keys, self.device)
 
+    @property
+    def long_and_alike(self) -> bool:
+        """Whether all sequences look at themselves whole, are of one length, and long: equal pictures."""
+        return not self.causal and len(set(self.lengths)) == 1 and self.lengths[0] >= LONG
+
     @cached_property
     def ragged(self) -> Ragged:
         """As `plan`."""
@@ -234,7 +244,9 @@ def _family_mask(shape: Sequence[int], device: torch.device) -> Tensor:
 class Attend(nn.Module):
     """softmax(query key^T / sqrt(head_dim)) value, inside each sequence only. It has no weights.
 
-    On a GPU in 16 bits it is one call of a kernel for sequences of any length, otherwise one for each shape that occurs.
+    On a GPU in 16 bits it is one call of a kernel for sequences of any length, otherwise one for each shape that occurs. With
+    `prepares`, long sequences of one length go the second way on a GPU too: there PyTorch has a faster kernel for them (cuDNN's), but
+    takes 40 ms to prepare it for each new shape.
     `watchers` see scores and pattern of every block, (sequences, heads, query tokens, key tokens), and give back what is used
     instead. Without one, the two are never formed: attention is fused.
     """
@@ -242,6 +254,7 @@ class Attend(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.watchers: list[Watcher] = []
+        self.prepares = False
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
         """Attend inside the sequences of a packing.
@@ -254,7 +267,7 @@ class Attend(nn.Module):
 
         Returns: the shape of `query`.
         """
-        if not self.watchers and has_ragged_kernel(query):
+        if not self.watchers and has_ragged_kernel(query) and not (self.prepares and packing.long_and_alike):
             return _in_one_call(query, key, value, packing.last_ragged if last_only else packing.ragged)
         plan = packing.last_plan if last_only else packing.plan
         queries = _lay(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
@@ -311,7 +324,6 @@ def _in_one_call(query: Tensor, key: Tensor, value: Tensor, ragged: Ragged) -> T
         ragged.longest_query,
         ragged.longest_keys,
         window_size=(-1, 0) if ragged.causal else (-1, -1),
-        enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(found, Tensor)
     return found

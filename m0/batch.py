@@ -22,7 +22,7 @@ from m0.model import RerankerModel
 from m0.prompt import Encoding, whole_number
 from m0.rotary import Grid
 
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 8192
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 """Tokens that go through the model at a time unless told otherwise: what a CPU's cache holds, and what fills a GPU."""
 MIN_SHARED_TOKENS = 8
 """Sharing less than this does not pay for the bookkeeping."""
@@ -187,7 +187,7 @@ class Batch:
         if not self.pictures:
             return None
         different = {id(picture): picture for picture in self.pictures}
-        patches = torch.cat([picture.patches for picture in different.values()]).to(model.device)
+        patches = torch.cat([picture.patches_on(model.device) for picture in different.values()])
         seen = model.vision(patches, [picture.grid for picture in different.values()])
         parts = dict(zip(different, seen.split([picture.num_tokens for picture in different.values()]), strict=True))
         return torch.cat([parts[id(picture)] for picture in self.pictures])

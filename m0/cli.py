@@ -149,7 +149,7 @@ def _add_running_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-pixels", type=int, help="pixels of a picture after resizing (the checkpoint's; released model: 602112)"
     )
     parser.add_argument(
-        "--batch-tokens", type=int, help="tokens that go through the model at a time (2048 on a CPU, 8192 on a GPU)"
+        "--batch-tokens", type=int, help="tokens that go through the model at a time (2048 on a CPU, 16384 on a GPU)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, help="threads that compute (the cores this process may use)")

@@ -192,7 +192,7 @@ class DocumentCache:
 
     def _read(self, key: Key) -> DocumentState | None:
         path = self._path(key)
-        if not path.exists():
+        if (file_then := _file_at(path)) is None:
             return None
         try:
             with open_safetensors(path) as file:
@@ -205,10 +205,21 @@ class DocumentCache:
                 return state
         except (CheckpointError, SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError):
             pass
+        if _file_at(path) != file_then:
+            return None  # another process has taken it away or replaced it meanwhile
         self.counts.damaged += 1
         with contextlib.suppress(OSError):  # in a folder of another's it may have to stay
             path.unlink(missing_ok=True)
         return None
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that later lies in its place; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _digest(key: Key, about: str = "") -> bytes:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m0.attention import Attend
 from m0.errors import InputError
 from m0.rotary import Rotation, rotate, working_dtype
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     # Normalised in float32, rounded to the model's type, and only then scaled: this order is the reference's.
-    wide = x.to(working_dtype(x.dtype))
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    wide = F.rms_norm(x.to(working_dtype(x.dtype)), weight.shape, eps=eps)
     return weight * wide.to(x.dtype)
 
 
@@ -37,7 +37,7 @@ def turn(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class Fusible(nn.Module):
-    function: ClassVar[Callable[..., Tensor]]
+    function: ClassVar[Callable[..., Any]]
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled is not compiled."""
@@ -85,8 +85,12 @@ class Rotate(Fusible):
         return self.function(x, rotation)
 
 
+SMALL = 2**21
+"""Numbers: with fewer, a GPU is done before Python has found the compiled function that fits."""
+
+
 def fuse(model: nn.Module) -> None:
-    """Give every `Fusible` its function compiled. Raises InputError where torch.compile does not work; then nothing is changed."""
+    """Give every `Fusible` its function compiled, and let attention prepare kernels (`m0.attention.Attend`). Raises InputError where torch.compile does not work; then nothing is changed."""
     fusible = [module for module in model.modules() if isinstance(module, Fusible)]
     try:
         torch.compile(lambda x: 2 * x.square())(torch.ones(8, device=next(model.parameters()).device))
@@ -96,15 +100,18 @@ def fuse(model: nn.Module) -> None:
     compiled = {kind: _compiled(kind.function) for kind in {type(module) for module in fusible}}
     for module in fusible:
         module.__dict__["function"] = compiled[type(module)]
+    for attend in (module for module in model.modules() if isinstance(module, Attend)):
+        attend.prepares = True
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function compiled for forward passes; with gradients it runs as it is."""
+    """The function compiled for forward passes; with gradients, and on a GPU with little to do, it runs as it is."""
     # With code of its own, for PyTorch counts the variants of a code object and gives up after a few.
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     fast = torch.compile(own)
 
     def call(*args: Any) -> Tensor:
-        return function(*args) if torch.is_grad_enabled() else fast(*args)
+        plainly = torch.is_grad_enabled() or (args[0].is_cuda and args[0].numel() < SMALL)
+        return function(*args) if plainly else fast(*args)
 
     return call

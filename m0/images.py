@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from m0.attention import sent
 from m0.errors import ImageError
 from m0.rotary import Grid
 
@@ -102,14 +103,18 @@ class Picture:
     def patches(self) -> Tensor:
         """Normalised patches, (rows * columns, 1176), float32; each flattened as (channel, temporal, 14, 14). Made at every call, for
         they take eight times the room of the pixels."""
+        return self.patches_on("cpu")
+
+    def patches_on(self, device: torch.device | str) -> Tensor:
+        """`patches`, made on a device, to which only the pixels travel."""
         size, merge = self.settings.patch_size, self.settings.merge_size
-        blocks = rearrange(
-            self.pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size
-        )  # fmt: skip
+        pixels = sent(torch.from_numpy(self.pixels), device)
+        blocks = rearrange(pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size)
         # 256 values a channel: normalising is a look-up.
-        values = np.stack([_TABLE[channel][blocks[:, channel]] for channel in range(3)], axis=1)
+        places = blocks.to(torch.int32) + 256 * torch.arange(3, dtype=torch.int32, device=device)[:, None]
+        values = _TABLE.to(device).index_select(0, places.flatten()).view(blocks.shape)
         # A still picture is shown twice: the kernel spans two frames.
-        return torch.from_numpy(repeat(values, "n ch d -> n (ch t d)", t=self.settings.temporal_patch_size))
+        return repeat(values, "n ch d -> n (ch t d)", t=self.settings.temporal_patch_size)
 
     @cached_property
     def digest(self) -> bytes:
@@ -125,7 +130,10 @@ class Picture:
         return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
 
 
-_TABLE = ((np.arange(256)[None, :] / 255.0 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]).astype(np.float32)
+_TABLE = torch.from_numpy(
+    ((np.arange(256)[None, :] / 255.0 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]).astype(np.float32).ravel()
+)
+"""Of each channel's 256 values, one channel after another."""
 
 
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
@@ -195,7 +203,7 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return Picture(np.asarray(resized), (image.width, image.height), settings)
+    return Picture(np.array(resized), (image.width, image.height), settings)
 
 
 def open_image(

@@ -179,7 +179,11 @@ class LowRank(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(torch.empty(rank, layer.in_features, dtype=dtype, device=device))
         self.lora_B = nn.Parameter(torch.zeros(layer.out_features, rank, dtype=dtype, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        drawn = torch.empty(
+            rank, layer.in_features, dtype=dtype, device="cpu"
+        )  # the same seed, the same numbers on every device
+        with torch.no_grad():
+            self.lora_A.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)))
         self.magnitude = nn.Parameter(layer.weight.detach().to(dtype).norm(dim=1)) if dora else None
 
     def merged_weight(self, weight: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from m0.batch import Batch
 from m0.errors import InputError, M0Error
+from m0.fused import Fusible
 from m0.linear import MIN_ROWS, WIDENED, Linear, float32_is_faster
 from m0.model import RerankerModel
 
@@ -82,28 +83,40 @@ class QuantizedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}"
 
 
+def round_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in float8 and the scale of each: (rows, columns), (rows, 1)."""
+    steps = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True).float().clamp_min(1e-12) / FLOAT8_LIMIT
+    return (x / steps).to(torch.float8_e4m3fn), steps
+
+
+class RoundToFloat8(Fusible):
+    function = staticmethod(round_to_float8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.function(x)
+
+
 class Float8Linear(QuantizedLinear):
     """y = x W^T + b with W and x in float8."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
-        weight = linear.weight.detach().float()
-        scales = weight.abs().amax(1).clamp_min(1e-12) / FLOAT8_LIMIT  # (outputs,)
-        self.register_buffer("scales", scales[None])
-        self.register_buffer("rounded", (weight / scales[:, None]).to(torch.float8_e4m3fn))
+        rounded, scales = round_to_float8(linear.weight.detach().float())
+        self.register_buffer("scales", scales.T.contiguous())  # (1, outputs)
+        self.register_buffer("rounded", rounded)
+        self.rounding = RoundToFloat8()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)"""
-        rows = x.reshape(-1, self.in_features).float()
-        steps = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / FLOAT8_LIMIT  # one for each token
+        rows, steps = self.rounding(x.reshape(-1, self.in_features))
         product = torch._scaled_mm(
-            (rows / steps).to(torch.float8_e4m3fn),
+            rows,
             cast(Tensor, self.rounded).t(),
             scale_a=steps,
             scale_b=self.scales,
+            bias=None if self.bias is None else self.bias.bfloat16(),
             out_dtype=torch.bfloat16,
         )
-        product = product if self.bias is None else product + self.bias
         return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 Grid = tuple[int, int]
 """Rows and columns of a picture: of patches for the vision tower, of visual tokens (2x2 patches) for the decoder."""
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine, each (tokens, head_dim)."""
+"""Cosine, and sine with the sign that it takes in each half (first minus, second plus), each (tokens, head_dim)."""
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,12 +42,10 @@ def patch_positions(grid: Grid, merge: int, device: torch.device | None = None) 
 def vision_rotation(
     grids: Sequence[Grid], head_dim: int, theta: float, merge: int, dtype: torch.dtype, device: torch.device
 ) -> Rotation:
-    """Rotation of every patch of every picture, end to end: cosine and sine, each (patches, head_dim), in `dtype`."""
+    """Rotation of every patch of every picture, end to end: each part (patches, head_dim), in `dtype`."""
     positions = torch.cat([patch_positions(grid, merge, device) for grid in grids])  # (patches, 2)
     angles = positions[:, :, None].to(dtype) * _frequencies(head_dim // 2, theta, device).to(dtype)
-    angles = angles.flatten(1)  # (patches, head_dim / 2): rows' pairs, then columns' pairs
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    return _rotation_by(angles.flatten(1))  # rows' pairs, then columns' pairs
 
 
 def mrope_positions(runs: Sequence[int | Grid]) -> Tensor:
@@ -72,20 +70,25 @@ def mrope_positions(runs: Sequence[int | Grid]) -> Tensor:
 
 
 def decoder_rotation(positions: Tensor, head_dim: int, theta: float, sections: Sequence[int], dtype: torch.dtype) -> Rotation:
-    """Rotation of every token from its M-RoPE positions (3, tokens): cosine and sine, each (tokens, head_dim), in `dtype`.
+    """Rotation of every token from its M-RoPE positions (3, tokens): each part (tokens, head_dim), in `dtype`.
 
     Angles are computed in float32 (float64 for a float64 model) and rounded to `dtype` only as cosine and sine.
     """
     working = working_dtype(dtype)
     angles = positions[:, :, None].to(working) * _frequencies(head_dim, theta, positions.device).to(working)
     parts = angles.split(list(sections), dim=-1)
-    angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)  # (tokens, head_dim / 2)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cosine, sine = _rotation_by(torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1))
+    return cosine.to(dtype), sine.to(dtype)
+
+
+def _rotation_by(angles: Tensor) -> Rotation:
+    """`angles`: of each pair, (tokens, head_dim / 2)."""
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn every head of x (tokens, heads, head_dim) by its token's angles."""
     cosine, sine = (part[:, None, :] for part in rotation)
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+    swapped = x.roll(x.shape[-1] // 2, -1)  # the other number of each pair
+    return x * cosine + swapped * sine

@@ -19,7 +19,7 @@ beforehand for both. `memory` and `load` run in processes of their own.
 | groups | one 8-bit layer with groups of inputs | none |
 | int8 | mixed, in 8 bits (`--groups`: of inputs) | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
 | profile | where our time goes in mixed and picture, by kind of operation | none |
-| gpu | 64 pairs, text and pictures, on a GPU; without one it says so | 2; 50 % of the speed of its matrix products alone |
+| gpu | 64 pairs, text and pictures, on a GPU, as it is, compiled and in float8; without one it says so | 2; 50 % of the speed of its matrix products alone |
 | memory | peak of 8 pairs with pictures, weights included | 0.7 of the reference's |
 | load | from a bfloat16 file to the first score | 0.25 of the reference's time |
 """
@@ -151,7 +151,7 @@ class Bench:
         self.compare("mixed", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
         self.compare_products("mixed", some, 0.85)
 
-    def compare_products(self, name: str, some: list[Any], bar: float) -> None:
+    def compare_products(self, name: str, some: list[Any], bar: float, ours: Any = None) -> None:
         """A row with our time beside that of its linear layers alone, turn by turn: the speed that F.linear reaches here."""
         work, inputs = [], {}
         rows, last_rows, patches = (
@@ -179,7 +179,7 @@ class Bench:
 
         with torch.inference_mode():
             run()
-            self.turns(name, "its matrix products alone", lambda: self.our_scores(some), run, bar)
+            self.turns(name, "its matrix products alone", partial((ours or self.ours).logits_of, some), run, bar)
 
     def text(self) -> None:
         some = [self.encode(512)]
@@ -308,6 +308,8 @@ class Bench:
         self.turns("int8", ours, lambda: rounded.logits_of(some), lambda: self.our_scores(some), 1.6)
 
     def gpu(self) -> None:
+        from m0.quantize import has_float8
+
         if not torch.cuda.is_available():
             self.row("gpu", "64 pairs, text and pictures: there is no GPU here", "", "", "", BARS["gpu"])
             return
@@ -319,8 +321,22 @@ class Bench:
             for i in range(64)
         ]
         what = f"64 pairs, half of them with a picture, {sum(map(len, some))} tokens, on {torch.cuda.get_device_name()}"
-        self.compare("gpu", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
-        self.compare_products("gpu", some, 0.5)
+        theirs, one = self.their_scores(some), [self.encode(512)]
+        for way in ("", "compiled", "float8, compiled"):
+            ours = self.another()
+            if "float8" in way:
+                if not has_float8(ours.model.device):
+                    continue
+                ours.quantize("float8")
+            if "compiled" in way:
+                ours.compile()
+            difference = max(abs(a - b) for a, b in zip(ours.logits_of(some), theirs, strict=True))
+            note = f"{way}{', ' * bool(way)}logits differ by {difference:.1e} of {max(map(abs, theirs)):.2f}"
+            self.compare("gpu", f"{what} ({note})", partial(ours.logits_of, some), lambda: self.their_scores(some))
+            self.compare_products("gpu", some, 0.5, ours)
+            self.turns(
+                "gpu", f"one text pair, 512 tokens ({way})", partial(ours.logits_of, one), lambda: self.their_scores(one), None
+            )
 
     def groups(self) -> None:
         from m0.quantize import Int8Linear

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,13 @@ from m0.prompt import PromptEncoder, load_tokenizer
 
 NANO = Path(__file__).parent.parent / "weights" / "m0-nano"
 QWEN2 = Path(__file__).parent / "data" / "qwen2-tokenizer.json.xz"
+
+
+def pytest_configure(config) -> None:
+    """Models go to a GPU by themselves, and in 16 bits; what these tests say is said of the CPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 torch.set_num_threads(1)  # the models are tiny: more threads would only wait for each other
 

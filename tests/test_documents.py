@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from m0 import Reranker
 from m0.batch import compute_states
 from m0.documents import DocumentCache
-from m0.errors import InputError
+from m0.errors import CheckpointError, InputError
 from m0.interp.edits import scale
 from m0.lora import LoRAConfig
 from tests.conftest import noise
@@ -356,3 +356,17 @@ def test_arguments(fresh, tmp_path):
     fresh.documents = DocumentCache(max_bytes=0)
     with pytest.raises(InputError, match="no room"):
         fresh.prepare(["good"])
+
+
+def test_a_file_that_goes_while_it_is_read_is_not_called_damaged(fresh, documents, expected, folder, monkeypatch):
+    """Another process tidies the folder up."""
+
+    def gone(path):
+        path.unlink()
+        raise CheckpointError("gone")
+
+    fresh.documents = DocumentCache(folder=folder)
+    monkeypatch.setattr("m0.documents.open_safetensors", gone)
+    torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
+    assert fresh.documents.counts.computed
+    assert (fresh.documents.counts.read, fresh.documents.counts.damaged) == (0, 0)

@@ -132,21 +132,6 @@ def test_compiled_gives_the_same(model, examples):
     torch.testing.assert_close(score(compiled, examples[:2]), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@torch.no_grad()
-def test_cuda_gives_the_same(model, examples):
-    expected = score(model, examples)
-    ids, positions, patches, grids = zip(*examples, strict=True)
-    logits = model.cuda()(
-        torch.cat(ids).cuda(),
-        torch.cat(positions, dim=1).cuda(),
-        [len(i) for i in ids],
-        torch.cat([p for some in patches for p in some]).cuda(),
-        [g for some in grids for g in some],
-    )
-    torch.testing.assert_close(logits.cpu(), expected, rtol=0, atol=1e-3)
-
-
 def test_what_does_not_fit_together_is_refused(model, examples):
     ids, positions, patches, grids = examples[1]
     with pytest.raises(InputError, match="6 picture tokens, but the pictures give 0"):

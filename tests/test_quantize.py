@@ -220,14 +220,18 @@ def test_a_copy_scores_the_same_in_other_types_nearly(fresh, how):
         assert layer.to("meta").scales.device.type == "meta"
 
 
+def float8_product(linear, x):
+    """The same rounding, the product in float64."""
+    scales, steps = linear.weight.abs().amax(1) / 448, x.abs().amax(-1, keepdim=True) / 448
+    weight = (linear.weight / scales[:, None]).to(torch.float8_e4m3fn).double() * scales[:, None]
+    return ((x / steps).to(torch.float8_e4m3fn).double() * steps) @ weight.T + linear.bias
+
+
 def test_a_float8_layer_against_the_same_products_in_float64():
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 48), torch.randn(2, 9, 64) * torch.rand(2, 9, 1) * 50
     layer = Float8Linear(linear)
-    scales, steps = linear.weight.abs().amax(1) / 448, x.abs().amax(-1, keepdim=True) / 448
-    weight = (linear.weight / scales[:, None]).to(torch.float8_e4m3fn).double() * scales[:, None]
-    expected = ((x / steps).to(torch.float8_e4m3fn).double() * steps) @ weight.T + linear.bias
-    found = layer(x)
+    expected, found = float8_product(linear, x), layer(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=1e-3)
     assert (found - linear(x)).abs().max() > 0

@@ -38,7 +38,7 @@ def inputs_of(reranker: Scorer, encoding: Encoding) -> Inputs:
     model, pictures = reranker.model, encoding.pictures
     with torch.no_grad(), call(reranker, [encoding], record=False):
         features = look_at(model, reranker.sessions, pictures, {})
-        patches = torch.cat([p.patches for p in pictures]).to(model.device, model.dtype) if pictures else None
+        patches = torch.cat([p.patches_on(model.device) for p in pictures]).to(model.dtype) if pictures else None
         return Inputs(model.embed(encoding.token_ids.to(model.device), features), patches)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from m0.attention import Block, Packing, sent
+from m0.attention import Block, Packing
 from m0.batch import Batch
 from m0.errors import InputError, M0Error
 from m0.images import Picture
@@ -24,7 +24,7 @@ from m0.interp.taps import Handles, Tap, attach
 from m0.model import RerankerModel
 from m0.prompt import Encoding, PromptEncoder
 
-MAX_VISION_PATCHES = 16384
+CPU_VISION_PATCHES, GPU_VISION_PATCHES = 16384, 32768
 """Patches that go through the vision tower at a time, unless one picture alone has more."""
 Own = TypeVar("Own", bound="Session")
 
@@ -228,22 +228,23 @@ def look_at(
     if not pictures:
         return None
     unseen = {picture.digest: picture for picture in pictures if picture.digest not in seen}
-    for group in _patch_groups(list(unseen.values())):
+    at_a_time = CPU_VISION_PATCHES if model.device.type == "cpu" else GPU_VISION_PATCHES
+    for group in _patch_groups(list(unseen.values()), at_a_time):
         for session in sessions:
             session.look(group)
-        patches = sent(torch.cat([picture.patches for picture in group]), model.device)
+        patches = torch.cat([picture.patches_on(model.device) for picture in group])
         features = model.vision(patches, [picture.grid for picture in group])
         for picture, part in zip(group, features.split([picture.num_tokens for picture in group]), strict=True):
             seen[picture.digest] = part
     return torch.cat([seen[picture.digest] for picture in pictures])
 
 
-def _patch_groups(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+def _patch_groups(pictures: Sequence[Picture], at_a_time: int) -> Iterator[list[Picture]]:
     group: list[Picture] = []
     size = 0
     for picture in pictures:
         patches = picture.grid[0] * picture.grid[1]
-        if group and size + patches > MAX_VISION_PATCHES:
+        if group and size + patches > at_a_time:
             yield group
             group, size = [], 0
         group.append(picture)
