@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from m0.linear import widening_pays
+
 Key = TypeVar("Key")
 Watcher = Callable[[str, Tensor, "Block"], Tensor]
 """Called with "scores" or "pattern", that tensor, and the block it belongs to; returns what takes its place."""
@@ -330,6 +332,8 @@ def _in_one_call(query: Tensor, key: Tensor, value: Tensor, ragged: Ragged) -> T
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:
+    if widening_pays(query, block.count * block.query_tokens):
+        return _fused(query.float(), key.float(), value.float(), block).to(query.dtype)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=block.mask, is_causal=block.causal, enable_gqa=query.shape[1] != key.shape[1]
     )

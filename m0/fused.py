@@ -106,12 +106,17 @@ def fuse(model: nn.Module) -> None:
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function compiled for forward passes; with gradients, and on a GPU with little to do, it runs as it is."""
-    # With code of its own, for PyTorch counts the variants of a code object and gives up after a few.
-    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    fast = torch.compile(own)
+    fast: dict[tuple[int, ...], Callable[..., Any]] = {}
 
-    def call(*args: Any) -> Tensor:
-        plainly = torch.is_grad_enabled() or (args[0].is_cuda and args[0].numel() < SMALL)
-        return function(*args) if plainly else fast(*args)
+    def call(*args: Any) -> Any:
+        if torch.is_grad_enabled() or (args[0].is_cuda and args[0].numel() < SMALL):
+            return function(*args)
+        width = args[0].shape[1:]
+        if width not in fast:
+            # For each width with code of its own: PyTorch takes sizes that vary from call to call for unknown, and unknown widths
+            # are slow. (It also counts the variants of a code object and gives up after a few.)
+            own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+            fast[width] = torch.compile(own)
+        return fast[width](*args)
 
     return call

@@ -1,4 +1,4 @@
-"""nn.Linear, but on a CPU whose float32 kernels are the faster ones it multiplies bfloat16 by these.
+"""nn.Linear, but on a CPU whose float32 kernels are the faster ones it multiplies bfloat16 by these. (So does attention.)
 
 Some processors have instructions for bfloat16 that are slower than those for float32. Products of bfloat16 numbers are exact in
 float32, and both kernels sum in float32 and round once, so only the order of the sum, and with it a last bit, may differ. Weights
@@ -25,16 +25,21 @@ CLEARLY = 0.8
 
 class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            type(x) is Tensor  # no part of something spread over devices
-            and x.dtype == self.weight.dtype == torch.bfloat16
-            and x.device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and x.numel() >= MIN_ROWS * self.in_features
-            and float32_is_faster()
-        ):
+        # Not where x is part of something spread over devices.
+        if type(x) is Tensor and self.weight.dtype == x.dtype and widening_pays(x, x.numel() // self.in_features):
             return by_float32(x, self.weight, self.bias)
         return super().forward(x)
+
+
+def widening_pays(x: Tensor, rows: int) -> bool:
+    """Whether numbers like x are multiplied faster in float32 here, `rows` tokens at a time."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and rows >= MIN_ROWS
+        and float32_is_faster()
+    )
 
 
 def by_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ beforehand for both. `memory` and `load` run in processes of their own.
 | groups | one 8-bit layer with groups of inputs | none |
 | int8 | mixed, in 8 bits (`--groups`: of inputs) | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
 | profile | where our time goes in mixed and picture, by kind of operation | none |
-| gpu | 64 pairs, text and pictures, on a GPU, as it is, compiled and in float8; without one it says so | 2; 50 % of the speed of its matrix products alone |
+| gpu | 64 pairs, text and pictures, on a GPU, as it is, compiled and in float8; without one it says so | 2; 50 % of the speed of the chip's matrix products |
 | memory | peak of 8 pairs with pictures, weights included | 0.7 of the reference's |
 | load | from a bfloat16 file to the first score | 0.25 of the reference's time |
 """
@@ -151,27 +151,14 @@ class Bench:
         self.compare("mixed", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
         self.compare_products("mixed", some, 0.85)
 
-    def compare_products(self, name: str, some: list[Any], bar: float, ours: Any = None) -> None:
+    def compare_products(self, name: str, some: list[Any], bar: float | None, ours: Any = None) -> None:
         """A row with our time beside that of its linear layers alone, turn by turn: the speed that F.linear reaches here."""
         work, inputs = [], {}
-        rows, last_rows, patches = (
-            sum(map(len, some)),
-            len(some),
-            sum(len(picture.patches) for encoding in some for picture in encoding.pictures),
-        )
-        for place, linear in self.ours.model.named_modules():
-            if not isinstance(linear, torch.nn.Linear) or place.startswith("head"):
-                continue
-            if place.startswith("vision"):
-                count = patches // 4 if "merger" in place else patches
-            else:
-                last = place.startswith(f"decoder.layers.{len(self.ours.model.decoder.layers) - 1}.")
-                count = last_rows if last and not place.endswith(("k_proj", "v_proj")) else rows
-            if count:
-                shape = (max(count, rows), linear.in_features)
-                if shape not in inputs:
-                    inputs[shape] = torch.randn(shape).to(linear.weight)
-                work.append((inputs[shape][:count], linear))
+        for linear, count in self.products(some):
+            shape = (max(count, sum(map(len, some))), linear.in_features)
+            if shape not in inputs:
+                inputs[shape] = torch.randn(shape).to(linear.weight)
+            work.append((inputs[shape][:count], linear))
 
         def run() -> None:
             for x, linear in work:
@@ -180,6 +167,42 @@ class Bench:
         with torch.inference_mode():
             run()
             self.turns(name, "its matrix products alone", partial((ours or self.ours).logits_of, some), run, bar)
+
+    def products(self, some: list[Any]) -> list[tuple[torch.nn.Linear, int]]:
+        """The linear layers that these prompts go through, each with its rows."""
+        found, rows, patches = [], sum(map(len, some)), patches_of(some)
+        for place, linear in self.ours.model.named_modules():
+            if not isinstance(linear, torch.nn.Linear) or place.startswith("head"):
+                continue
+            if place.startswith("vision"):
+                count = patches // 4 if "merger" in place else patches
+            else:
+                last = place.startswith(f"decoder.layers.{len(self.ours.model.decoder.layers) - 1}.")
+                count = len(some) if last and not place.endswith(("k_proj", "v_proj")) else rows
+            if count:
+                found.append((linear, count))
+        return found
+
+    def compare_chip(self, name: str, some: list[Any], bar: float, ours: Any) -> None:
+        """A row with our time beside that of 8192 x 8192 x 8192 products of as many operations in all, attention's counted."""
+        vision, decoder, side = self.ours.model.config.vision, self.ours.model.config.decoder, 8192
+        operations = sum(2 * count * linear.weight.numel() for linear, count in self.products(some))
+        operations += 2 * patches_of(some) * self.ours.model.vision.patch_embed.proj.weight.numel()
+        for encoding in some:
+            operations += sum(4 * (p.grid[0] * p.grid[1]) ** 2 * vision.hidden_size * vision.depth for p in encoding.pictures)
+            causal = len(encoding) * (len(encoding) + 1) // 2
+            operations += 4 * causal * decoder.num_heads * decoder.head_dim * (decoder.num_layers - 1)
+        x, y = torch.randn(2, side, side, device=self.ours.model.device).to(self.ours.model.dtype)
+        rows = operations / (2 * side**2)
+        portions = [side] * int(rows // side) + [int(rows % side)]
+
+        def run() -> None:
+            for portion in portions:
+                x[:portion] @ y
+
+        run()
+        what = f"{operations / 1e12:.0f} TFLOP, as products of 8192 x 8192 x 8192"
+        self.turns(name, what, partial(ours.logits_of, some), run, bar)
 
     def text(self) -> None:
         some = [self.encode(512)]
@@ -333,7 +356,8 @@ class Bench:
             difference = max(abs(a - b) for a, b in zip(ours.logits_of(some), theirs, strict=True))
             note = f"{way}{', ' * bool(way)}logits differ by {difference:.1e} of {max(map(abs, theirs)):.2f}"
             self.compare("gpu", f"{what} ({note})", partial(ours.logits_of, some), lambda: self.their_scores(some))
-            self.compare_products("gpu", some, 0.5, ours)
+            self.compare_products("gpu", some, None, ours)
+            self.compare_chip("gpu", some, 0.5, ours)
             self.turns(
                 "gpu", f"one text pair, 512 tokens ({way})", partial(ours.logits_of, one), lambda: self.their_scores(one), None
             )
@@ -384,6 +408,10 @@ def logits_by(reference: Any, encodings: list[Any]) -> list[float]:
             patches = torch.cat([p.patches for p in pictures]).to(reference.score[0].weight) if pictures else None
             found += reference([e.token_ids for e in some], patches, [p.grid for p in pictures]).tolist()
     return found
+
+
+def patches_of(some: list[Any]) -> int:
+    return sum(rows * columns for encoding in some for rows, columns in (picture.grid for picture in encoding.pictures))
 
 
 def picture(seed: int) -> Image.Image:

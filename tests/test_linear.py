@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from m0 import linear
+from m0.attention import Attend, Packing
 from m0.linear import WIDENED, Linear, by_float32
 from tests.conftest import noise
 
@@ -68,6 +69,21 @@ def test_scores_are_those_of_bfloat16(tiny_directory, asked, monkeypatch):
     assert len(asked) == count
     error, usual = abs(found[0] - exact[0]), abs(plain[0] - exact[0])
     assert error <= max(2 * usual, 2e-2)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_by_float32_errs_no_more(monkeypatch, causal):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 300, 4, 16).bfloat16()
+    packing, found = Packing([180, 120], causal), {}
+    exact = Attend()(query.double(), key.double(), value.double(), packing)
+    for faster in (True, False):
+        monkeypatch.setattr(linear, "float32_is_faster", lambda faster=faster: faster)
+        with torch.no_grad():
+            found[faster] = Attend()(query, key, value, packing)
+        assert found[faster].dtype == torch.bfloat16
+    assert not torch.equal(found[True], found[False])
+    assert (found[True] - exact).norm() <= (found[False] - exact).norm()
 
 
 def test_it_is_measured_once(monkeypatch):

@@ -24,7 +24,7 @@ from m0.interp.taps import Handles, Tap, attach
 from m0.model import RerankerModel
 from m0.prompt import Encoding, PromptEncoder
 
-CPU_VISION_PATCHES, GPU_VISION_PATCHES = 16384, 32768
+CPU_VISION_PATCHES, GPU_VISION_PATCHES = 16384, 65536
 """Patches that go through the vision tower at a time, unless one picture alone has more."""
 Own = TypeVar("Own", bound="Session")
 
