@@ -31,7 +31,7 @@ test: $(VENV)/.dev  ## everything but full size: lint, types, unit tests, tiny p
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-test-gpu: $(VENV)/.dev  ## on a CUDA GPU; TORCH=torch for a build that has it
+test-gpu: $(VENV)/.dev  ## on a CUDA GPU, with a PyTorch that knows it (`make clean`, then `make TORCH=torch test-gpu`)
 	$(BIN)/python -m pytest -m gpu
 
 parity: $(VENV)/.dev  ## full size against transformers: 2.2 B random parameters, about 22 GiB of memory

@@ -258,6 +258,10 @@ class Attend(nn.Module):
         self.watchers: list[Watcher] = []
         self.prepares = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled is not compiled, see `m0.fused`."""
+        return {**self.__dict__, "prepares": False}
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
         """Attend inside the sequences of a packing.
 

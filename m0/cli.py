@@ -171,7 +171,7 @@ def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization",
         choices=("int8", "int8-weights", "float8"),
-        help="linear layers in 8 bits: faster on x86 CPUs (int8) and some GPUs (float8), less exact",
+        help="linear layers in 8 bits, less exact: less memory, and with int8 on x86 CPUs more speed (float8: for GPUs that have it)",
     )
     parser.add_argument("--documents-folder", metavar="DIR", help="keep computed documents there for later queries")
 

@@ -104,6 +104,10 @@ def fuse(model: nn.Module) -> None:
         attend.prepares = True
 
 
+def is_fused(model: nn.Module) -> bool:
+    return any("function" in module.__dict__ for module in model.modules() if isinstance(module, Fusible))
+
+
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function compiled for forward passes; with gradients, and on a GPU with little to do, it runs as it is."""
     fast: dict[tuple[int, ...], Callable[..., Any]] = {}

@@ -112,7 +112,7 @@ class Picture:
         blocks = rearrange(pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size)
         # 256 values a channel: normalising is a look-up.
         places = blocks.to(torch.int32) + 256 * torch.arange(3, dtype=torch.int32, device=device)[:, None]
-        values = _TABLE.to(device).index_select(0, places.flatten()).view(blocks.shape)
+        values = sent(_TABLE, device).index_select(0, places.flatten()).view(blocks.shape)
         # A still picture is shown twice: the kernel spans two frames.
         return repeat(values, "n ch d -> n (ch t d)", t=self.settings.temporal_patch_size)
 

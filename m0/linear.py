@@ -1,8 +1,11 @@
-"""nn.Linear, but on a CPU whose float32 kernels are the faster ones it multiplies bfloat16 by these. (So does attention.)
+"""nn.Linear, but on a CPU whose float32 kernels are the faster ones it multiplies bfloat16 by these.
 
 Some processors have instructions for bfloat16 that are slower than those for float32. Products of bfloat16 numbers are exact in
 float32, and both kernels sum in float32 and round once, so only the order of the sum, and with it a last bit, may differ. Weights
 stay in bfloat16; a few rows of them at a time are widened, which stay in the processor's cache.
+
+Attention (`m0.attention`) does the same with queries, keys and values. There PyTorch's bfloat16 kernel also rounds the pattern to
+bfloat16 before it multiplies, which float32 leaves out: the more exact of two ways.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits, for less memory and, on x86 CPUs with VNNI and on GPUs with float8, more speed.
+"""Linear layers in 8 bits, for less memory and, on x86 CPUs with VNNI, more speed.
 
 Weights become whole numbers from -127 to 127 times one scale for each output (Jacob et al. 2018). With "int8" so do the layer's
 inputs, each token by its own scale as it comes (dynamic quantization), and products are summed exactly in 32 bits. A few columns of
@@ -43,8 +43,9 @@ OUTLIERS = 16
 """Inputs of a layer, the largest in what was shown, that are multiplied apart and unrounded (LLM.int8, Dettmers et al. 2022)."""
 ROWS = 128
 """Tokens at a time where there are groups, for their sums to stay in the cache."""
-MANY_ROWS = 416
-"""Where there are none."""
+PRODUCTS = 2**21
+"""Numbers of the outputs that are computed at a time, about, where there are none: much more leaves the cache, much less reads the
+weights too often."""
 CACHED = 2**19
 """Numbers of the inputs that are rounded at a time, about, to stay in the cache as well."""
 EVENNESS = 0.5
@@ -169,7 +170,8 @@ class Int8Linear(QuantizedLinear):
         """(..., inputs) -> (..., outputs)"""
         rows = x.reshape(-1, self.in_features)
         found = x.new_empty(len(rows), self.out_features)
-        step = max(1, len(rows)) if self.weights_only else ROWS if len(self.packed) > 1 else MANY_ROWS
+        many = max(ROWS, PRODUCTS // self.out_features)
+        step = max(1, len(rows)) if self.weights_only else ROWS if len(self.packed) > 1 else many
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
             ordered = some if self.order is None else some.index_select(1, self.order)

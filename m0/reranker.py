@@ -35,7 +35,7 @@ from m0.documents import DocumentCache
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, beside_ranking, explain, method_of, minimal_evidence
 from m0.explain.html import page
-from m0.fused import fuse
+from m0.fused import fuse, is_fused
 from m0.head import relevance
 from m0.hub import locate
 from m0.images import ImageSettings, Picture
@@ -45,6 +45,7 @@ from m0.interp.positions import Selector
 from m0.interp.session import Session, call, look_at
 from m0.interp.taps import Tap, find_taps
 from m0.lora import Adapters
+from m0.mapped import release
 from m0.model import RerankerModel
 from m0.parallel import agreed, is_split, shared_out
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
@@ -56,10 +57,12 @@ STRETCH_BATCHES = 4
 """A long list is scored this many batches at a time, while the next documents are opened."""
 READERS, READ_AHEAD = 2, 64
 """Threads that open pictures, and how many documents they are ahead."""
-SAMPLED = 16
-"""Numbers of each weight that are looked at to see whether it has changed."""
+QUARTERS, SAMPLED = 4, 4
+"""Numbers of each weight that are looked at to see whether it has changed: so many in so many places."""
 MIN_KEPT_TOKENS = 64
 """Shorter documents are not kept without being told so."""
+TURN_TOKENS = 512
+"""Visual tokens to compute for which tower and decoder take turns in memory; reading weights again costs a tenth of a second."""
 MAX_SIBLING_TOKENS = 1024
 """Query tokens that meet one copy of a document side by side; their mutual mask grows with the square."""
 _WORDS = (
@@ -201,7 +204,7 @@ class Reranker:
         plain: float | None = None,
     ) -> None:
         """Put the linear layers into 8 bits (`m0.quantize`): half to two thirds of bfloat16's memory, and more speed with "int8" on
-        x86 CPUs and with "float8" on GPUs that have it. Scores change; there is no way back.
+        x86 CPUs. Scores change; there is no way back.
 
         Args:
             how: "int8": weights and, token by token, inputs; "int8-weights": weights only; "float8": both, on GPUs that have it.
@@ -233,10 +236,13 @@ class Reranker:
                 for members in _batches(encodings, EXAMPLE_TOKENS, (), share=False)
             ]
         quantize(self.model, how, batches, groups, plain)
+        if is_fused(self.model):  # so that what is new is compiled, too
+            fuse(self.model)
 
     def compile(self) -> None:
         """Have torch.compile fuse norms, rotations and activations (`m0.fused`). The first calls take seconds longer, the later
-        ones less time; scores change by rounding. Looking inside and explaining work as before.
+        ones less time; scores change by rounding. Looking inside and explaining work as before. On a GPU equal pictures share a
+        kernel that is prepared at the first of each size, and small batches, where Python is what takes the time, run as before.
 
         Raises InputError where torch.compile does not work, for it needs a C++ compiler on a CPU and Triton on a GPU.
         """
@@ -317,6 +323,8 @@ class Reranker:
 
         def finish() -> None:
             """Score what waits."""
+            if not waiting:
+                return
             looked = (
                 self._first_look(query_parts, waiting, limits, cascade, batch_tokens, progress, pictures, shared)
                 if cascade
@@ -349,8 +357,8 @@ class Reranker:
                     refused = type(error)(f"document {index}: {error}")
                     break
             bar.advance()
-            # While these are computed, the next are opened.
-            if tokens >= STRETCH_BATCHES * batch_tokens and cascade is None and not shared:
+            # While these are computed, the next are opened. Who watches sees all documents in one call.
+            if tokens >= STRETCH_BATCHES * batch_tokens and cascade is None and not shared and not self.sessions:
                 finish()
                 tokens = 0
         bar.close()
@@ -507,6 +515,7 @@ class Reranker:
         limits = Limits(Limits.max_length if max_length is None else max_length, max_query_length, max_doc_length)
         typed = [(_typed(query, query_type), _typed(document, doc_type)) for query, document in _checked_pairs(pairs)]
         scores: list[float] = []
+        batch_size = len(typed) if self.sessions else batch_size  # who watches sees all pairs in one call
         bar = Progress(len(typed), "scoring", show_progress)
         pictures = PictureFeatures(self.model, self.sessions)
         for start in range(0, len(typed), batch_size):
@@ -726,7 +735,8 @@ class Reranker:
     ) -> Tensor:
         """Raw logits. `cascade`: they are its first look. `pictures`: what was looked at before. `shared`: every process scores some
         of the documents."""
-        pictures = pictures or PictureFeatures(self.model, self.sessions)
+        if pictures is None or self.sessions:  # who watches sees every picture of a call
+            pictures = PictureFeatures(self.model, self.sessions)
 
         def work(own: Iterable[int]) -> Tensor:
             # What is recorded may be used where gradients flow, so then it must not be inference's.
@@ -771,7 +781,7 @@ class Reranker:
                 for session in self.sessions:
                     session.meet(members, batch.packing)
                 order += members
-                found.append(batch.score(self.model, features, cascade.depth if cascade else None))  # a GPU is not waited for
+                found.append(batch.score(self.model, features, cascade.depth if cascade else None))
                 bar.advance(sum(len(different[i]) for i in members))
         bar.close()
         logits = torch.empty(len(different), dtype=working)
@@ -860,9 +870,11 @@ class Reranker:
         # Of a split model, the part that is here.
         parameters = [p.to_local() if hasattr(p, "to_local") else p for p in self.model.parameters()]
         versions = tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters)
-        with torch.no_grad():  # neighbours, which a GPU gathers in few steps
-            sampled = [p.flatten()[p.numel() // 2 :][:SAMPLED] for p in parameters]
-            samples = [torch.cat([sampled[i] for i in some]).tolist() for some in alike(p.dtype for p in sampled).values()]
+        with torch.no_grad():
+            samples = [
+                torch.cat([part for i in some for part in _sampled(parameters[i])]).tolist()
+                for some in alike(p.dtype for p in parameters).values()
+            ]
         return (*self._adapter_state(), self.image_settings, versions, samples)
 
     def _adapter_state(self) -> tuple[object, ...]:
@@ -879,12 +891,26 @@ class PictureFeatures:
 
     def take(self, pictures: list[Picture]) -> Tensor | None:
         """Visual tokens of these pictures, end to end; None for none."""
+        unseen = sum({p.digest: p.num_tokens for p in pictures if p.digest not in self.features}.values())
+        long = unseen >= TURN_TOKENS
+        if long:
+            release(self.model.decoder.layers.parameters())
         result = look_at(self.model, self.sessions, pictures, self.features)
+        if long:
+            release(self.model.vision.parameters())
         for picture in pictures:
             self.features.move_to_end(picture.digest)
         while sum(map(len, self.features.values())) > KEPT_VISUAL_TOKENS and len(self.features) > 1:
             self.features.popitem(last=False)
         return result
+
+
+def _sampled(weight: Tensor) -> tuple[Tensor, ...]:
+    """A few numbers of each quarter, side by side, as a GPU gathers them in few steps."""
+    flat = weight.flatten()
+    if len(flat) <= QUARTERS * SAMPLED:
+        return (flat,)
+    return flat[: len(flat) // QUARTERS * QUARTERS].view(QUARTERS, -1)[:, :SAMPLED].unbind()
 
 
 def _batches(

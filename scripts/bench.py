@@ -15,7 +15,7 @@ beforehand for both. `memory` and `load` run in processes of their own.
 | many | 16 queries x 8 documents of 800 tokens, half of them with a picture; the reference's 16 batches are timed once and taken 16 times | 10 |
 | kept | a kept document of 800 tokens and a new query of 16, against the whole pair (both ours) | 15 |
 | growth | ours at 1,000 to 10,000 tokens of text, a token | linear within 25 % after attention's own part |
-| nano | m0-nano, 1000 short documents against transformers with the same weights, in several types; as stored is float16 | 5 |
+| nano | m0-nano, 1000 short documents against transformers with the same weights, in several types (as stored is float16), compiled and in 8 bits | 5 |
 | groups | one 8-bit layer with groups of inputs | none |
 | int8 | mixed, in 8 bits (`--groups`: of inputs) | 4 times the bfloat16 reference, 1.6 times our own bfloat16 |
 | profile | where our time goes in mixed and picture, by kind of operation | none |
@@ -282,14 +282,17 @@ class Bench:
 
     def attention(self, length: int) -> float:
         """Seconds of all layers' attention alone on one sequence."""
+        from m0.attention import Attend, Packing
+
         config = self.ours.model.config.decoder
+        attend, packing = Attend(), Packing([length], causal=True)
         query, key, value = (
-            torch.randn(1, heads, length, config.head_dim).bfloat16()
+            torch.randn(length, heads, config.head_dim).bfloat16()
             for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         )
 
         def run() -> None:
-            F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+            attend(query, key, value, packing)
 
         with torch.inference_mode():
             run()
@@ -298,6 +301,7 @@ class Bench:
     def nano(self) -> None:
         from m0 import Reranker
         from m0.documents import DocumentCache
+        from m0.quantize import has_kernels
         from tests.parity.reference import ReferenceReranker, share_back
 
         plain = Reranker.from_pretrained("m0-nano", dtype="float32", device="cpu")
@@ -309,16 +313,20 @@ class Bench:
             for parameter in reference.parameters():  # its frequencies stay as they are
                 parameter.data = parameter.data.to(dtype)
             theirs = partial(logits_by, reference, some)
-            for compiled in (False, True):
+            for way in ("", ", compiled", ", int8, compiled"):
+                if "int8" in way and not has_kernels():
+                    continue
                 # On a CPU we compute in float32 what is stored as float16, and in bfloat16 when told to.
                 ours = Reranker.from_pretrained("m0-nano", dtype=None if dtype == torch.float16 else dtype, device="cpu")
                 ours.documents = DocumentCache(max_bytes=0)
-                if compiled:
+                if "int8" in way:
+                    ours.quantize("int8")
+                if "compiled" in way:
                     ours.compile()
                 mine = partial(ours.logits_of, some)
                 worst = max(abs(a - b) for a, b in zip(mine(), theirs(), strict=True))
-                what = f"m0-nano, 1000 documents, {tokens} tokens, {str(ours.model.dtype).removeprefix('torch.')}"
-                what += f"{', compiled' if compiled else ''}; reference {str(dtype).removeprefix('torch.')}"
+                what = f"m0-nano, 1000 documents, {tokens} tokens, {str(ours.model.dtype).removeprefix('torch.')}{way}"
+                what += f"; reference {str(dtype).removeprefix('torch.')}"
                 self.compare("nano", f"{what} (logits differ by {worst:.0e})", mine, theirs)
 
     def int8(self) -> None:
@@ -358,6 +366,7 @@ class Bench:
             self.compare("gpu", f"{what} ({note})", partial(ours.logits_of, some), lambda: self.their_scores(some))
             self.compare_products("gpu", some, None, ours)
             self.compare_chip("gpu", some, 0.5, ours)
+            ours.logits_of(one), self.their_scores(one)  # warm
             self.turns(
                 "gpu", f"one text pair, 512 tokens ({way})", partial(ours.logits_of, one), lambda: self.their_scores(one), None
             )

@@ -29,7 +29,7 @@ TASKS = (
 
 
 def plain(model: Path) -> Reranker:
-    reranker = Reranker.from_pretrained(model, dtype="float32")
+    reranker = Reranker.from_pretrained(model, dtype="float32", device="cpu")
     reranker.documents = DocumentCache(max_bytes=0)
     return reranker
 

@@ -88,6 +88,40 @@ def test_the_kernel_for_any_length_is_told_the_same(monkeypatch, lengths, causal
         torch.testing.assert_close(Attend()(query[packing.last], key, value, packing, last_only=True), last)
 
 
+@pytest.fixture
+def found_anew():
+    m0.attention.varlen_kernel.cache_clear()
+    yield
+    m0.attention.varlen_kernel.cache_clear()
+
+
+def with_heads(query, key, value, query_ends, key_ends, most_queries, most_keys, *, window_size=(-1, -1), enable_gqa=False):
+    if query.shape[1] != key.shape[1] and not enable_gqa:
+        raise ValueError("Expect query and key/value to have the same number of heads")
+    return varlen_by_hand(query, key, value, query_ends, key_ends, most_queries, most_keys, window_size)
+
+
+def without_heads(query, key, value, query_ends, key_ends, most_queries, most_keys, *, window_size=(-1, -1)):
+    return varlen_by_hand(query, key, value, query_ends, key_ends, most_queries, most_keys, window_size)
+
+
+@pytest.mark.parametrize("kernel", [with_heads, without_heads])
+def test_every_version_of_pytorchs_kernel_is_called_as_it_wants(monkeypatch, found_anew, kernel):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(m0.attention, "has_ragged_kernel", lambda query: True)
+    query, (key, value) = torch.randn(7, 4, 8), torch.randn(2, 7, 2, 8)
+    packing = Packing([4, 3], True)
+    expected = textbook(query, key, value, allowed_by([4, 3], True, [None, None]))
+    torch.testing.assert_close(Attend()(query, key, value, packing), expected)
+
+
+def test_a_kernel_without_windows_is_left_alone(monkeypatch, found_anew):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, is_causal=False: None)
+    assert m0.attention.varlen_kernel() is None
+
+
 @pytest.mark.parametrize(
     ("lengths", "causal", "one_call"),
     [([6, 6], False, False), ([6, 5], False, True), ([6, 6], True, True), ([3, 3], False, True)],

@@ -162,6 +162,20 @@ def test_a_fused_optimizer_forgets(fresh, documents):
     torch.testing.assert_close(changed, logits(fresh, documents), atol=1e-5, rtol=0)
 
 
+def test_rows_of_a_weight_changed_behind_pytorchs_back(fresh, documents):
+    """Of each quarter of a weight some numbers are looked at."""
+    before = fresh._weights_key()
+    weight = fresh.model.decoder.layers[1].self_attn.q_proj.weight
+    for quarter in weight.data.chunk(4):
+        kept = quarter.clone()
+        quarter.zero_()
+        assert fresh._weights_key() != before
+        quarter.copy_(kept)
+        assert fresh._weights_key() == before
+    fresh.model.head[-1].bias.data += 1.0  # a single number
+    assert fresh._weights_key() != before
+
+
 def test_the_same_matrices_with_another_alpha_are_another_adapter(fresh, documents, tmp_path):
     fresh.documents = DocumentCache(folder=tmp_path)
     fresh.adapters.add("a", LoRAConfig(r=4, alpha=8.0))

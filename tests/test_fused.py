@@ -5,9 +5,12 @@ import pickle
 import pytest
 import torch
 
+import m0.quantize
 from m0 import Reranker
+from m0.attention import Attend
 from m0.errors import InputError
 from m0.fused import Fusible
+from m0.quantize import RoundToFloat8
 from tests.conftest import apart, final_states, noise
 
 PAIRS = [("two dogs", "a text"), ("two dogs", "another, longer text of dogs"), ("cats", [noise(84, 56, 1), "and a text"])]
@@ -39,6 +42,8 @@ def test_compiled(fresh):
     torch.testing.assert_close(fresh.explain(*PAIRS[1], method="attnlrp").tokens, explained, atol=1e-5, rtol=1e-4)
     copied = pickle.loads(pickle.dumps(fresh.model))
     assert not any("function" in module.__dict__ for module in copied.modules())
+    assert any(module.prepares for module in fresh.model.modules() if isinstance(module, Attend))
+    assert not any(module.prepares for module in copied.modules() if isinstance(module, Attend))
     states = final_states(fresh, PAIRS)
     fresh.model.bfloat16()
     assert fresh.logits(PAIRS) == pytest.approx(before, abs=0.2)
@@ -58,3 +63,21 @@ def test_without_a_compiler_nothing_changes(fresh, monkeypatch):
     with pytest.raises(InputError, match="does not work here: no C"):
         fresh.compile()
     assert fresh.logits(PAIRS) == before
+
+
+def test_what_is_quantized_after_compiling_is_compiled_too(fresh, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
+    monkeypatch.setattr(m0.quantize, "FLOAT8_MULTIPLE", 8)
+    fresh.compile()
+    fresh.quantize("float8")
+    rounding = [module for module in fresh.model.modules() if isinstance(module, RoundToFloat8)]
+    assert rounding
+    assert all("function" in module.__dict__ for module in rounding)
+
+
+def test_what_is_not_compiled_stays_so_when_it_is_quantized(fresh, monkeypatch):
+    monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
+    monkeypatch.setattr(m0.quantize, "FLOAT8_MULTIPLE", 8)
+    fresh.quantize("float8")
+    assert not any("function" in module.__dict__ for module in fresh.model.modules() if isinstance(module, RoundToFloat8))

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
-    ["errors"],
+    ["errors", "mapped"],
     ["parallel"],
     ["config"],
     ["rotary", "linear"],

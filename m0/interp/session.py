@@ -24,7 +24,7 @@ from m0.interp.taps import Handles, Tap, attach
 from m0.model import RerankerModel
 from m0.prompt import Encoding, PromptEncoder
 
-CPU_VISION_PATCHES, GPU_VISION_PATCHES = 16384, 65536
+CPU_VISION_PATCHES, GPU_VISION_PATCHES = 4096, 65536
 """Patches that go through the vision tower at a time, unless one picture alone has more."""
 Own = TypeVar("Own", bound="Session")
 
@@ -228,7 +228,8 @@ def look_at(
     if not pictures:
         return None
     unseen = {picture.digest: picture for picture in pictures if picture.digest not in seen}
-    at_a_time = CPU_VISION_PATCHES if model.device.type == "cpu" else GPU_VISION_PATCHES
+    # What is watched is formed whole, scores and patterns too.
+    at_a_time = CPU_VISION_PATCHES if model.device.type == "cpu" or sessions else GPU_VISION_PATCHES
     for group in _patch_groups(list(unseen.values()), at_a_time):
         for session in sessions:
             session.look(group)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from m0 import LoRAConfig
+from m0 import Cascade, LoRAConfig
 from m0.attention import Attend
 from m0.errors import InputError
 from m0.interp import all_taps, document, everything, forward, image, query, score_token, zero
@@ -384,3 +384,39 @@ def test_per_head_results_add_up_with_an_adapter(tiny_directory):
                 out, results = cache[f"{place}.attention.out"].tensor, cache[f"{place}.attention.result"].tensor
                 bias = 0 if place.startswith("d") else reranker.model.vision.blocks[layer].attn.proj.bias
                 torch.testing.assert_close(results.sum(1) + bias, out, atol=1e-5, rtol=1e-4)
+
+
+def in_one_call(reranker):
+    return [reranker.rank("two dogs", [PAIRS[0][1], PAIRS[3][1], PAIRS[2][1]], batch_tokens=1)]
+
+
+def in_calls_of_one(reranker):
+    return reranker.compute_score([("two dogs", d) for d in (PAIRS[0][1], PAIRS[3][1], PAIRS[2][1])], batch_size=1)
+
+
+@pytest.mark.parametrize("score", [in_one_call, in_calls_of_one])
+def test_what_is_watched_does_not_depend_on_how_much_is_computed_at_a_time(tiny, score):
+    """The first document has no picture; the selector finds some in the second."""
+    with tiny.record("decoder.layers.0.residual.before", at=image) as cache:
+        score(tiny)
+    assert cache["decoder.layers.0.residual.before"][1].shape[0]
+    seen = []
+    with tiny.edit({"decoder.layers.0.residual.before": lambda x: seen.append(x.shape) or x}, at=everything):
+        score(tiny)
+    assert seen
+
+
+def test_nothing_to_score_is_no_reason_to_look_for_tokens(tiny):
+    with tiny.edit({"decoder.layers.0.residual.before": same}, at=query):
+        ranking = tiny.rank("two dogs", [None], on_error="skip")
+    assert len(ranking.failed) == 1
+
+
+def test_a_picture_is_seen_in_every_look_of_a_cascade(tiny):
+    shown = {"image": noise(90, 90, 8)}
+    with tiny.record("vision.blocks.0.residual.before") as cache:
+        tiny.rank(shown, ["a", "b"], cascade=Cascade(keep=1, depth=1))
+    activation = cache["vision.blocks.0.residual.before"]
+    assert len(activation) == 3
+    for pair in range(3):
+        assert torch.equal(activation[pair], activation[0])
