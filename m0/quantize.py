@@ -46,7 +46,7 @@ ROWS = 128
 PRODUCTS = 2**21
 """Numbers of the outputs that are computed at a time, about, where there are none: much more leaves the cache, much less reads the
 weights too often."""
-CACHED = 2**19
+CACHED = 2**18
 """Numbers of the inputs that are rounded at a time, about, to stay in the cache as well."""
 EVENNESS = 0.5
 """SmoothQuant's alpha: how much of the inputs' unevenness goes to the weights."""
@@ -212,7 +212,7 @@ class Int8Linear(QuantizedLinear):
             some = some if self.evened is None else some * self.evened
             for part, place, scale in zip(some.split(self.sizes, 1), kept.split(self.sizes, 1), step, strict=True):
                 scale.copy_(part.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / LIMIT)
-                place.copy_(torch.addcdiv(zero, part, scale).round_())
+                place.copy_(torch.addcmul(zero, part, scale.reciprocal()).round_())
         total: Tensor | None = None
         for part, packed, scales, step in zip(whole.split(self.sizes, 1), self.packed, self.scales, steps, strict=True):
             product = torch.ops.onednn.qlinear_pointwise(

@@ -76,7 +76,7 @@ EXAMPLES = [(query, document) for query in _WORDS for document in (" ".join(_WOR
 """What is shown to a model before it is quantized."""
 EXAMPLE_TOKENS = 1024
 """Of it at a time, for gradients keep every layer's outputs."""
-PLAIN = 0.33
+PLAIN = 0.3
 """Share of the weights that stays plain without a word."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -213,7 +213,7 @@ class Reranker:
                 at the released size some megabytes a token.
             groups: inputs of like size that have scales of their own, in 8 bits. More are closer and, with "int8", slower.
             plain: share of the weights, of the tower's and of the decoder's, that stay as they are: those layers whose rounding would
-                change the examples' logits most, by their gradients. None: 0.33, and 0 with "float8", which is shown no examples.
+                change the examples' logits most, by their gradients. None: 0.3, and 0 with "float8", which is shown no examples.
 
         Raises InputError where there are no kernels for it, or where the model has an adapter or is quantized already.
         """
@@ -892,7 +892,7 @@ class PictureFeatures:
     def take(self, pictures: list[Picture]) -> Tensor | None:
         """Visual tokens of these pictures, end to end; None for none."""
         unseen = sum({p.digest: p.num_tokens for p in pictures if p.digest not in self.features}.values())
-        long = unseen >= TURN_TOKENS
+        long = unseen >= TURN_TOKENS and self.model.device.type == "cpu"
         if long:
             release(self.model.decoder.layers.parameters())
         result = look_at(self.model, self.sessions, pictures, self.features)

@@ -332,8 +332,8 @@ class Bench:
     def int8(self) -> None:
         some = [self.encode(length, first=length) for length in LENGTHS]
         rounded = self.another()
-        rounded.quantize("int8", groups=self.int8_groups, plain=0.33)
-        what = f"8 text pairs in 8 bits, a third plain, {self.int8_groups} group{'s' * (self.int8_groups > 1)}"
+        rounded.quantize("int8", groups=self.int8_groups)
+        what = f"8 text pairs in 8 bits, {self.int8_groups} group{'s' * (self.int8_groups > 1)}"
         self.compare("int8", what, lambda: rounded.logits_of(some), lambda: self.their_scores(some))
         ours = "the same against our bfloat16"
         self.turns("int8", ours, lambda: rounded.logits_of(some), lambda: self.our_scores(some), 1.6)

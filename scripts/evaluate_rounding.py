@@ -17,6 +17,7 @@ from evaluate_nano import SEED, Task, build_tasks, model_scores, values
 from scipy.stats import kendalltau
 
 from m0 import DocumentCache, Reranker
+from m0.reranker import PLAIN
 
 TASKS = (
     "same language, 50 from BM25",
@@ -55,15 +56,15 @@ def kept_as(precision: str) -> Callable[[Path], Reranker]:
 
 
 WAYS: dict[str, Callable[[Path], Reranker]] = {
-    "int8, a third plain": in_8_bits("int8", share=0.33),
+    "int8": in_8_bits("int8", share=PLAIN),
     "int8, a quarter plain": in_8_bits("int8", share=0.25),
     "int8, a fifth plain": in_8_bits("int8", share=0.2),
     "int8, a tenth plain": in_8_bits("int8", share=0.1),
     "int8, none plain": in_8_bits("int8"),
     "int8, 4 groups": in_8_bits("int8", 4),
     "int8, 16 groups": in_8_bits("int8", 16),
-    "int8-weights": in_8_bits("int8-weights"),
-    "int8-weights, a third plain": in_8_bits("int8-weights", share=0.33),
+    "int8-weights, none plain": in_8_bits("int8-weights"),
+    "int8-weights": in_8_bits("int8-weights", share=PLAIN),
     "int8-weights, 16 groups": in_8_bits("int8-weights", 16),
     "kept in bfloat16": kept_as("bfloat16"),
     "kept in int8": kept_as("int8"),
