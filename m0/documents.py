@@ -74,10 +74,14 @@ class DocumentCache:
 
         Raises InputError.
         """
-        self.max_bytes = 0 if max_bytes == 0 and not isinstance(max_bytes, bool) else whole_number(max_bytes, "max_bytes")
+        self.max_bytes = (
+            0 if max_bytes == 0 and not isinstance(max_bytes, bool) else whole_number(max_bytes, "max_bytes (if not 0)")
+        )
         if precision not in ("same", "bfloat16", "int8"):
             raise InputError(f"precision is {precision!r}, but must be 'same', 'bfloat16' or 'int8'.")
         self.precision: Precision = precision
+        if folder == "":
+            raise InputError("the folder for documents has no name; leave it out to keep them in memory only.")
         try:
             self.folder = None if folder is None else Path(folder)
             if self.folder is not None:
@@ -88,6 +92,7 @@ class DocumentCache:
         self._states: OrderedDict[Key, DocumentState] = OrderedDict()
         self._met: OrderedDict[bytes, None] = OrderedDict()
         self._of: object = None
+        self._turn = object()
         self._fingerprint: Callable[[], str] = str
         self._lock = RLock()
 
@@ -105,26 +110,35 @@ class DocumentCache:
         self._met.clear()
         self.bytes = 0
 
-    def belongs_to(self, model: object, fingerprint: Callable[[], str]) -> None:
+    def belongs_to(self, model: object, fingerprint: Callable[[], str]) -> object:
         """From now on states are of this model; others are forgotten.
 
         Args:
             model: anything that equals itself only while no weight changes.
             fingerprint: the same for files, asked for only where there is a folder.
+
+        Returns: what the methods below want to be shown. When the cache belongs to another model since, as where two rerankers
+        share it, they find and keep nothing.
         """
         with self._lock:
             if self._of != model:
                 self._forget()
+                self._turn = object()
             self._of, self._fingerprint = model, fingerprint
+            return self._turn
 
-    def has(self, key: Key) -> bool:
+    def has(self, key: Key, turn: object) -> bool:
         """Whether a document is in memory or on disk."""
         with self._lock:
+            if turn is not self._turn:
+                return False
             return key in self._states or (self.folder is not None and self._path(key).exists())
 
-    def meet(self, key: Key) -> bool:
+    def meet(self, key: Key, turn: object) -> bool:
         """Whether this document was met before: then it is worth keeping. It counts as met from now on."""
         with self._lock:
+            if turn is not self._turn:
+                return False
             short = _digest(key)  # what was only met must not cost memory
             before = short in self._met
             self._met[short] = None
@@ -133,9 +147,11 @@ class DocumentCache:
                 self._met.popitem(last=False)
             return before
 
-    def get(self, key: Key) -> DocumentState | None:
+    def get(self, key: Key, turn: object) -> DocumentState | None:
         """The state of a document from memory or disk."""
         with self._lock:
+            if turn is not self._turn:
+                return None
             if (state := self._states.get(key)) is not None:
                 self._states.move_to_end(key)
                 self.counts.hits += 1
@@ -146,14 +162,15 @@ class DocumentCache:
             self._keep(key, state)
             return state
 
-    def put(self, key: Key, state: DocumentState) -> DocumentState:
+    def put(self, key: Key, state: DocumentState, turn: object) -> DocumentState:
         """Keep a state that was computed; returns it as it is stored, which is what should be used from the first time on."""
         state = state.stored_as(self.precision)
         with self._lock:
             self.counts.computed += 1
-            self._keep(key, state)
-            if self.folder is not None:
-                self._write(key, state)
+            if turn is self._turn:
+                self._keep(key, state)
+                if self.folder is not None:
+                    self._write(key, state)
         return state
 
     def _keep(self, key: Key, state: DocumentState) -> None:

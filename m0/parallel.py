@@ -49,14 +49,18 @@ def processes() -> Iterator[bool]:
             dist.destroy_process_group()
 
 
+MOST_THREADS = 1024
+"""More would exhaust the system."""
+
+
 def use_cores(threads: int | None = None) -> None:
     """Have PyTorch compute with so many threads; None: as many as OMP_NUM_THREADS says, or else as it would, but no more than
     `usable_cores`, for threads beyond those wait for each other.
 
-    Raises InputError where `threads` is below 1.
+    Raises InputError where `threads` is below 1 or above MOST_THREADS.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, but must be at least 1.")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads}, but must be at least 1 and at most {MOST_THREADS}.")
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         threads = min(torch.get_num_threads(), usable_cores())
     if threads is not None:

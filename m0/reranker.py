@@ -142,10 +142,22 @@ class Reranker:
         self.image_settings = image_settings
         self.adapters = Adapters(model)
         self.name = name
-        self.documents = DocumentCache()
+        self._documents = DocumentCache()
         self.sessions: list[Session] = []
         self._fingerprint: tuple[object, str] | None = None
         self._tokenizer_file: Path | None = None
+
+    @property
+    def documents(self) -> DocumentCache:
+        return self._documents
+
+    @documents.setter
+    def documents(self, cache: DocumentCache) -> None:
+        if not isinstance(cache, DocumentCache):
+            raise InputError(
+                f"documents is {type(cache).__name__}, but must be a DocumentCache; one of max_bytes=0 keeps nothing."
+            )
+        self._documents = cache
 
     @classmethod
     @torch.inference_mode(False)  # weights made inside it could never be explained
@@ -413,7 +425,7 @@ class Reranker:
             )
         if not self.documents.max_bytes and self.documents.folder is None:
             raise InputError("there is no room to keep documents: max_bytes is 0 and there is no folder.")
-        self._check_documents()
+        turn = self._turn()
         _warn_of_pictures(documents)
         before = self.documents.counts.computed
         pictures = PictureFeatures(self.model, self.sessions)
@@ -428,7 +440,7 @@ class Reranker:
                 except InputError as error:
                     raise type(error)(f"document {index}: {error}") from None
                 if sum(map(len, stretch)) >= batch_tokens or index == len(documents) - 1:
-                    self._take_states(stretch, batch_tokens, pictures)
+                    self._take_states(stretch, batch_tokens, pictures, turn)
                     bar.advance(len(stretch))
                     stretch = []
         bar.close()
@@ -539,7 +551,7 @@ class Reranker:
                 reranker.score([(query, document)])
 
         Inside an `edit` it keeps what the edit made of it; an `edit` inside it comes after. Whatever else uses the model meanwhile,
-        such as another thread, is kept or changed as well.
+        such as another thread, is kept or changed as well, or fails.
 
         Args:
             names: shell patterns of taps; only these are kept. The tower's patterns must be asked for by names with "vision".
@@ -770,11 +782,14 @@ class Reranker:
         found: list[Tensor] = []
         bar = Progress(sum(len(encoding) for encoding in different), "scoring", progress)
         # A first look is no reason to compute a document whole, nor to call it met.
-        known = set() if self.sessions or cascade else self._known_documents(different)
+        keeps = self.documents.max_bytes or self.documents.folder is not None
+        turn = self._turn() if keeps and not self.sessions and not cascade else None
+        known = self._known_documents(different, turn) if turn else set()
         with call(self, different):
             for members in _batches(different, batch_tokens, known, share=not self.sessions):
                 some = [different[i] for i in members]
-                states = self._take_states([e for e in some if e.document_key in known], batch_tokens, pictures)
+                kept = [encoding for encoding in some if encoding.document_key in known]
+                states = self._take_states(kept, batch_tokens, pictures, turn) if turn else {}
                 # Who watches wants every pair to have tokens of its own.
                 batch = Batch.of(some, share=not self.sessions, device=self.model.device, states=states)
                 features = pictures.take(batch.pictures)
@@ -816,30 +831,30 @@ class Reranker:
 
     # --- documents kept -----------------------------------------------------------------------------------------------
 
-    def _known_documents(self, encodings: list[Encoding]) -> set[tuple[bytes, ...]]:
+    def _known_documents(self, encodings: list[Encoding], turn: Turn) -> set[tuple[bytes, ...]]:
         """Keys of the documents that are kept or worth keeping: long enough, and met in an earlier call, kept on disk anyway, or
         asked for by many queries."""
-        if not self.documents.max_bytes and self.documents.folder is None:
-            return set()
-        self._check_documents()
+        documents, shown = turn.documents, turn.shown
         lengths = {encoding.document_key: encoding.document_tokens for encoding in encodings}
         own: Counter[tuple[bytes, ...]] = Counter()
         for encoding in encodings:
             own[encoding.document_key] += len(encoding) - encoding.document_tokens
-        met = {key for key in lengths if self.documents.meet(key)}
+        met = {key for key in lengths if documents.meet(key, shown)}
 
         def worth(key: tuple[bytes, ...]) -> bool:
             # With more queries than meet one copy of it, each portion of them would compute it anew.
-            return key in met or self.documents.folder is not None or own[key] > MAX_SIBLING_TOKENS
+            return key in met or documents.folder is not None or own[key] > MAX_SIBLING_TOKENS
 
-        return {key for key, length in lengths.items() if self.documents.has(key) or (length >= MIN_KEPT_TOKENS and worth(key))}
+        return {
+            key for key, length in lengths.items() if documents.has(key, shown) or (length >= MIN_KEPT_TOKENS and worth(key))
+        }
 
     def _take_states(
-        self, encodings: list[Encoding], batch_tokens: int, pictures: PictureFeatures
+        self, encodings: list[Encoding], batch_tokens: int, pictures: PictureFeatures, turn: Turn
     ) -> dict[tuple[bytes, ...], DocumentState]:
         """States of these prompts' documents, each computed where it is not kept."""
         by_key = {encoding.document_key: encoding for encoding in encodings}
-        found = {key: state for key in by_key if (state := self.documents.get(key)) is not None}
+        found = {key: state for key in by_key if (state := turn.documents.get(key, turn.shown)) is not None}
         left = [encoding for key, encoding in by_key.items() if key not in found]
         while left:
             count, size = 0, 0
@@ -848,21 +863,24 @@ class Reranker:
                 count += 1
             some, left = left[:count], left[count:]
             features = pictures.take([p for e in some for p in e.pictures[: e.document_pictures]])
-            for encoding, state in zip(some, compute_states(self.model, some, features), strict=True):
-                found[encoding.document_key] = self.documents.put(encoding.document_key, state)
+            states = compute_states(self.model, some, features)
+            # What was computed while somebody changed the weights is nobody's.
+            shown = turn.shown if self._weights_key() == turn.weights else None
+            for encoding, state in zip(some, states, strict=True):
+                found[encoding.document_key] = turn.documents.put(encoding.document_key, state, shown)
         return found
 
-    def _check_documents(self) -> None:
-        """Forget the documents kept of other weights."""
-        key = self._weights_key()
+    def _turn(self) -> Turn:
+        """Begin a call that uses kept documents, and forget those of other weights."""
+        documents, weights = self.documents, self._weights_key()
 
         def fingerprint() -> str:
             """Reads every weight, so once for each state of them."""
-            if self._fingerprint is None or self._fingerprint[0] != key:
-                self._fingerprint = (key, self.fingerprint())
+            if self._fingerprint is None or self._fingerprint[0] != weights:
+                self._fingerprint = (weights, self.fingerprint())
             return self._fingerprint[1]
 
-        self.documents.belongs_to(key, fingerprint)
+        return Turn(documents, weights, documents.belongs_to(weights, fingerprint))
 
     def _weights_key(self) -> object:
         """Another one after any weight, the active adapter or the picture settings have changed. PyTorch counts changes, but not
@@ -880,6 +898,17 @@ class Reranker:
     def _adapter_state(self) -> tuple[object, ...]:
         adapters = self.adapters
         return adapters.active, adapters.merged, repr(adapters.configs.get(adapters.active or ""))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One call's use of kept documents."""
+
+    documents: DocumentCache
+    weights: object
+    """As they were when it began, see `Reranker._weights_key`."""
+    shown: object
+    """To the cache, see `DocumentCache.belongs_to`."""
 
 
 class PictureFeatures:
@@ -1047,7 +1076,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         torch.empty(1, device=found)
     except Exception as error:  # each kind of device that is not there has an error of its own
-        raise InputError(f"device is {str(device)!r}, which PyTorch cannot use here: {str(error).splitlines()[0]}.") from None
+        why = str(error).splitlines()[0].partition(". ")[0][:200].rstrip(".")
+        raise InputError(f"device is {str(device)!r}, which PyTorch cannot use here: {why}.") from None
     return found
 
 

@@ -384,3 +384,67 @@ def test_a_file_that_goes_while_it_is_read_is_not_called_damaged(fresh, document
     torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
     assert fresh.documents.counts.computed
     assert (fresh.documents.counts.read, fresh.documents.counts.damaged) == (0, 0)
+
+
+def while_computing(monkeypatch, act):
+    """Something else happens the first time that documents are computed."""
+    waiting = [act]
+
+    def watched(*args):
+        found = compute_states(*args)
+        if waiting:
+            waiting.pop()()
+        return found
+
+    monkeypatch.setattr("m0.reranker.compute_states", watched)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_two_rerankers_that_share_a_cache(tiny_directory, documents, tmp_path, monkeypatch, on_disk):
+    """One ranks while the other computes; neither may find what the other has computed."""
+    one, other = (Reranker.from_pretrained(tiny_directory, dtype="float32") for _ in range(2))
+    with torch.no_grad():
+        for weight in other.model.decoder.layers.parameters():
+            weight.mul_(1.5)
+    plain = {}
+    for reranker in (one, other):
+        reranker.documents = DocumentCache(max_bytes=0)
+        plain[reranker] = logits(reranker, documents)
+    assert (plain[one] - plain[other]).abs().max() > 1e-3
+    one.documents = other.documents = DocumentCache(folder=tmp_path if on_disk else None)
+    while_computing(monkeypatch, lambda: other.rank("two dogs", documents))
+    one.prepare(documents)
+    for reranker in (other, one, other, one):
+        torch.testing.assert_close(logits(reranker, documents), plain[reranker], atol=1e-5, rtol=0)
+
+
+def test_weights_that_change_while_documents_are_computed(tiny_directory, documents, tmp_path, monkeypatch):
+    """The folder must not hold the new weights' documents under the old weights' name."""
+    fresh, later = (Reranker.from_pretrained(tiny_directory, dtype="float32") for _ in range(2))
+    later.documents = DocumentCache(max_bytes=0)
+    expected = logits(later, documents)
+    fresh.documents = DocumentCache(folder=tmp_path)
+
+    def change():
+        with torch.no_grad():
+            for weight in fresh.model.decoder.layers.parameters():
+                weight.mul_(1.5)
+
+    while_computing(monkeypatch, change)
+    fresh.prepare(documents, batch_tokens=1)
+    later.documents = DocumentCache(folder=tmp_path)
+    torch.testing.assert_close(logits(later, documents), expected, atol=1e-5, rtol=0)
+    later.documents = DocumentCache(max_bytes=0)
+    changed = logits(fresh, documents)
+    fresh.documents = DocumentCache(max_bytes=0)
+    torch.testing.assert_close(logits(fresh, documents), changed, atol=1e-5, rtol=0)
+
+
+def test_what_is_no_cache_is_refused(fresh):
+    for wrong in (None, "folder", 3):
+        with pytest.raises(InputError, match="must be a DocumentCache"):
+            fresh.documents = wrong
+    with pytest.raises(InputError, match="has no name"):
+        DocumentCache(folder="")
+    with pytest.raises(InputError, match="max_bytes"):
+        DocumentCache(max_bytes=-1)

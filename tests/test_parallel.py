@@ -179,4 +179,10 @@ def test_threads(asked, variable, threads, monkeypatch):
 def test_no_threads_at_all(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a document")
     assert main(["rank", "network", str(tmp_path / "a.txt"), "--threads", "0"]) == 2
-    assert capsys.readouterr().err == "m0: threads is 0, but must be at least 1.\n"
+    assert capsys.readouterr().err == "m0: threads is 0, but must be at least 1 and at most 1024.\n"
+
+
+@pytest.mark.parametrize("threads", [1025, 10**6, 2**31, 10**12])
+def test_more_threads_than_a_system_bears_are_refused(threads):
+    with pytest.raises(InputError, match="at most 1024"):
+        use_cores(threads)
