@@ -74,9 +74,8 @@ class DocumentCache:
 
         Raises InputError.
         """
-        self.max_bytes = (
-            0 if max_bytes == 0 and not isinstance(max_bytes, bool) else whole_number(max_bytes, "max_bytes (if not 0)")
-        )
+        nothing = max_bytes == 0 and not isinstance(max_bytes, bool)
+        self.max_bytes = 0 if nothing else whole_number(max_bytes, "max_bytes (if not 0)")
         if precision not in ("same", "bfloat16", "int8"):
             raise InputError(f"precision is {precision!r}, but must be 'same', 'bfloat16' or 'int8'.")
         self.precision: Precision = precision

@@ -90,7 +90,10 @@ SMALL = 2**21
 
 
 def fuse(model: nn.Module) -> None:
-    """Give every `Fusible` its function compiled, and let attention prepare kernels (`m0.attention.Attend`). Raises InputError where torch.compile does not work; then nothing is changed."""
+    """Give every `Fusible` its function compiled, and let attention prepare kernels (`m0.attention.Attend`).
+
+    Raises InputError where torch.compile does not work; then nothing is changed.
+    """
     fusible = [module for module in model.modules() if isinstance(module, Fusible)]
     try:
         torch.compile(lambda x: 2 * x.square())(torch.ones(8, device=next(model.parameters()).device))
@@ -117,8 +120,8 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return function(*args)
         width = args[0].shape[1:]
         if width not in fast:
-            # For each width with code of its own: PyTorch takes sizes that vary from call to call for unknown, and unknown widths
-            # are slow. (It also counts the variants of a code object and gives up after a few.)
+            # For each width with code of its own: PyTorch takes sizes that vary from call to call for unknown, and with unknown
+            # widths code is a little slower. (It also counts the variants of a code object and gives up after a few.)
             own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
             fast[width] = torch.compile(own)
         return fast[width](*args)

@@ -179,9 +179,8 @@ class LowRank(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(torch.empty(rank, layer.in_features, dtype=dtype, device=device))
         self.lora_B = nn.Parameter(torch.zeros(layer.out_features, rank, dtype=dtype, device=device))
-        drawn = torch.empty(
-            rank, layer.in_features, dtype=dtype, device="cpu"
-        )  # the same seed, the same numbers on every device
+        # Drawn on the CPU: the same seed, the same numbers on every device.
+        drawn = torch.empty(rank, layer.in_features, dtype=dtype, device="cpu")
         with torch.no_grad():
             self.lora_A.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)))
         self.magnitude = nn.Parameter(layer.weight.detach().to(dtype).norm(dim=1)) if dora else None
