@@ -152,7 +152,8 @@ def open_safetensors(file: Path) -> Any:
         return safe_open(str(file), framework="pt", device="cpu")
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist.") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    # A RuntimeError is PyTorch's, which maps the file, where that went meanwhile.
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         kind = "is cut short or damaged" if "ncomplete" in str(error) else "is not a safetensors file"
         raise CheckpointError(f"{file} {kind}: {' '.join(str(error).split())}.") from None
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
+from typing import IO
 
 import torch
 from safetensors import SafetensorError
@@ -208,8 +209,22 @@ class DocumentCache:
 
     def _read(self, key: Key) -> DocumentState | None:
         path = self._path(key)
-        if (file_then := _file_at(path)) is None:
+        try:
+            with path.open("rb") as held:  # while it is open, no other file can have its number
+                state = self._whole(path)
+                if state is not None or not _still_there(path, held):
+                    return state  # another process has taken it away or replaced it meanwhile
+        except FileNotFoundError:
             return None
+        except OSError:
+            pass
+        self.counts.damaged += 1
+        with contextlib.suppress(OSError):  # in a folder of another's it may have to stay
+            path.unlink(missing_ok=True)
+        return None
+
+    def _whole(self, path: Path) -> DocumentState | None:
+        """What a file holds; None where it is cut short, changed or another model's."""
         try:
             with open_safetensors(path) as file:
                 about = file.metadata() or {}
@@ -221,21 +236,15 @@ class DocumentCache:
                 return state
         except (CheckpointError, SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError):
             pass
-        if _file_at(path) != file_then:
-            return None  # another process has taken it away or replaced it meanwhile
-        self.counts.damaged += 1
-        with contextlib.suppress(OSError):  # in a folder of another's it may have to stay
-            path.unlink(missing_ok=True)
         return None
 
 
-def _file_at(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another that later lies in its place; None: there is none."""
+def _still_there(path: Path, held: IO[bytes]) -> bool:
+    """Whether this open file is what lies at the path."""
     try:
-        found = path.stat()
+        return os.path.samestat(path.stat(), os.fstat(held.fileno()))
     except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+        return False
 
 
 def _digest(key: Key, about: str = "") -> bytes:

@@ -10,7 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m0.checkpoint import list_tensors, load_checkpoint, our_key, parameter_shapes, save_checkpoint, their_key
+from m0.checkpoint import (
+    list_tensors,
+    load_checkpoint,
+    open_safetensors,
+    our_key,
+    parameter_shapes,
+    save_checkpoint,
+    their_key,
+)
 from m0.config import DecoderConfig
 from m0.errors import CheckpointError, M0Error
 from m0.model import RerankerModel
@@ -308,3 +316,14 @@ def test_a_saved_model_survives_its_source(tmp_path, model):
     assert same(load_checkpoint(tmp_path / "a"), model)
     shutil.rmtree(tmp_path / "a")
     assert same(loaded, model)
+
+
+def test_a_file_that_goes_while_it_is_opened(tmp_path, monkeypatch):
+    """safetensors has PyTorch map it, which says so in an error of its own."""
+
+    def gone(*_args, **_kwargs):
+        raise RuntimeError("unable to open file <x> in read-only mode: No such file or directory (2)")
+
+    monkeypatch.setattr("m0.checkpoint.safe_open", gone)
+    with pytest.raises(CheckpointError, match="No such file"):
+        open_safetensors(tmp_path / "x.safetensors")
