@@ -51,7 +51,7 @@ def release(weights: Iterable[Tensor]) -> int:
 
 
 def _runs(entries: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """First and last-but-one numbers of neighbouring pages that are in memory and as their file has them."""
+    """Stretches of neighbouring pages that are in memory and as their file has them: the first one's number, and that after the last."""
     both = PRESENT | OF_A_FILE
     clean = np.concatenate([[False], (entries & both) == both, [False]])
     edges = np.flatnonzero(clean[1:] != clean[:-1]).tolist()

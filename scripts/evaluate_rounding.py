@@ -57,6 +57,8 @@ def kept_as(precision: str) -> Callable[[Path], Reranker]:
 
 WAYS: dict[str, Callable[[Path], Reranker]] = {
     "int8": in_8_bits("int8", share=PLAIN),
+    "int8, 0.33 plain": in_8_bits("int8", share=0.33),
+    "int8, 0.28 plain": in_8_bits("int8", share=0.28),
     "int8, a quarter plain": in_8_bits("int8", share=0.25),
     "int8, a fifth plain": in_8_bits("int8", share=0.2),
     "int8, a tenth plain": in_8_bits("int8", share=0.1),
