@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from inspect import signature
 from itertools import accumulate
+from threading import get_ident
 from typing import Any, TypeVar
 
 import torch
@@ -250,17 +251,18 @@ class Attend(nn.Module):
     `prepares`, long sequences of one length go the second way on a GPU too: there PyTorch has a faster kernel for them (cuDNN's), but
     takes 40 ms to prepare it for each new shape.
     `watchers` see scores and pattern of every block, (sequences, heads, query tokens, key tokens), and give back what is used
-    instead. Without one, the two are never formed: attention is fused.
+    instead. In a thread without one, the two are never formed: attention is fused.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.watchers: list[Watcher] = []
+        self.watchers: list[tuple[int, Watcher]] = []
+        """Each with the thread whose calls it sees. The list is replaced, never changed, for other threads may be reading it."""
         self.prepares = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled is not compiled, see `m0.fused`."""
-        return {**self.__dict__, "prepares": False}
+        """What is copied and pickled is not compiled, see `m0.fused`, and nobody watches it."""
+        return {**self.__dict__, "prepares": False, "watchers": []}
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
         """Attend inside the sequences of a packing.
@@ -273,7 +275,8 @@ class Attend(nn.Module):
 
         Returns: the shape of `query`.
         """
-        if not self.watchers and has_ragged_kernel(query) and not (self.prepares and packing.long_and_alike):
+        watchers = [watcher for thread, watcher in self.watchers if thread == get_ident()]
+        if not watchers and has_ragged_kernel(query) and not (self.prepares and packing.long_and_alike):
             return _in_one_call(query, key, value, packing.last_ragged if last_only else packing.ragged)
         plan = packing.last_plan if last_only else packing.plan
         queries = _lay(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
@@ -282,25 +285,25 @@ class Attend(nn.Module):
         outputs = []
         for block, *laid in zip(plan.blocks, queries, keys, values, strict=True):
             q, k, v = (x.unflatten(0, (block.count, -1)).transpose(1, 2) for x in laid)  # (sequences, heads, tokens, head_dim)
-            output = self._watched(q, k, v, block) if self.watchers else _fused(q, k, v, block)
+            output = _watched(q, k, v, block, watchers) if watchers else _fused(q, k, v, block)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
         result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return result if plan.order is None else result.index_select(0, plan.order)
 
-    def _watched(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-        if (may_look := block.may_look(scores.device)) is not None:
-            scores = scores.masked_fill(~may_look, -torch.inf)
-        scores = self._show("scores", scores, block)
-        pattern = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
-        return self._show("pattern", pattern, block) @ value
 
-    def _show(self, name: str, x: Tensor, block: Block) -> Tensor:
-        for watcher in self.watchers:
-            x = watcher(name, x, block)
-        return x
+def _watched(query: Tensor, key: Tensor, value: Tensor, block: Block, watchers: Sequence[Watcher]) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if (may_look := block.may_look(scores.device)) is not None:
+        scores = scores.masked_fill(~may_look, -torch.inf)
+    for watcher in watchers:
+        scores = watcher("scores", scores, block)
+    pattern = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    del scores  # as large as the pattern
+    for watcher in watchers:
+        pattern = watcher("pattern", pattern, block)
+    return pattern @ value
 
 
 def has_ragged_kernel(query: Tensor) -> bool:

@@ -192,17 +192,20 @@ class Batch:
         parts = dict(zip(different, seen.split([picture.num_tokens for picture in different.values()]), strict=True))
         return torch.cat([parts[id(picture)] for picture in self.pictures])
 
-    def score(self, model: RerankerModel, image_features: Tensor | None, depth: int | None = None) -> Tensor:
+    def score(
+        self, model: RerankerModel, image_features: Tensor | None, depth: int | None = None, every_token: bool = False
+    ) -> Tensor:
         """Logits of the prompts, (prompts,).
 
         Args:
             image_features: visual tokens of `pictures`, end to end.
             depth: read them after so many layers; None: after all.
+            every_token: compute all tokens of the last layer, not only the score tokens' rows, for those who look at them.
         """
         embeddings = model.embed(self.token_ids, image_features)
         kept = KeptLayers(self.states, self.packing.lengths[: len(self.states)], embeddings) if self.states else None
-        states = model.decoder(embeddings, self.positions, self.packing, kept=kept, depth=depth)
-        return model.head(states[self.pairs])
+        states = model.decoder(embeddings, self.positions, self.packing, not every_token, kept, depth)
+        return model.head((states[self.packing.last] if every_token else states)[self.pairs])
 
 
 def compute_states(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[DocumentState]:

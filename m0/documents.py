@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -46,14 +46,31 @@ class Counts:
     computed: int = 0
     dropped: int = 0
     """Put out of memory for lack of room, the least recently used first."""
+    refused: int = 0
+    """Not kept in memory for lack of room, since all that were there had been asked for since these were last."""
     damaged: int = 0
     """Files that were cut short or changed; they are computed and written anew."""
     unwritten: int = 0
     """Files that could not be written, for a full disk or lack of rights; the state was used all the same."""
 
 
+@dataclass(frozen=True)
+class CacheCall:
+    """One call's word to a cache."""
+
+    of: object
+    """Stands for the model with its weights, as they were when the call began."""
+    number: int
+    """Calls are counted: what was last asked for in an earlier one may go."""
+
+
 class DocumentCache:
-    """States of documents by what they are of, the most recently used in memory.
+    """States of documents by what they are of, in memory up to a limit.
+
+    Where there is no room, a document takes the place of those that were last asked for before it was last asked for itself (the order
+    of inter-reference recency, Jiang & Zhang 2002, LIRS). So a set that is a little too large and is ranked again and again keeps its
+    place as far as there is room, where the least recently used would always go just before it is asked for; and a set that is no
+    longer asked for makes room at the second call for another.
 
     Attributes:
         counts: hits, reads, computations, drops.
@@ -90,7 +107,12 @@ class DocumentCache:
             raise InputError(f"{folder!r} cannot hold documents: {getattr(error, 'strerror', None) or error}.") from None
         self.counts, self.bytes = Counts(), 0
         self._states: OrderedDict[Key, DocumentState] = OrderedDict()
-        self._met: OrderedDict[bytes, None] = OrderedDict()
+        self._used: dict[Key, int] = {}
+        """Number of the call in which each state in memory was last asked for."""
+        self._met: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        """Numbers of the calls before last (-1: there was none) and last in which each document was met."""
+        self._calls = 0
+        """How many calls there have been."""
         self._of: object = None
         self._turn = object()
         self._fingerprint: Callable[[], str] = str
@@ -107,15 +129,17 @@ class DocumentCache:
 
     def _forget(self) -> None:
         self._states.clear()
+        self._used.clear()
         self._met.clear()
         self.bytes = 0
 
-    def belongs_to(self, model: object, fingerprint: Callable[[], str]) -> object:
+    def belongs_to(self, model: object, fingerprint: Callable[[], str], number: int | None = None) -> CacheCall:
         """From now on states are of this model; others are forgotten.
 
         Args:
             model: anything that equals itself only while no weight changes.
             fingerprint: the same for files, asked for only where there is a folder.
+            number: of a call that goes on; None: a new one.
 
         Returns: what the methods below want to be shown. When the cache belongs to another model since, as where two rerankers
         share it, they find and keep nothing.
@@ -125,66 +149,87 @@ class DocumentCache:
                 self._forget()
                 self._turn = object()
             self._of, self._fingerprint = model, fingerprint
-            return self._turn
+            self._calls += number is None
+            return CacheCall(self._turn, self._calls if number is None else number)
 
-    def has(self, key: Key, turn: object) -> bool:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has the same limits and the same folder, and nothing in memory yet."""
+        return DocumentCache, (self.max_bytes, self.precision, self.folder)
+
+    def has(self, key: Key, call: CacheCall) -> bool:
         """Whether a document is in memory or on disk."""
         with self._lock:
-            if turn is not self._turn:
+            if call.of is not self._turn:
                 return False
             return key in self._states or (self.folder is not None and self._path(key).exists())
 
-    def meet(self, key: Key, turn: object) -> bool:
+    def meet(self, key: Key, call: CacheCall) -> bool:
         """Whether this document was met before: then it is worth keeping. It counts as met from now on."""
         with self._lock:
-            if turn is not self._turn:
+            if call.of is not self._turn:
                 return False
             short = _digest(key)  # what was only met must not cost memory
-            before = short in self._met
-            self._met[short] = None
-            self._met.move_to_end(short)
+            earlier, last = self._met.pop(short, (-1, -1))
+            self._met[short] = (last if last < call.number else earlier, call.number)
             while len(self._met) > MET:
                 self._met.popitem(last=False)
-            return before
+            return last >= 0
 
-    def get(self, key: Key, turn: object) -> DocumentState | None:
+    def get(self, key: Key, call: CacheCall) -> DocumentState | None:
         """The state of a document from memory or disk."""
         with self._lock:
-            if turn is not self._turn:
+            if call.of is not self._turn:
                 return None
             if (state := self._states.get(key)) is not None:
                 self._states.move_to_end(key)
+                self._used[key] = call.number
                 self.counts.hits += 1
                 return state
             if self.folder is None or (state := self._read(key)) is None:
                 return None
             self.counts.read += 1
-            self._keep(key, state)
+            self._keep(key, state, call)
             return state
 
-    def put(self, key: Key, state: DocumentState, turn: object) -> DocumentState:
-        """Keep a state that was computed; returns it as it is stored, which is what should be used from the first time on."""
+    def put(self, key: Key, state: DocumentState, call: CacheCall, wanted: bool = False) -> DocumentState:
+        """Keep a state that was computed; returns it as it is stored, which is what should be used from the first time on.
+
+        `wanted`: the call asks for it to be kept, which may push out all that was last asked for before this call; otherwise only what
+        was last asked for before this document was last asked for itself.
+        """
         state = state.stored_as(self.precision)
         with self._lock:
             self.counts.computed += 1
-            if turn is self._turn:
-                self._keep(key, state)
+            if call.of is self._turn:
+                self._keep(key, state, call, wanted)
                 if self.folder is not None:
                     self._write(key, state)
         return state
 
-    def _keep(self, key: Key, state: DocumentState) -> None:
+    def _keep(self, key: Key, state: DocumentState, call: CacheCall, wanted: bool = False) -> None:
         if state.bytes > self.max_bytes:
             self.counts.dropped += 1
             return
         if (before := self._states.pop(key, None)) is not None:
             self.bytes -= before.bytes
-        self._states[key] = state
-        self.bytes += state.bytes
-        while self.bytes > self.max_bytes:
-            _, oldest = self._states.popitem(last=False)
-            self.bytes -= oldest.bytes
+        last = call.number if wanted else self._met.get(_digest(key), (-1, -1))[0]
+        room, leaving = self.max_bytes - self.bytes, []
+        for other in self._states:
+            if room >= state.bytes or self._used[other] >= last:
+                break
+            room += self._states[other].bytes
+            leaving.append(other)
+        if room < state.bytes:
+            self.counts.refused += 1
+            self._used.pop(key, None)
+            return
+        for other in leaving:
+            self.bytes -= self._states.pop(other).bytes
+            del self._used[other]
             self.counts.dropped += 1
+        self._states[key] = state
+        self._used[key] = call.number
+        self.bytes += state.bytes
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ bfloat16 before it multiplies, which float32 leaves out: the more exact of two w
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
@@ -56,9 +57,17 @@ def by_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
-@cache
 def float32_is_faster() -> bool:
     """Whether `by_float32` clearly is, on this processor: measured once a process, in about a tenth of a second."""
+    with _MEASURING:  # threads that come together must not measure beside each other, and then compute in different ways
+        return _float32_is_faster()
+
+
+_MEASURING = threading.Lock()
+
+
+@cache
+def _float32_is_faster() -> bool:
     x, weight = (torch.ones(rows, 1536, dtype=torch.bfloat16) for rows in (512, 1536))
 
     def seconds(run: Callable[[], object]) -> float:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m0.calls import CallLock, changes_model, uses_model
 from m0.checkpoint import FLOAT_TYPES, NESTED_PREFIXES, open_safetensors, our_key, their_key
 from m0.errors import AdapterError
 from m0.linear import Linear
@@ -245,8 +246,10 @@ class LoRALinear(Linear):
 class Adapters:
     """All adapters of one model, by name."""
 
-    def __init__(self, model: RerankerModel) -> None:
+    def __init__(self, model: RerankerModel, calls: CallLock | None = None) -> None:
         self.model = model
+        self.calls = CallLock() if calls is None else calls
+        """Which calls may run beside each other: those of the reranker that the model belongs to."""
         self.configs: dict[str, LoRAConfig] = {}
         self.active: str | None = None
         self.merged = False
@@ -254,6 +257,7 @@ class Adapters:
         """The model's own modules, where an adapter brings its own."""
         self._brought: dict[str, dict[str, nn.Module]] = {}
 
+    @changes_model
     def add(self, name: str, config: LoRAConfig) -> None:
         """Attach a fresh adapter (it changes nothing yet) and make it active. Raises AdapterError."""
         self._check_new(name)
@@ -276,6 +280,7 @@ class Adapters:
         self.configs[name] = config
         self.activate(name)
 
+    @changes_model
     def load(self, directory: str | os.PathLike[str], name: str | None = None) -> str:
         """Read an adapter in peft's format, make it active, and return its name (default: the directory's).
 
@@ -313,6 +318,7 @@ class Adapters:
         self.activate(name)
         return name
 
+    @uses_model
     def save(self, directory: str | os.PathLike[str], name: str | None = None) -> None:
         """Write an adapter in peft's format: adapter_config.json and adapter_model.safetensors. Default: the active one."""
         name = self._known(name or self.active)
@@ -337,6 +343,7 @@ class Adapters:
         except (OSError, SafetensorError) as error:
             raise AdapterError(f"the adapter cannot be written to {directory}: {error}.") from None
 
+    @changes_model
     def activate(self, name: str | None) -> None:
         """Switch to an adapter by name; None: the model without any."""
         if name is not None:
@@ -353,6 +360,7 @@ class Adapters:
             self._put(module, brought)
         self.active = name
 
+    @changes_model
     def merge(self) -> None:
         """Fold the active adapter into the weights: same scores, no cost at run time. Keeps the old weights for `unmerge`."""
         name = self._known(self.active)
@@ -364,6 +372,7 @@ class Adapters:
                 layer.weight.data = layer.adapter(name).merged_weight(layer.weight.data).detach()
         self.merged = True
 
+    @changes_model
     def unmerge(self) -> None:
         """Put the weights back as they were, bit by bit. The adapter stays active."""
         for _, layer in self._layers():
@@ -371,6 +380,7 @@ class Adapters:
                 layer.weight.data, layer.unmerged = layer.unmerged, None
         self.merged = False
 
+    @changes_model
     def remove(self, name: str) -> None:
         """Forget an adapter."""
         self._known(name)

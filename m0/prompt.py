@@ -245,6 +245,10 @@ class PromptEncoder:
         self.tokenizer, self.config = tokenizer, config
         self._tokenize = lru_cache(maxsize=256)(lambda text: tokenizer.encode(text, add_special_tokens=False))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is kept of earlier calls stays behind."""
+        return PromptEncoder, (self.tokenizer, self.config)
+
     def check(self, limits: Limits) -> None:
         """Raises InputError where a prompt of that length has no positions."""
         if limits.max_length > self.config.decoder.max_positions:

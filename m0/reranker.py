@@ -7,19 +7,21 @@ for result in reranker.rank("a red heart", ["ein rotes Herz", {"image": "heart.p
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import pickle
 import shutil
 import sys
 import time
 import warnings
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,9 +31,10 @@ from torch import Tensor
 
 from m0.attention import alike
 from m0.batch import Batch, DocumentState, compute_states, tokens_at_a_time
+from m0.calls import CallLock, changes_model, level_of_caller, uses_model
 from m0.cascade import Cascade
 from m0.checkpoint import TOKENIZER, load_checkpoint, load_image_settings, save_checkpoint
-from m0.documents import DocumentCache
+from m0.documents import CacheCall, DocumentCache
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, beside_ranking, explain, method_of, minimal_evidence
 from m0.explain.html import page
@@ -42,7 +45,7 @@ from m0.images import ImageSettings, Picture
 from m0.interp.cache import Recording
 from m0.interp.edits import EditFunction, Editing
 from m0.interp.positions import Selector
-from m0.interp.session import Session, call, look_at
+from m0.interp.session import OpenSessions, Session, call, look_at, wants_every_token
 from m0.interp.taps import Tap, find_taps
 from m0.lora import Adapters
 from m0.mapped import release
@@ -78,6 +81,7 @@ EXAMPLE_TOKENS = 1024
 """Of it at a time, for gradients keep every layer's outputs."""
 PLAIN = 0.3
 """Share of the weights that stays plain without a word."""
+Result = TypeVar("Result")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -127,25 +131,45 @@ class Ranking(Sequence[RankedDocument]):
 class Reranker:
     """A model with its tokenizer and picture settings. Made by `from_pretrained`.
 
+    Any number of threads may use one; what changes the model waits for their calls (docs/threads.md). `copy.deepcopy` and `pickle`
+    give another one that shares nothing with it.
+
     Attributes:
         model: the network, a plain `torch.nn.Module`.
         adapters: LoRA adapters by name (see `m0.lora`).
         image_settings: how pictures are resized; `max_pixels` and the bomb limit are here.
         name: where it was loaded from.
         documents: what is kept of documents that were met before (see `prepare`); replace it for other limits.
-        sessions: what is recording or editing just now (see `record` and `edit`).
+        calls: which calls may run beside each other (`m0.calls`).
+        sessions: what this thread is recording or editing just now (see `record` and `edit`).
     """
 
     def __init__(self, model: RerankerModel, tokenizer: Tokenizer, image_settings: ImageSettings, name: str = "") -> None:
+        self.calls = CallLock()
+        self.open_sessions = OpenSessions([])
         self.model = model
         self.prompt = PromptEncoder(tokenizer, model.config)
-        self.image_settings = image_settings
-        self.adapters = Adapters(model)
+        self._image_settings = image_settings
+        self.adapters = Adapters(model, self.calls)
         self.name = name
         self._documents = DocumentCache()
-        self.sessions: list[Session] = []
         self._fingerprint: tuple[object, str] | None = None
         self._tokenizer_file: Path | None = None
+
+    @property
+    def sessions(self) -> Sequence[Session]:
+        return self.open_sessions.here
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        return self._image_settings
+
+    @image_settings.setter
+    def image_settings(self, settings: ImageSettings) -> None:
+        if not isinstance(settings, ImageSettings):
+            raise InputError(f"image_settings is {type(settings).__name__}, but must be an ImageSettings.")
+        with self.calls.exclusive():  # calls under way have read some of their pictures
+            self._image_settings = settings
 
     @property
     def documents(self) -> DocumentCache:
@@ -207,6 +231,7 @@ class Reranker:
             reranker.quantize(quantization)
         return reranker
 
+    @changes_model
     @torch.inference_mode(False)  # gradients say which layers stay plain
     def quantize(
         self,
@@ -232,17 +257,16 @@ class Reranker:
         whole_number(groups, "groups")
         if self.sessions:
             raise InputError("a model cannot be quantized inside record() or edit().")
+        if self.open_sessions.elsewhere:
+            raise InputError("a model cannot be quantized while another thread is inside record() or edit().")
         plain = (0.0 if how == "float8" else PLAIN) if plain is None else plain
         check_quantization(self.model, how, plain)
         batches = []
         if how != "float8":  # which needs no examples, and has no groups
             settings = self.image_settings
-            try:
-                if examples is None:
-                    self.image_settings = replace(settings, max_image_pixels=ImageSettings.max_image_pixels)
-                encodings = self._encode_pairs(EXAMPLES if examples is None else examples, Limits())
-            finally:
-                self.image_settings = settings
+            if examples is None:  # which are no bombs, whatever is told of others
+                settings = replace(settings, max_image_pixels=ImageSettings.max_image_pixels)
+            encodings = self._encode_pairs(EXAMPLES if examples is None else examples, Limits(), settings=settings)
             batches = [
                 Batch.of([encodings[i] for i in members], share=False, device=self.model.device)
                 for members in _batches(encodings, EXAMPLE_TOKENS, (), share=False)
@@ -251,6 +275,7 @@ class Reranker:
         if is_fused(self.model):  # so that what is new is compiled, too
             fuse(self.model)
 
+    @changes_model
     def compile(self) -> None:
         """Have torch.compile fuse norms, rotations and activations (`m0.fused`). The first calls take seconds longer, the later
         ones less time; scores change by rounding. Looking inside and explaining work as before. On a GPU equal pictures share a
@@ -260,6 +285,17 @@ class Reranker:
         """
         fuse(self.model)
 
+    @changes_model
+    def change_weights(self, change: Callable[[RerankerModel], Result]) -> Result:
+        """Change the model while no other thread uses it, and return what `change` does.
+
+            reranker.change_weights(lambda model: model.load_state_dict(state))
+
+        It waits for calls under way. Raises InputError inside a call of this thread.
+        """
+        return change(self.model)
+
+    @uses_model
     def save_pretrained(self, directory: str | os.PathLike[str], dtype: str | torch.dtype | None = None) -> None:
         """Write a directory that `from_pretrained` and transformers read. An active adapter must be merged first.
 
@@ -276,8 +312,32 @@ class Reranker:
         stored = None if dtype is None else _known_dtype(dtype)
         save_checkpoint(self.model, Path(directory), self._tokenizer_file, stored, image_settings=self.image_settings)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reranker:
+        """Another reranker that shares nothing with this one. Documents in memory stay behind; a compiled model is copied uncompiled."""
+        with self.calls.exclusive():
+            return _of_state(copy.deepcopy(self._state(), memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As `__deepcopy__`. What is pickled is made here, where no other thread changes it, so it is in memory once more."""
+        with self.calls.exclusive():
+            return _unpickled, (pickle.dumps(self._state(), protocol=pickle.HIGHEST_PROTOCOL),)
+
+    def _state(self) -> dict[str, Any]:
+        """What a copy takes over. Raises InputError where there can be none."""
+        if self.open_sessions.everywhere:
+            raise InputError("a Reranker cannot be copied or pickled while record() or edit() is open.")
+        if is_split(self.model):
+            raise InputError("a split model cannot be copied or pickled, since no process holds all of it.")
+        return {name: value for name, value in self.__dict__.items() if name not in ("open_sessions", "_fingerprint")}
+
+    def __copy__(self) -> Reranker:
+        raise InputError(
+            "a Reranker is copied whole, by copy.deepcopy: two that shared one model would change it for each other."
+        )
+
     # --- ranking ------------------------------------------------------------------------------------------------------
 
+    @uses_model
     def rank(
         self,
         query: Any,
@@ -382,6 +442,7 @@ class Reranker:
         results.sort(key=lambda result: (result.approximate, -result.logit, result.index))
         return Ranking(results[:top_n], failed)
 
+    @uses_model
     def score(
         self,
         pairs: Sequence[tuple[Any, Any]],
@@ -396,6 +457,7 @@ class Reranker:
         logits = self._logits(self._encode_pairs(pairs, limits), tokens_at_a_time(batch_tokens, self.model.device), progress)
         return relevance(logits, self.model.config.logit_bias).tolist()
 
+    @uses_model
     def prepare(
         self,
         documents: Sequence[Any],
@@ -425,10 +487,10 @@ class Reranker:
             )
         if not self.documents.max_bytes and self.documents.folder is None:
             raise InputError("there is no room to keep documents: max_bytes is 0 and there is no folder.")
-        turn = self._turn()
+        pictures = PictureFeatures(self.model, self.sessions)
+        turn = self._turn(pictures, wanted=True)
         _warn_of_pictures(documents)
         before = self.documents.counts.computed
-        pictures = PictureFeatures(self.model, self.sessions)
         bar = Progress(len(documents), "reading", progress)
         with torch.inference_mode():
             stretch: list[Encoding] = []
@@ -453,6 +515,7 @@ class Reranker:
         limits = Limits(max_length, max_query_length, max_doc_length)
         return self.prompt.encode(self._parts(query, "query"), self._parts(document, "document"), limits)
 
+    @uses_model
     def logits(
         self,
         pairs: Sequence[tuple[Any, Any]],
@@ -466,6 +529,7 @@ class Reranker:
         limits = Limits(max_length, max_query_length, max_doc_length)
         return self.logits_of(self._encode_pairs(pairs, limits), batch_tokens, progress)
 
+    @uses_model
     def logits_of(
         self,
         encodings: list[Encoding],
@@ -480,6 +544,7 @@ class Reranker:
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place."""
         return self._parts(value, side)
 
+    @uses_model
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides a score: config, every weight, the active adapter, tokenizer, picture settings."""
         if is_split(self.model):
@@ -493,6 +558,7 @@ class Reranker:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    @uses_model
     def compute_score(
         self,
         pairs: Any,
@@ -550,8 +616,8 @@ class Reranker:
             with reranker.record("decoder.layers.*.attention.pattern") as cache:
                 reranker.score([(query, document)])
 
-        Inside an `edit` it keeps what the edit made of it; an `edit` inside it comes after. Whatever else uses the model meanwhile,
-        such as another thread, is kept or changed as well, or fails.
+        Inside an `edit` it keeps what the edit made of it; an `edit` inside it comes after. Only this thread's calls are kept; others
+        may use the reranker meanwhile.
 
         Args:
             names: shell patterns of taps; only these are kept. The tower's patterns must be asked for by names with "vision".
@@ -572,7 +638,7 @@ class Reranker:
         heads: int | Sequence[int] | None = None,
         every_token: bool = False,
     ) -> Editing:
-        """Change activations of everything that is scored inside the `with` block.
+        """Change activations of everything that is scored inside the `with` block, by this thread.
 
             with reranker.edit({"decoder.layers.3.attention.z": zero}, heads=[1]):
                 reranker.score([(query, document)])
@@ -590,6 +656,7 @@ class Reranker:
 
     # --- explaining ---------------------------------------------------------------------------------------------------
 
+    @uses_model
     def explain(
         self,
         query: Any,
@@ -614,12 +681,14 @@ class Reranker:
         encoding = self.encode(query, document, max_length, max_query_length, max_doc_length)
         return self.explain_prompt(encoding, method, target, **options)
 
+    @uses_model
     def explain_prompt(
         self, encoding: Encoding, method: str = DEFAULT_METHOD, target: Literal["logit"] = "logit", **options: Any
     ) -> Explanation:
         """The same of a prompt that `encode` has written."""
         return explain(self, encoding, method, target, **options)
 
+    @uses_model
     def explain_ranking(
         self,
         query: Any,
@@ -667,12 +736,14 @@ class Reranker:
         page(explained, path, names=[str(r.index) if names is None else names[r.index] for r in results])
         return replace(ranking, results=results, failed=failed)
 
+    @uses_model
     def explain_difference(
         self, query: Any, better: Any, worse: Any, method: str = DEFAULT_METHOD, **options: Any
     ) -> Difference:
         """Why one document stands above another: both explained, side by side."""
         return Difference(self.explain(query, better, method, **options), self.explain(query, worse, method, **options))
 
+    @uses_model
     def minimal_evidence(
         self,
         query: Any,
@@ -695,13 +766,14 @@ class Reranker:
             _warn_if_picture(value, side)
         return read_parts(value, side, self.image_settings)
 
-    def _read_ahead(self, documents: Sequence[Any]) -> Iterator[list[Part] | InputError]:
+    def _read_ahead(self, documents: Sequence[Any], settings: ImageSettings | None = None) -> Iterator[list[Part] | InputError]:
         """Documents opened, or why one cannot be: pictures by other threads, some ahead of the one that is asked for. What Pillow
-        has opened already is read here, for its pictures are not made for several threads."""
+        has opened already is read here, for its pictures are not made for several threads. `settings` None: the reranker's."""
+        used = settings or self.image_settings
 
         def read(document: Any) -> list[Part] | InputError:
             try:
-                return read_parts(document, "document", self.image_settings)
+                return read_parts(document, "document", used)
             except InputError as error:
                 return error
 
@@ -721,12 +793,14 @@ class Reranker:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _encode_pairs(self, pairs: Sequence[tuple[Any, Any]], limits: Limits, first: int = 0) -> list[Encoding]:
+    def _encode_pairs(
+        self, pairs: Sequence[tuple[Any, Any]], limits: Limits, first: int = 0, settings: ImageSettings | None = None
+    ) -> list[Encoding]:
         encodings = []
         checked = _checked_pairs(pairs)
         documents = [document for _, document in checked]
-        _warn_of_pictures(documents, 5)
-        for number, ((query, _), parts) in enumerate(zip(checked, self._read_ahead(documents), strict=True), first):
+        _warn_of_pictures(documents)
+        for number, ((query, _), parts) in enumerate(zip(checked, self._read_ahead(documents, settings), strict=True), first):
             try:
                 if isinstance(parts, InputError):
                     raise parts
@@ -783,7 +857,7 @@ class Reranker:
         bar = Progress(sum(len(encoding) for encoding in different), "scoring", progress)
         # A first look is no reason to compute a document whole, nor to call it met.
         keeps = self.documents.max_bytes or self.documents.folder is not None
-        turn = self._turn() if keeps and not self.sessions and not cascade else None
+        turn = self._turn(pictures) if keeps and not self.sessions and not cascade else None
         known = self._known_documents(different, turn) if turn else set()
         with call(self, different):
             for members in _batches(different, batch_tokens, known, share=not self.sessions):
@@ -796,7 +870,8 @@ class Reranker:
                 for session in self.sessions:
                     session.meet(members, batch.packing)
                 order += members
-                found.append(batch.score(self.model, features, cascade.depth if cascade else None))
+                whole = wants_every_token(self.sessions)
+                found.append(batch.score(self.model, features, cascade.depth if cascade else None, whole))
                 bar.advance(sum(len(different[i]) for i in members))
         bar.close()
         logits = torch.empty(len(different), dtype=working)
@@ -854,7 +929,12 @@ class Reranker:
     ) -> dict[tuple[bytes, ...], DocumentState]:
         """States of these prompts' documents, each computed where it is not kept."""
         by_key = {encoding.document_key: encoding for encoding in encodings}
-        found = {key: state for key in by_key if (state := turn.documents.get(key, turn.shown)) is not None}
+        found = {}
+        for key in by_key:
+            # Queries of one document that do not fit into one batch follow one another, whether or not there is room to keep it.
+            state = turn.documents.get(key, turn.shown)
+            if (state := turn.latest.get(key) if state is None else state) is not None:
+                found[key] = state
         left = [encoding for key, encoding in by_key.items() if key not in found]
         while left:
             count, size = 0, 0
@@ -865,13 +945,16 @@ class Reranker:
             features = pictures.take([p for e in some for p in e.pictures[: e.document_pictures]])
             states = compute_states(self.model, some, features)
             # What was computed while somebody changed the weights is nobody's.
-            shown = turn.shown if self._weights_key() == turn.weights else None
+            shown = turn.shown if self._weights_key() == turn.weights else replace(turn.shown, of=None)
             for encoding, state in zip(some, states, strict=True):
-                found[encoding.document_key] = turn.documents.put(encoding.document_key, state, shown)
+                found[encoding.document_key] = turn.documents.put(encoding.document_key, state, shown, turn.wanted)
+        turn.latest.clear()
+        turn.latest.update(found)
         return found
 
-    def _turn(self) -> Turn:
-        """Begin a call that uses kept documents, and forget those of other weights."""
+    def _turn(self, pictures: PictureFeatures, wanted: bool = False) -> Turn:
+        """Begin a call that uses kept documents, or go on with the one that `pictures` are of, and forget those of other weights.
+        `wanted`: a call that asks for them to be kept."""
         documents, weights = self.documents, self._weights_key()
 
         def fingerprint() -> str:
@@ -880,7 +963,10 @@ class Reranker:
                 self._fingerprint = (weights, self.fingerprint())
             return self._fingerprint[1]
 
-        return Turn(documents, weights, documents.belongs_to(weights, fingerprint))
+        cache, number = pictures.asked
+        shown = documents.belongs_to(weights, fingerprint, number if cache is documents else None)
+        pictures.asked = documents, shown.number
+        return Turn(documents, weights, shown, wanted)
 
     def _weights_key(self) -> object:
         """Another one after any weight, the active adapter or the picture settings have changed. PyTorch counts changes, but not
@@ -900,6 +986,17 @@ class Reranker:
         return adapters.active, adapters.merged, repr(adapters.configs.get(adapters.active or ""))
 
 
+def _of_state(state: dict[str, Any]) -> Reranker:
+    reranker = Reranker.__new__(Reranker)
+    reranker.__dict__.update(state)
+    reranker.open_sessions, reranker._fingerprint = OpenSessions([]), None
+    return reranker
+
+
+def _unpickled(data: bytes) -> Reranker:
+    return _of_state(pickle.loads(data))
+
+
 @dataclass(frozen=True)
 class Turn:
     """One call's use of kept documents."""
@@ -907,8 +1004,12 @@ class Turn:
     documents: DocumentCache
     weights: object
     """As they were when it began, see `Reranker._weights_key`."""
-    shown: object
+    shown: CacheCall
     """To the cache, see `DocumentCache.belongs_to`."""
+    wanted: bool = False
+    """Whether it asks for documents to be kept, see `DocumentCache.put`."""
+    latest: dict[tuple[bytes, ...], DocumentState] = field(default_factory=dict)
+    """What the last batch used."""
 
 
 class PictureFeatures:
@@ -917,6 +1018,8 @@ class PictureFeatures:
     def __init__(self, model: RerankerModel, sessions: Sequence[Session]) -> None:
         self.model, self.sessions = model, sessions
         self.features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.asked: tuple[DocumentCache | None, int | None] = (None, None)
+        """The cache that the call they are of has asked for documents, and the call's number there."""
 
     def take(self, pictures: list[Picture]) -> Tensor | None:
         """Visual tokens of these pictures, end to end; None for none."""
@@ -987,11 +1090,11 @@ def _siblings(own: Mapping[int, int]) -> Iterator[list[int]]:
     yield portion
 
 
-def _warn_of_pictures(documents: Sequence[Any], level: int = 4) -> None:
-    """Before other threads read them, where warnings are not to be trusted. `level`: how far up the caller is."""
+def _warn_of_pictures(documents: Sequence[Any]) -> None:
+    """Before other threads read them, where warnings are not to be trusted."""
     for document in documents:
         if isinstance(document, str):
-            _warn_if_picture(document, "document", level)
+            _warn_if_picture(document, "document")
 
 
 def _check_list(documents: Any) -> None:
@@ -1041,8 +1144,8 @@ def _holds_opened(document: Any) -> bool:
     return isinstance(document, Image.Image)
 
 
-def _warn_if_picture(text: str, side: str, level: int = 4) -> None:
-    """A string is text. Say so where it looks as if a picture was meant. `level`: how far up the caller is."""
+def _warn_if_picture(text: str, side: str) -> None:
+    """A string is text. Say so where it looks as if a picture was meant."""
     looks = text.startswith("data:image/") or (
         text.lower().endswith(PICTURE_SUFFIXES) and len(text) < 1000 and "\n" not in text
         and (text.startswith(("http://", "https://")) or _exists(text))
@@ -1051,7 +1154,7 @@ def _warn_if_picture(text: str, side: str, level: int = 4) -> None:
         shown = text if len(text) < 80 else f"{text[:60]}..."
         warnings.warn(
             f'the {side} {shown!r} is read as text; to show the picture, pass {{"image": ...}} or a pathlib.Path.',
-            stacklevel=level,
+            stacklevel=level_of_caller(),
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import random
 
 import pytest
 import torch
@@ -448,3 +449,102 @@ def test_what_is_no_cache_is_refused(fresh):
         DocumentCache(folder="")
     with pytest.raises(InputError, match="max_bytes"):
         DocumentCache(max_bytes=-1)
+
+
+# --- which are kept where there is no room for all --------------------------------------------------------------------
+
+
+def texts(count, word="first"):
+    return [f"{word} {number} {WORDS * 5}" for number in range(count)]
+
+
+def room_for(reranker, share, documents):
+    """A cache for a share of these documents."""
+    reranker.documents = DocumentCache()
+    reranker.prepare(documents)
+    reranker.documents = DocumentCache(max_bytes=round(share * reranker.documents.bytes))
+
+
+def hits(reranker, query, documents):
+    before = reranker.documents.counts.hits
+    reranker.rank(query, documents, batch_tokens=128)
+    return reranker.documents.counts.hits - before
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+@pytest.mark.parametrize("share", [1.01, 0.95, 0.75, 0.5])
+def test_a_set_larger_than_the_cache_keeps_its_place(fresh, prepared, share):
+    documents = texts(40)
+    room_for(fresh, share, documents)
+    if prepared:
+        fresh.prepare(documents)
+    else:  # met once, kept at the second time
+        fresh.rank("disk", documents)
+        fresh.rank("installed", documents)
+    draw = random.Random(1)
+    for number, query in enumerate(("network", "system", "after", "was", "disk")):
+        # Backwards, in any order, and in several batches of which each is a call to the model.
+        order = [documents, documents[::-1], draw.sample(documents, len(documents))][number % 3]
+        assert hits(fresh, query, order) >= min(len(documents), (share - 0.1) * len(documents))
+    fresh.rank("network", texts(40, "other"), batch_tokens=128)
+    assert hits(fresh, "network", documents) >= min(len(documents), (share - 0.1) * len(documents))
+    assert fresh.documents.bytes <= fresh.documents.max_bytes
+
+
+def test_a_set_no_longer_asked_for_makes_room_for_another(fresh):
+    first, second = texts(20), texts(20, "second")
+    room_for(fresh, 1.01, first)
+    fresh.prepare(first)
+    fresh.rank("network", first)
+    assert [hits(fresh, query, second) for query in ("network", "disk", "system")] == [0, 0, 20]  # met, computed, found
+    assert hits(fresh, "network", first) == 0
+
+
+def test_what_is_prepared_takes_the_place_of_what_is_there(fresh):
+    first, second = texts(20), texts(20, "second")
+    room_for(fresh, 0.5, first)
+    fresh.prepare(first)
+    fresh.rank("network", first)
+    fresh.prepare(second)
+    assert hits(fresh, "network", second) >= 9
+    assert hits(fresh, "network", first) == 0
+
+
+def test_what_is_asked_for_in_every_call_stays(fresh):
+    favourites, pool = texts(5), texts(60, "pool")
+    room_for(fresh, 1.01, texts(10))
+    for turn in range(12):
+        some = pool[5 * turn % 60 : 5 * turn % 60 + 5]
+        found = hits(fresh, "network", [*favourites, *some])
+        assert turn < 2 or found >= 5
+
+
+def test_two_sets_in_turn_do_not_push_each_other_out(fresh):
+    first, second = texts(20), texts(20, "second")
+    room_for(fresh, 1.01, first)
+    found = [hits(fresh, "network", some) for some in (first, second) * 4]
+    assert sum(found[4:]) >= 40
+
+
+def test_documents_of_many_queries_are_computed_once_without_room(fresh, monkeypatch):
+    """The queries of one document that go into several batches, where nothing more can be kept."""
+    monkeypatch.setattr("m0.reranker.MAX_SIBLING_TOKENS", 40)
+    documents = texts(6)
+    room_for(fresh, 0.4, documents)
+    fresh.prepare(documents)
+    before = fresh.documents.counts.computed
+    fresh.logits([(f"query number {i}", document) for document in documents for i in range(12)])
+    assert fresh.documents.counts.computed - before <= 4
+
+
+def test_bytes_a_token(fresh):
+    """As the docs have it: layers x 2 x key/value heads x head_dim x width, and 8 for the token's number."""
+    decoder = fresh.model.config.decoder
+    document = WORDS * 8
+    tokens = fresh.encode("?", document).document_tokens
+    numbers = decoder.num_layers * 2 * decoder.num_kv_heads * decoder.head_dim
+    scales = decoder.num_layers * 2 * decoder.num_kv_heads
+    for precision, expected in {"same": 4 * numbers, "bfloat16": 2 * numbers, "int8": numbers + 4 * scales}.items():
+        fresh.documents = DocumentCache(precision=precision)
+        fresh.prepare([document])
+        assert fresh.documents.bytes == tokens * (expected + 8)

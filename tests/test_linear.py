@@ -87,7 +87,7 @@ def test_attention_by_float32_errs_no_more(monkeypatch, causal):
 
 
 def test_it_is_measured_once(monkeypatch):
-    linear.float32_is_faster.cache_clear()
+    linear._float32_is_faster.cache_clear()
     assert linear.float32_is_faster() in (True, False)
     monkeypatch.setattr(linear, "by_float32", None)  # would fail if called again
     assert linear.float32_is_faster() in (True, False)

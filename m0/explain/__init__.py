@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from m0.calls import CallLock, uses_model
 from m0.errors import InputError
 from m0.explain.attention import attention_gradient, raw_attention, rollout
 from m0.explain.contrast import Difference, Evidence, minimal_evidence
 from m0.explain.explanation import Explanation, Interaction, PictureRelevance, Word
 from m0.explain.gradient import attnlrp, frozen_gradient, gradient_input, integrated_gradients, smooth_grad
 from m0.explain.perturb import occlusion, shapley
-from m0.interp.session import Scorer
+from m0.interp.session import OpenSessions, Scorer, Session
+from m0.interp.taps import HOOKS
 from m0.prompt import Encoding
 from m0.quantize import is_quantized
 
@@ -40,6 +42,7 @@ COPIED_PARAMETERS = 10**9
 """A model in 16 bits with at most as many is explained in float32, on a copy."""
 
 
+@uses_model
 def explain(
     reranker: Scorer, encoding: Encoding, method: str = DEFAULT_METHOD, target: str = "logit", **options: Any
 ) -> Explanation:
@@ -94,10 +97,14 @@ def beside_ranking(explanation: Explanation, logit: float, score: float) -> Expl
 class _InFloat32:
     """The same model in float32, for as long as an explanation takes."""
 
+    sessions: Sequence[Session] = ()
+
     def __init__(self, reranker: Scorer) -> None:
-        self.model = copy.deepcopy(reranker.model).float()
+        with HOOKS:  # other threads may be attaching theirs, which do nothing in this one
+            self.model = copy.deepcopy(reranker.model)
+        self.model.float()
         self.prompt, self.encode = reranker.prompt, reranker.encode
-        self.sessions: list[Any] = []
+        self.calls, self.open_sessions = CallLock(), OpenSessions([])
 
 
 __all__ = [

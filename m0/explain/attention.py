@@ -5,51 +5,95 @@ The first two say where the model looked, not what of it counted; they are here 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import explained, inputs_of, logits_of, watching
+from m0.explain.flow import explained, inputs_of, logits_of, seeing, watching
 from m0.interp.positions import document, query
 from m0.interp.session import Scorer
 from m0.prompt import Encoding
 
 
-def raw_attention(reranker: Scorer, encoding: Encoding, layer: int | None = None, head: int | None = None) -> Explanation:
-    """What the score token looks at: its pattern in one layer and head, or the mean over all of them. Not signed; adds up to 1."""
-    with torch.no_grad():
-        logit, patterns, _ = _patterns(reranker, encoding)
-    layers, heads = len(patterns), patterns[0].shape[0]
-    for name, value, count in (("layer", layer, layers), ("head", head, heads)):
+def raw_attention(
+    reranker: Scorer, encoding: Encoding, layer: int | None = None, head: int | None = None, matrix: bool = True
+) -> Explanation:
+    """What the score token looks at: its pattern in one layer and head, or the mean over all of them. Not signed; adds up to 1.
+
+    Args:
+        layer, head: numbers of one layer, one head; None: all.
+        matrix: also give the interaction, query tokens x document tokens.
+    """
+    config = reranker.model.config.decoder
+    for name, value, count in (("layer", layer, config.num_layers), ("head", head, config.num_heads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count):
             raise InputError(f"{name} is {value!r}, but must be a number between 0 and {count - 1}.")
-    chosen = patterns if layer is None else [patterns[layer]]
-    rows = torch.stack([pattern[:, -1] if head is None else pattern[[head], -1] for pattern in chosen]).double()
-    between = [pattern if head is None else pattern[[head]] for pattern in chosen if pattern.shape[1] == len(encoding)]
-    interaction = _between(encoding, torch.cat(between).double().mean(0).cpu()) if between else None
-    return explained(reranker, "attention", encoding, logit, rows.mean((0, 1)), False, interaction=interaction)
+    asked, shown = query.all(encoding), document.all(encoding)
+    rows: list[Tensor] = []
+    between: list[Tensor] = []
+
+    def see(number: int, pattern: Tensor) -> None:
+        if layer is not None and number != layer:
+            return
+        chosen = pattern if head is None else pattern[[head]]
+        rows.append(chosen[:, -1].double())
+        if matrix and pattern.shape[1] == len(encoding):
+            between.append(chosen[:, asked][:, :, shown].double().mean(0))
+
+    logit = _layer_by_layer(reranker, encoding, see)
+    interaction = Interaction(torch.stack(between).mean(0).cpu(), asked, shown) if between else None
+    return explained(reranker, "attention", encoding, logit, torch.stack(rows).mean((0, 1)), False, interaction=interaction)
 
 
-def rollout(reranker: Scorer, encoding: Encoding) -> Explanation:
-    """Attention rollout (Abnar & Zuidema 2020): patterns of all layers multiplied, half of each token staying where it is."""
+def rollout(reranker: Scorer, encoding: Encoding, matrix: bool = True) -> Explanation:
+    """Attention rollout (Abnar & Zuidema 2020): patterns of all layers multiplied, half of each token staying where it is.
+
+    `matrix`: also give the interaction, query tokens x document tokens.
+    """
+    size = len(encoding)
+    total = torch.eye(size, dtype=torch.float64)
+    row = total[-1]
+
+    def see(_: int, pattern: Tensor) -> None:
+        nonlocal total, row
+        mean = pattern[0].double()
+        for head in pattern[1:]:  # one at a time: all of them in float64 take four times as much
+            mean += head
+        mean = mean.div_(len(pattern)).cpu()
+        if len(mean) == size:
+            total = (mean @ total).add_(total).mul_(0.5)
+            row = total[-1]
+        else:  # the last layer, of which only the score token's row is computed
+            row = 0.5 * (mean[-1] @ total + total[-1])
+
+    logit = _layer_by_layer(reranker, encoding, see)
+    interaction = _between(encoding, total) if matrix else None
+    return explained(reranker, "rollout", encoding, logit, row, False, interaction=interaction)
+
+
+def _layer_by_layer(reranker: Scorer, encoding: Encoding, see: Callable[[int, Tensor], None]) -> float:
+    """Show each decoder layer's pattern, (heads, queries, keys), by its number, and keep none; returns the logit."""
+
+    def look(layer: int | None, pattern: Tensor) -> None:
+        assert layer is not None
+        see(layer, pattern[0])
+
     with torch.no_grad():
-        logit, patterns, _ = _patterns(reranker, encoding)
-        size = len(encoding)
-        total = torch.eye(size, dtype=torch.float64)
-        for pattern in patterns:
-            mean = pattern.double().mean(0).cpu()
-            if len(mean) == size:
-                total = (0.5 * mean + 0.5 * torch.eye(size, dtype=torch.float64)) @ total
-        last = patterns[-1].double().mean(0).cpu()[-1]
-        row = 0.5 * last @ total + 0.5 * total[-1] if len(patterns[-1][0]) != size else total[-1]
-    return explained(reranker, "rollout", encoding, logit, row, False, interaction=_between(encoding, total))
+        embeddings = inputs_of(reranker, encoding).embeddings[None]
+        with seeing(reranker.model, encoding, look):
+            return float(logits_of(reranker, encoding, embeddings)[0])
 
 
-def attention_gradient(reranker: Scorer, encoding: Encoding) -> Explanation:
+def attention_gradient(reranker: Scorer, encoding: Encoding, matrix: bool = True) -> Explanation:
     """Attention times its gradient, carried through the layers (Chefer et al. 2021): R <- R + mean over heads of
-    (gradient x attention, positive part) R, from the identity; the score token's row. Not signed."""
-    logit, patterns, gradients = _patterns(reranker, encoding, gradient=True)
+    (gradient x attention, positive part) R, from the identity; the score token's row. Not signed.
+
+    `matrix`: also give the interaction, query tokens x document tokens.
+    """
+    logit, patterns, gradients = _patterns(reranker, encoding)
     size = len(encoding)
     total = torch.eye(size, dtype=torch.float64)
     products = [(pattern * gradient).double().cpu() for pattern, gradient in zip(patterns, gradients, strict=True)]
@@ -57,15 +101,16 @@ def attention_gradient(reranker: Scorer, encoding: Encoding) -> Explanation:
         total = total + product.clamp_min(0).mean(0) @ total
     row = total[-1] + products[-1][:, -1].clamp_min(0).mean(0) @ total
     row[-1] -= 1  # the score token's own start
-    return explained(reranker, "attention_gradient", encoding, logit, row, False, interaction=_between(encoding, total))
+    interaction = _between(encoding, total) if matrix else None
+    return explained(reranker, "attention_gradient", encoding, logit, row, False, interaction=interaction)
 
 
-def _patterns(reranker: Scorer, encoding: Encoding, gradient: bool = False) -> tuple[float, list[Tensor], list[Tensor]]:
-    """Logit, patterns (heads, queries, keys) of every layer, and where asked the logit's gradients by them."""
+def _patterns(reranker: Scorer, encoding: Encoding) -> tuple[float, list[Tensor], list[Tensor]]:
+    """Logit, patterns (heads, queries, keys) of every layer, and the logit's gradients by them."""
     embeddings = inputs_of(reranker, encoding).embeddings[None]
-    with torch.set_grad_enabled(gradient), watching(reranker.model, encoding) as kept:
-        logit = logits_of(reranker, encoding, embeddings.requires_grad_(gradient))[0]
-    gradients = torch.autograd.grad(logit, kept.patterns) if gradient else ()
+    with torch.enable_grad(), watching(reranker.model, encoding) as kept:
+        logit = logits_of(reranker, encoding, embeddings.requires_grad_())[0]
+    gradients = torch.autograd.grad(logit, kept.patterns)
     return float(logit.detach()), [pattern.detach()[0] for pattern in kept.patterns], [some[0] for some in gradients]
 
 

@@ -84,9 +84,12 @@ class Interaction:
         """Words of the query, words of the document, and their matrix. A picture of the query has one row, behind the words'."""
         spans = words_of(encoding)
         shown = [n for n, span in enumerate(spans) if span.side == "document"]
-        asked, left = self._asked(encoding, spans)
-        right = _membership(owners_of(encoding, spans), self.document_tokens, shown)
-        return asked, [spans[n] for n in shown], left @ self.values.double() @ right.T
+        asked, rows = self._asked(encoding, spans)
+        owners = owners_of(encoding, spans)
+        places = {number: column for column, number in enumerate(shown)}
+        columns = [places.get(owners[token]) for token in self.document_tokens]  # type: ignore[arg-type]
+        values = _summed(_summed(self.values.double(), rows, len(asked)).T, columns, len(shown)).T
+        return asked, [spans[n] for n in shown], values
 
     def on_picture(self, encoding: Encoding, picture: int) -> tuple[list[Span], Tensor]:
         """Words of the query (a picture of it behind them), and what of each falls on each cell of a document's picture,
@@ -94,32 +97,32 @@ class Interaction:
         shown, tokens = picture_tokens(encoding, picture)
         if tokens[0] not in self.document_tokens:
             raise InputError(f"picture {picture} is the query's; what answers it lies in the document.")
-        asked, left = self._asked(encoding, words_of(encoding))
-        columns = [self.document_tokens.index(token) for token in tokens]
-        return asked, (left @ self.values.double()[:, columns]).unflatten(-1, shown.token_grid)
+        asked, rows = self._asked(encoding, words_of(encoding))
+        place = {token: column for column, token in enumerate(self.document_tokens)}
+        values = self.values.double()[:, [place[token] for token in tokens]]
+        return asked, _summed(values, rows, len(asked)).unflatten(-1, shown.token_grid)
 
-    def _asked(self, encoding: Encoding, spans: Sequence[Span]) -> tuple[list[Span], Tensor]:
-        """What the rows of the query are, and which of its tokens belong to each, (rows, query tokens)."""
+    def _asked(self, encoding: Encoding, spans: Sequence[Span]) -> tuple[list[Span], list[int | None]]:
+        """What the rows of the query are, and to which of them each of its tokens belongs."""
         words = [n for n, span in enumerate(spans) if span.side == "query"]
-        rows, names = [_membership(owners_of(encoding, spans), self.query_tokens, words)], [spans[n] for n in words]
+        owners, names = owners_of(encoding, spans), [spans[n] for n in words]
+        places = {number: row for row, number in enumerate(words)}
+        rows = {token: row for token in self.query_tokens if (row := places.get(owners[token])) is not None}  # type: ignore[arg-type]
         for number in range(len(encoding.pictures)):
             _, tokens = picture_tokens(encoding, number)
             origin = encoding.origins[tokens[0]]
             if origin.side == "query":
                 assert origin.part is not None
+                rows |= dict.fromkeys(tokens, len(names))
                 names.append(Span("query", origin.part, 0, 0, f"picture {number}"))
-                rows.append(torch.tensor([[float(token in tokens) for token in self.query_tokens]], dtype=torch.float64))
-        return names, torch.cat(rows)
+        return names, [rows.get(token) for token in self.query_tokens]
 
 
-def _membership(owners: Sequence[int | None], tokens: Sequence[int], spans: Sequence[int]) -> Tensor:
-    """1 where a token belongs to a span, (spans, tokens)."""
-    places = {number: row for row, number in enumerate(spans)}
-    matrix = torch.zeros(len(spans), len(tokens), dtype=torch.float64)
-    for column, token in enumerate(tokens):
-        if (row := places.get(owners[token])) is not None:  # type: ignore[arg-type]
-            matrix[row, column] = 1.0
-    return matrix
+def _summed(values: Tensor, groups: Sequence[int | None], count: int) -> Tensor:
+    """Sums of the rows of each group, (groups, ...); rows of no group are left out."""
+    known = [row for row, group in enumerate(groups) if group is not None]
+    places = torch.tensor([group for group in groups if group is not None], dtype=torch.long)
+    return values.new_zeros(count, *values.shape[1:]).index_add_(0, places, values[known])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from m0.attention import Block, Packing
 from m0.errors import InputError
 from m0.explain.explanation import Explanation
 from m0.head import relevance
-from m0.interp.session import Scorer, call, look_at
+from m0.interp.session import Scorer, call, look_at, wants_every_token
 from m0.interp.taps import Handles, Tap, attach, find_taps
 from m0.model import RerankerModel
 from m0.prompt import Encoding
@@ -65,7 +65,9 @@ def logits_of(reranker: Scorer, encoding: Encoding, text: Tensor, patches: Tenso
         for session in reranker.sessions:
             session.meet(range(versions), packing)
         positions = encoding.positions.to(text.device).repeat(1, versions)
-        return model.head(model.decoder(text.flatten(0, 1), positions, packing))
+        whole = wants_every_token(reranker.sessions)
+        states = model.decoder(text.flatten(0, 1), positions, packing, not whole)
+        return model.head(states[packing.last] if whole else states)
 
 
 @dataclass
@@ -82,7 +84,7 @@ MOST_BYTES = 8 * 2**30
 
 
 def pattern_bytes(model: RerankerModel, encoding: Encoding, part: str = "decoder") -> int:
-    """What scores, patterns and their gradients of one prompt take."""
+    """What scores, patterns and their gradients of one prompt take, all layers together."""
     config = model.config
     squares = len(encoding) ** 2 if part == "decoder" else sum((p.grid[0] * p.grid[1]) ** 2 for p in encoding.pictures)
     size = config.decoder if part == "decoder" else config.vision
@@ -90,9 +92,32 @@ def pattern_bytes(model: RerankerModel, encoding: Encoding, part: str = "decoder
     return 4 * layers * size.num_heads * squares * model.dtype.itemsize
 
 
-def patterns_fit(model: RerankerModel, encoding: Encoding) -> bool:
-    """Whether the decoder's may be kept."""
-    return pattern_bytes(model, encoding) <= MOST_BYTES
+def check_fits(encoding: Encoding, needed: int) -> None:
+    """Raises InputError where patterns would take more than MOST_BYTES."""
+    if needed > MOST_BYTES:
+        raise InputError(
+            f"attention patterns of {len(encoding)} tokens would take about {needed / 2**30:.0f} GiB, "
+            f"but at most {MOST_BYTES // 2**30} are used; frozen_gradient, integrated_gradients and occlusion do without them."
+        )
+
+
+@contextmanager
+def seeing(model: RerankerModel, encoding: Encoding, see: Callable[[int | None, Tensor], None]) -> Iterator[None]:
+    """Show the decoder's patterns, (1, heads, queries, keys), with their layer's number while one prompt runs. None is kept, so one
+    layer's are in memory at a time. Raises InputError where these are too many."""
+    check_fits(encoding, pattern_bytes(model, encoding) // model.config.decoder.num_layers)
+    handles = Handles()
+    try:
+        for tap in find_taps(model.config, "decoder.layers.*.attention.pattern"):
+
+            def look(x: Tensor, _: Block | None, tap: Tap = tap) -> Tensor:
+                see(tap.layer, x)
+                return x
+
+            attach(model, tap, look, handles)
+        yield
+    finally:
+        handles.remove()
 
 
 @contextmanager
@@ -101,15 +126,10 @@ def watching(
 ) -> Iterator[Patterns]:
     """Keep the scores and patterns of the decoder (or the "vision" tower) while one prompt runs. `change`: what takes the place
     of a pattern after it is kept. Raises InputError where they are too many."""
-    config, needed = model.config, pattern_bytes(model, encoding, part)
-    if needed > MOST_BYTES:
-        raise InputError(
-            f"attention patterns of {len(encoding)} tokens would take about {needed / 2**30:.0f} GiB; "
-            "frozen_gradient with matrix=False, integrated_gradients and occlusion do without them."
-        )
+    check_fits(encoding, pattern_bytes(model, encoding, part))
     handles, kept = Handles(), Patterns()
     try:
-        for tap in find_taps(config, [f"{part}.*.attention.scores", f"{part}.*.attention.pattern"]):
+        for tap in find_taps(model.config, [f"{part}.*.attention.scores", f"{part}.*.attention.pattern"]):
 
             def see(x: Tensor, _: Block | None, tap: Tap = tap) -> Tensor:
                 (kept.scores if tap.how == "scores" else kept.patterns).append(x)

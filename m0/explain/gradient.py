@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from m0.errors import InputError
+from m0.explain.edges import MATRIX_BYTES, AttentionEdges, interaction_of, keeping_edges
 from m0.explain.explanation import Explanation, Interaction
-from m0.explain.flow import Inputs, Patterns, explained, inputs_of, logits_of, patterns_fit, watching
+from m0.explain.flow import Inputs, Patterns, explained, inputs_of, logits_of, pattern_bytes, watching
 from m0.explain.rules import attn_lrp, frozen, half
 from m0.interp.positions import document, image, query
 from m0.interp.session import Scorer
@@ -153,58 +155,65 @@ def baseline_of(reranker: Scorer, encoding: Encoding) -> Inputs:
     return inputs_of(reranker, replace(encoding, token_ids=ids, pictures=blank))
 
 
-def attnlrp(reranker: Scorer, encoding: Encoding, pixels: bool = False) -> Explanation:
+def attnlrp(reranker: Scorer, encoding: Encoding, pixels: bool = False, matrix: bool = True) -> Explanation:
     """AttnLRP (Achtibat et al. 2024): relevance carried back from the logit by the rules of `m0.explain.rules`. Signed.
 
-    The ledger: inputs, biases and the softmax remainder add up to the logit.
+    The ledger: inputs, biases and the softmax remainder add up to the logit. `matrix`: also give the interaction.
     """
     with attn_lrp(reranker.model):
-        return _ledgered(reranker, encoding, "attnlrp", pixels, keep_patterns=True)
+        return _ledgered(reranker, encoding, "attnlrp", pixels, matrix, None)
 
 
-def frozen_gradient(reranker: Scorer, encoding: Encoding, pixels: bool = False, matrix: bool | None = None) -> Explanation:
+def frozen_gradient(
+    reranker: Scorer, encoding: Encoding, pixels: bool = False, matrix: bool = True, matrix_bytes: int = MATRIX_BYTES
+) -> Explanation:
     """Gradient x input with norm scales, attention patterns and gates held as they are: the rules for LayerNorm and attention heads
     of Ali et al. 2022, and the same for the gate. Signed.
 
     The model is then linear in its input, so the ledger closes: inputs and biases add up to the logit.
 
     Args:
-        matrix: also find the interaction, for which attention patterns are kept; None: where they take no more than 8 GiB.
+        matrix: also find the interaction.
+        matrix_bytes: what that may take; the pieces that it is computed in fit this.
+
+    Raises InputError where `matrix_bytes` is below 1.
     """
-    if matrix is None:
-        matrix = patterns_fit(reranker.model, encoding)
+    whole_number(matrix_bytes, "matrix_bytes")
     with frozen(reranker.model):
-        return _ledgered(reranker, encoding, "frozen_gradient", pixels, keep_patterns=False, matrix=matrix)
+        return _ledgered(reranker, encoding, "frozen_gradient", pixels, matrix, matrix_bytes)
 
 
 def _ledgered(
-    reranker: Scorer, encoding: Encoding, method: str, pixels: bool, keep_patterns: bool, matrix: bool = False
+    reranker: Scorer, encoding: Encoding, method: str, pixels: bool, matrix: bool, matrix_bytes: int | None
 ) -> Explanation:
-    """`keep_patterns`: the rule has a part of the derivative go through them. `matrix`: they are constants, but what goes through each
-    is found."""
+    """`matrix_bytes` None: the rule has a part of the derivative go through the patterns, which are kept; else they are constants."""
     start = inputs_of(reranker, encoding)
     model, pixels = reranker.model, pixels and start.patches is not None
     leaves, biases = _leaves(start, pixels), _biases(model, pixels)
+    kept, seen, constant, edges = Patterns(), Patterns(), list[Tensor](), AttentionEdges()
+    # Constant patterns are found again from what they were made of, unless an edit has changed them since.
+    edited = any(tap.is_pattern for session in reranker.sessions if not session.records for tap in session.watched)
     with contextlib.ExitStack() as opened:
         opened.enter_context(torch.enable_grad())
         opened.enter_context(_gradients_of(biases))
-        kept, seen, constant = Patterns(), Patterns(), list[Tensor]()
 
         def hold(_: Tap, pattern: Tensor) -> Tensor:
             constant.append(pattern.detach().requires_grad_())
             return constant[-1]
 
-        if matrix:
-            opened.enter_context(watching(model, encoding, hold))
-        if keep_patterns:
+        if matrix_bytes is None:
             kept = opened.enter_context(watching(model, encoding, lambda _, x: half(x)))
             seen = opened.enter_context(watching(model, encoding, lambda _, x: half(x), "vision")) if pixels else seen
+        elif matrix and not edited:
+            edges = opened.enter_context(keeping_edges(model))
+        elif matrix and pattern_bytes(model, encoding) <= matrix_bytes:
+            opened.enter_context(watching(model, encoding, hold))
         logit = logits_of(reranker, encoding, *leaves)[0]
         scores, patterns = [*kept.scores, *seen.scores], [*kept.patterns, *seen.patterns]
-        wanted = [*leaves, *biases, *scores, *patterns, *constant]
+        wanted = [*leaves, *biases, *scores, *patterns, *constant, *edges.outputs]
         gradients = iter(torch.autograd.grad(logit, wanted, materialize_grads=True))
-    inputs, by_bias, by_scores, by_patterns, by_constant = (
-        [next(gradients) for _ in some] for some in (leaves, biases, scores, patterns, constant)
+    inputs, by_bias, by_scores, by_patterns, by_constant, by_outputs = (
+        [next(gradients) for _ in some] for some in (leaves, biases, scores, patterns, constant, edges.outputs)
     )
     tokens, fine = _relevance(encoding, leaves, inputs)
     bias_sum = sum(float((bias.detach().double() * of.double()).sum()) for bias, of in zip(biases, by_bias, strict=True))
@@ -215,13 +224,22 @@ def _ledgered(
         remainder -= float((allowed * of_score.double()).sum())
     total = float(tokens.sum())
     ledger = {"inputs": total, "biases": bias_sum}
-    if keep_patterns:
+    if matrix_bytes is None:
         ledger["softmax remainder"] = remainder
     ledger |= {"logit": float(logit.detach()), "gap": float(logit.detach()) - total - bias_sum - remainder}
-    through = kept.patterns or constant
-    by_through = by_patterns[: len(kept.patterns)] or by_constant
-    interaction = _edges(encoding, through, by_through) if through else None
-    return explained(reranker, method, encoding, logit, tokens, True, fine=fine, ledger=ledger, interaction=interaction)
+    interaction, notes = None, tuple[str, ...]()
+    if matrix and edges.outputs and matrix_bytes is not None:
+        interaction, pieces = interaction_of(encoding, edges, by_outputs, matrix_bytes)
+        if pieces > 1:
+            size = matrix_bytes / 2**20
+            notes = (f"the matrix of query and document was computed in {pieces} pieces, each within {size:,.0f} MiB.",)
+    elif matrix and (through := kept.patterns or constant):
+        interaction = _edges(encoding, through, by_patterns[: len(kept.patterns)] or by_constant)
+    if matrix and interaction is None:
+        size = (matrix_bytes or 0) / 2**20
+        notes = (f"the matrix of query and document was left out, for it takes more than {size:,.0f} MiB.",)
+    more = {"fine": fine, "ledger": ledger, "interaction": interaction, "notes": notes}
+    return explained(reranker, method, encoding, logit, tokens, True, **more)
 
 
 def _edges(encoding: Encoding, patterns: list[Tensor], gradients: list[Tensor]) -> Interaction:
@@ -242,15 +260,28 @@ def _biases(model: RerankerModel, pixels: bool) -> list[nn.Parameter]:
 
 @contextlib.contextmanager
 def _gradients_of(parameters: list[nn.Parameter]) -> Any:
-    """Gradients by these parameters, whatever they are set to."""
-    before = [parameter.requires_grad for parameter in parameters]
-    try:
+    """Gradients by these parameters, whatever they are set to. Several explanations may ask for the same ones at a time; the last of
+    them puts them back."""
+    with _ASKING:
         for parameter in parameters:
+            count, before = _ASKED.get(parameter, (0, parameter.requires_grad))
+            _ASKED[parameter] = count + 1, before
             parameter.requires_grad_(True)
+    try:
         yield
     finally:
-        for parameter, state in zip(parameters, before, strict=True):
-            parameter.requires_grad_(state)
+        with _ASKING:
+            for parameter in parameters:
+                count, before = _ASKED.pop(parameter)
+                if count > 1:
+                    _ASKED[parameter] = count - 1, before
+                else:
+                    parameter.requires_grad_(before)
+
+
+_ASKING = threading.Lock()
+_ASKED: dict[nn.Parameter, tuple[int, bool]] = {}
+"""Parameters by which gradients are asked for: by how many explanations at a time, and what they were set to before."""
 
 
 # --- what the methods share -------------------------------------------------------------------------------------------

@@ -61,11 +61,11 @@ def _rules(model: RerankerModel, frozen: bool) -> Iterator[None]:
     try:
         for module in model.modules():
             if isinstance(module, RMSNorm):
-                handles.add(module.register_forward_hook(_rms_norm).remove)
+                handles.after(module, _rms_norm)
             elif isinstance(module, nn.LayerNorm):
-                handles.add(module.register_forward_hook(_layer_norm).remove)
+                handles.after(module, _layer_norm)
             elif isinstance(module, nn.GELU):
-                handles.add(module.register_forward_hook(_gelu).remove)
+                handles.after(module, _gelu)
             elif isinstance(module, MLP):
                 _gate(module, handles, frozen)
             elif isinstance(module, VisionMLP):
@@ -112,9 +112,9 @@ def _gate(module: MLP, handles: Handles, frozen: bool) -> None:
             return (keep_value(args[0], F.silu(gate).detach() * up),)
         return (keep_value(args[0], half(gate * torch.sigmoid(gate).detach()) * half(up)),)
 
-    handles.add(module.gate_proj.register_forward_hook(keep("gate")).remove)
-    handles.add(module.up_proj.register_forward_hook(keep("up")).remove)
-    handles.add(module.down_proj.register_forward_pre_hook(product).remove)
+    handles.after(module.gate_proj, keep("gate"))
+    handles.after(module.up_proj, keep("up"))
+    handles.before(module.down_proj, product)
 
 
 def _quick_gelu(module: VisionMLP, handles: Handles) -> None:
@@ -124,5 +124,5 @@ def _quick_gelu(module: VisionMLP, handles: Handles) -> None:
         hidden = kept.pop()
         return (keep_value(args[0], hidden * torch.sigmoid(1.702 * hidden).detach()),)
 
-    handles.add(module.fc1.register_forward_hook(lambda _, args, output: kept.append(output)).remove)
-    handles.add(module.fc2.register_forward_pre_hook(activation).remove)
+    handles.after(module.fc1, lambda _, args, output: kept.append(output))
+    handles.before(module.fc2, activation)

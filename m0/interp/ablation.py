@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from m0.calls import uses_model
 from m0.errors import InputError
 from m0.interp.edits import Edit, EditFunction, mean, resample, zero
 from m0.interp.grid import Axis, Grid, layers_and_heads
@@ -18,6 +19,7 @@ from m0.interp.taps import find_taps
 from m0.prompt import Encoding
 
 
+@uses_model
 def head_ablation(
     reranker: Scorer,
     pairs: Sequence[Any],
@@ -86,6 +88,7 @@ def standard_cuts(encoding: Encoding) -> dict[str, tuple[Selector, Selector]]:
     return cuts
 
 
+@uses_model
 def attention_knockout(
     reranker: Scorer,
     pair: Any,

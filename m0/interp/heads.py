@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m0.calls import uses_model
 from m0.errors import InputError
 from m0.interp.grid import Grid, layers_and_heads
 from m0.interp.patching import recorded
@@ -36,6 +37,7 @@ class HeadRoles:
         return "\n\n".join(str(grid) for grid in (self.same_word, self.score_to_query, self.query_to_picture))
 
 
+@uses_model
 def head_roles(reranker: Scorer, pairs: Sequence[Any]) -> HeadRoles:
     """Look for heads that match words, gather the query, or look at pictures.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m0.calls import uses_model
 from m0.interp.cache import Recording
 from m0.interp.grid import Axis, Grid
 from m0.interp.patching import recorded, token_label
@@ -17,6 +18,7 @@ from m0.interp.taps import acting, find_taps
 from m0.rotary import working_dtype
 
 
+@uses_model
 def score_lens(reranker: Scorer, pair: Any, where: Selector = score_token) -> Grid:
     """The ranking head read at every layer's residual stream, as if the layers behind it did nothing (nostalgebraist 2020, the
     logit lens).
@@ -78,6 +80,7 @@ class DirectAttribution:
         return str(self.grid)
 
 
+@uses_model
 def direct_logit_attribution(reranker: Scorer, pair: Any) -> DirectAttribution:
     """Split a pair's logit over everything that writes to the score token's residual stream. `pair`: (query, document), or a
     prompt."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from m0.batch import tokens_at_a_time
+from m0.calls import uses_model
 from m0.errors import InputError
 from m0.interp.cache import Cache, Recording
 from m0.interp.edits import Edit, Editing, replace
@@ -29,6 +30,7 @@ Receiver = tuple[int, int, Literal["query", "key", "value"]]
 """Layer, head (of keys and values: key/value head), and which of its inputs."""
 
 
+@uses_model
 def activation_patching(
     reranker: Scorer,
     clean: Any,
@@ -63,6 +65,7 @@ def activation_patching(
     return experiment.grid("activation patching", logits - experiment.corrupted_logit)
 
 
+@uses_model
 @torch.inference_mode(False)
 def attribution_patching(
     reranker: Scorer,
@@ -107,6 +110,7 @@ def attribution_patching(
     return grid if exact is None else Grid(grid.title, grid.axes, grid.values, grid.notes | vars(agreement(grid, exact)))
 
 
+@uses_model
 def path_patching(
     reranker: Scorer,
     clean: Any,
@@ -174,6 +178,7 @@ def path_patching(
     return Grid("path patching", (Axis("sender", labels),), values, experiment.notes)
 
 
+@uses_model
 def run_variants(
     reranker: Scorer, encoding: Encoding, variants: Sequence[Sequence[tuple[Tap, Edit]]], batch_tokens: int | None = None
 ) -> Tensor:
@@ -193,6 +198,7 @@ def run_variants(
     return torch.cat(found)
 
 
+@uses_model
 def recorded(reranker: Scorer, encodings: Sequence[Encoding], taps: Sequence[Tap]) -> tuple[Cache, Tensor]:
     """Activations at every token, without gradients, and logits."""
     recording = Recording(reranker, taps, every_token=True)

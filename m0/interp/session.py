@@ -1,11 +1,13 @@
 """What recording and editing have in common: hooks that know which rows belong to which pair.
 
 While a session is open, the reranker does not share a document's computation among queries: every pair has rows of its own.
-Hooks belong to the model, so a model that is watched must not be used by another thread at the same time.
+A session belongs to the thread that opened it. Other threads may use the model at the same time: their calls are neither seen nor
+changed, and computed as if nobody looked.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +15,11 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m0.attention import Block, Packing
 from m0.batch import Batch
+from m0.calls import CallLock, uses_model
 from m0.errors import InputError, M0Error
 from m0.images import Picture
 from m0.interp.positions import Selector, picture_tokens
@@ -29,12 +32,42 @@ CPU_VISION_PATCHES, GPU_VISION_PATCHES = 4096, 65536
 Own = TypeVar("Own", bound="Session")
 
 
+class OpenSessions(threading.local):
+    """What is recording or editing just now: each thread has a list of its own."""
+
+    everywhere: list[Session]
+    """Those of all threads."""
+
+    def __init__(self, everywhere: list[Session]) -> None:  # called again in every thread
+        self.here: list[Session] = []
+        self.everywhere = everywhere
+
+    def add(self, session: Session) -> None:
+        self.here.append(session)
+        self.everywhere.append(session)
+
+    def remove(self, session: Session) -> None:
+        self.here.remove(session)
+        self.everywhere.remove(session)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another thread records or edits."""
+        return len(self.everywhere) > len(self.here)
+
+
 class Scorer(Protocol):
     """What is needed of a `Reranker`."""
 
     model: RerankerModel
     prompt: PromptEncoder
-    sessions: list[Any]
+    calls: CallLock
+    open_sessions: OpenSessions
+
+    @property
+    def sessions(self) -> Sequence[Session]:
+        """This thread's."""
+        ...
 
     def encode(self, query: Any, document: Any) -> Encoding: ...
 
@@ -60,6 +93,8 @@ class Session:
     def __init__(self, reranker: Scorer, taps: Sequence[Tap], every_token: bool = False) -> None:
         self.reranker, self.watched, self.every_token = reranker, list(taps), every_token
         self.handles = Handles()
+        self.attached: list[nn.Module] = []
+        """The modules that the taps were found in."""
         self.silent = False
         self.calls = 0
         self.encodings: list[Encoding] = []
@@ -77,20 +112,31 @@ class Session:
     # --- attaching ----------------------------------------------------------------------------------------------------
 
     def __enter__(self: Own) -> Own:
-        try:
-            for tap in self.watched:
-                attach(self.reranker.model, tap, self._seen(tap), self.handles)
-            if self.every_token:
-                _ask_for_every_token(self.reranker.model, self.handles)
-        except BaseException:
-            self.handles.remove()
-            raise
-        self.reranker.sessions.append(self)
+        with self.reranker.calls.shared():
+            self.attach()
+        self.reranker.open_sessions.add(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.handles.remove()
-        self.reranker.sessions.remove(self)
+        self.reranker.open_sessions.remove(self)
+
+    def attach(self) -> None:
+        try:
+            for tap in self.watched:
+                attach(self.reranker.model, tap, self._seen(tap), self.handles)
+        except BaseException:
+            self.handles.remove()
+            raise
+        self.attached = self._modules()
+
+    @property
+    def astray(self) -> bool:
+        """Whether the model has other modules by now, as after another adapter, and the hooks are on those that it had."""
+        return any(now is not then for now, then in zip(self._modules(), self.attached, strict=True))
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.reranker.model.get_submodule(tap.module) for tap in self.watched]
 
     def _seen(self, tap: Tap) -> Callable[[Tensor, Block | None], Tensor]:
         return lambda x, block: x if self.silent else self.see(tap, x, block)
@@ -178,24 +224,20 @@ class Session:
             start += count
 
 
-def _ask_for_every_token(model: RerankerModel, handles: Handles) -> None:
-    """The last layer computes all tokens, not the score token's row alone; the score still reads that one."""
-
-    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**kwargs, "last_only": False}
-
-    def after(_: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        packing: Packing = args[2]
-        return output[packing.last] if output.shape[0] == packing.total else output
-
-    handles.add(model.decoder.register_forward_pre_hook(before, with_kwargs=True).remove)
-    handles.add(model.decoder.register_forward_hook(after).remove)
+def wants_every_token(sessions: Sequence[Session]) -> bool:
+    """Whether one of them looks at all tokens of the last layer, not the score token's row alone."""
+    return any(session.every_token for session in sessions)
 
 
 @contextmanager
 def call(reranker: Scorer, encodings: Sequence[Encoding], record: bool | Session = True) -> Iterator[None]:
     """Tell all open sessions of a call with these pairs, and of its end. `record` False: only those that edit hear of it; a
     recording: these and it alone."""
+    if any(session.astray for session in reranker.sessions):
+        for session in reranker.sessions:
+            session.handles.remove()
+        for session in reranker.sessions:  # in the old order, for who comes later sees what the others made
+            session.attach()
     heard = [session for session in reranker.sessions if record is True or session is record or not session.records]
     with silence([session for session in reranker.sessions if session not in heard]):
         for session in heard:
@@ -254,6 +296,7 @@ def _patch_groups(pictures: Sequence[Picture], at_a_time: int) -> Iterator[list[
         yield group
 
 
+@uses_model
 def forward(
     reranker: Scorer, encodings: Sequence[Encoding], seen: dict[bytes, Tensor] | None = None, record: bool | Session = True
 ) -> Tensor:
@@ -279,7 +322,7 @@ def forward(
         features = look_at(model, reranker.sessions, batch.pictures, {} if seen is None else seen)
         for session in reranker.sessions:
             session.meet(range(len(encodings)), batch.packing)
-        return batch.score(model, features)
+        return batch.score(model, features, every_token=wants_every_token(reranker.sessions))
 
 
 def prompts(reranker: Scorer, pairs: Iterable[Any]) -> list[Encoding]:

@@ -6,15 +6,16 @@ somebody watches them (`m0.attention.Attend`). A model without hooks is the plai
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from m0.attention import Block
+from m0.attention import Attend, Block, Watcher
 from m0.config import RerankerConfig
 from m0.errors import InputError
 from m0.model import RerankerModel
@@ -152,22 +153,55 @@ def find_taps(config: RerankerConfig, patterns: str | Iterable[str]) -> list[Tap
     return [tap for tap in taps if any(fits(tap, pattern) for pattern in wanted)]
 
 
+HOOKS = threading.RLock()
+"""Held while hooks are attached, taken away, or copied with their module: PyTorch numbers them without a lock."""
+
+
 class Handles:
-    """Hooks that are taken away together."""
+    """Hooks that are taken away together. They act in the thread that attached them: in others the model is the plain model."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
-    def add(self, undo: Callable[[], None]) -> None:
-        self._undo.append(undo)
+    def before(self, module: nn.Module, hook: Callable[[Any, tuple[Any, ...]], Any]) -> None:
+        """Call `hook(module, arguments)` before the module; what it returns takes the arguments' place, but for None."""
+        thread = threading.get_ident()
+
+        def own(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            return hook(module, args) if threading.get_ident() == thread else None
+
+        with HOOKS:
+            self._undo.append(module.register_forward_pre_hook(own).remove)
+
+    def after(self, module: nn.Module, hook: Callable[[Any, tuple[Any, ...], Any], Any]) -> None:
+        """Call `hook(module, arguments, output)` after the module; what it returns takes the output's place, but for None."""
+        thread = threading.get_ident()
+
+        def own(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            return hook(module, args, output) if threading.get_ident() == thread else None
+
+        with HOOKS:
+            self._undo.append(module.register_forward_hook(own).remove)
+
+    def watch(self, attend: Attend, watcher: Watcher) -> None:
+        """Show scores and patterns to `watcher` (see `m0.attention.Attend`)."""
+        entry = (threading.get_ident(), watcher)
+
+        def undo() -> None:
+            attend.watchers = [other for other in attend.watchers if other is not entry]
+
+        with HOOKS:
+            attend.watchers = [*attend.watchers, entry]  # another thread may be reading the old list
+            self._undo.append(undo)
 
     def remove(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        with HOOKS:
+            while self._undo:
+                self._undo.pop()()
 
 
 def attach(model: RerankerModel, tap: Tap, see: See, handles: Handles) -> None:
-    """Let `see` look at an activation and replace it. What it returns unchanged stays the very tensor it was."""
+    """Let `see` look at an activation and replace it, in this thread's calls. What it returns unchanged stays the very tensor it was."""
     module = model.get_submodule(tap.module)
 
     def look(x: Tensor) -> Tensor:
@@ -183,22 +217,20 @@ def attach(model: RerankerModel, tap: Tap, see: See, handles: Handles) -> None:
         def watch(name: str, x: Tensor, block: Block) -> Tensor:
             return see(x, block) if name == tap.how else x
 
-        module.watchers.append(watch)  # type: ignore[union-attr, operator]
-        handles.add(lambda: module.watchers.remove(watch))  # type: ignore[union-attr, operator]
+        assert isinstance(module, Attend)
+        handles.watch(module, watch)
     elif tap.how == "input":
-        handles.add(module.register_forward_pre_hook(lambda _, args: (look(args[0]), *args[1:])).remove)
+        handles.before(module, lambda _, args: (look(args[0]), *args[1:]))
     elif tap.how == "output":
-        handles.add(module.register_forward_hook(lambda _, args, output: look(output)).remove)
+        handles.after(module, lambda _, args, output: look(output))
     elif tap.how in ("rotated_query", "rotated_key"):
         place = 0 if tap.how == "rotated_query" else 1
-        handles.add(
-            module.register_forward_pre_hook(lambda _, args: (*args[:place], see(args[place], None), *args[place + 1 :])).remove
-        )
+        handles.before(module, lambda _, args: (*args[:place], see(args[place], None), *args[place + 1 :]))
     elif tap.how == "result":
-        handles.add(module.register_forward_hook(lambda m, args, output: _results(m, args[0], output, tap.heads, see)).remove)
+        handles.after(module, lambda m, args, output: _results(m, args[0], output, tap.heads, see))
     else:
         part = ("query", "key", "value").index(tap.how)
-        handles.add(module.register_forward_hook(lambda _, args, output: _third(output, part, tap.heads, see)).remove)
+        handles.after(module, lambda _, args, output: _third(output, part, tap.heads, see))
 
 
 def acting(layer: Any) -> tuple[Tensor, Tensor]:

@@ -392,12 +392,72 @@ def test_too_many_patterns_are_refused(tiny, monkeypatch):
     from m0.explain import flow
 
     monkeypatch.setattr(flow, "MOST_BYTES", 1000)
-    for options in ({"method": "attnlrp"}, {"method": "frozen_gradient", "matrix": True}):
-        with pytest.raises(InputError, match="frozen_gradient with matrix=False"):
-            tiny.explain(*TEXT, **options)
-    found = tiny.explain(*TEXT, method="frozen_gradient")
-    assert found.tokens.any()
-    assert found.interaction is None
+    for method in ("attnlrp", "attention_gradient", "rollout", "attention"):
+        with pytest.raises(InputError, match="frozen_gradient, integrated_gradients and occlusion do without them"):
+            tiny.explain(*TEXT, method=method)
+    assert tiny.explain(*TEXT, method="frozen_gradient").interaction is not None
+
+
+@pytest.mark.parametrize("pair", [("a red heart of glass", TEXT[1]), PICTURES], ids=["text", "pictures"])
+def test_the_interaction_is_the_same_in_pieces_and_left_out_where_it_cannot_fit(tiny, pair):
+    whole = tiny.explain(*pair, method="frozen_gradient")
+    asked, shown = whole.interaction.values.shape
+    row = 4 * tiny.model.config.decoder.num_heads * len(whole.encoding) * 4
+    bytes_of_two = 8 * asked * shown + 2 * row
+    pieces = tiny.explain(*pair, method="frozen_gradient", matrix_bytes=bytes_of_two)
+    assert f"in {-(-asked // 2)} pieces" in pieces.notes[-1]
+    torch.testing.assert_close(pieces.interaction.values, whole.interaction.values, atol=1e-7, rtol=1e-5)
+    assert torch.equal(pieces.tokens, whole.tokens)
+    none = tiny.explain(*pair, method="frozen_gradient", matrix_bytes=8 * asked * shown + row - 1)
+    assert none.interaction is None
+    assert "left out" in none.notes[-1]
+    assert torch.equal(none.tokens, whole.tokens)
+    assert not whole.notes
+    with pytest.raises(InputError, match="matrix_bytes is 0"):
+        tiny.explain(*pair, method="frozen_gradient", matrix_bytes=0)
+
+
+def test_the_interaction_of_edited_patterns(tiny):
+    """An edit of the pattern is in it: where no token of the query looks anywhere but at itself, nothing goes through."""
+
+    def cut(pattern):
+        return torch.eye(pattern.shape[-1])[-pattern.shape[-2] :].expand_as(pattern)
+
+    with tiny.edit({"decoder.layers.*.attention.pattern": cut}):
+        assert not tiny.explain(*TEXT, method="frozen_gradient").interaction.values.any()
+        found = tiny.explain(*TEXT, method="frozen_gradient", matrix_bytes=1000)
+        assert found.interaction is None
+        assert "left out" in found.notes[-1]
+    with tiny.edit({"decoder.layers.0.attention.z": lambda x: 0 * x}):  # what is no pattern goes the usual way
+        assert tiny.explain(*TEXT, method="frozen_gradient").interaction.values.any()
+
+
+@pytest.mark.parametrize("method", ["frozen_gradient", "attnlrp", "attention", "rollout", "attention_gradient"])
+def test_without_the_matrix(tiny, method):
+    whole, without = (tiny.explain(*TEXT, method=method, matrix=matrix) for matrix in (True, False))
+    assert whole.interaction is not None
+    assert without.interaction is None
+    torch.testing.assert_close(without.tokens, whole.tokens)
+
+
+def test_words_of_the_matrix_are_sums_over_their_tokens(tiny):
+    """By a plain loop, pictures of both sides among them."""
+    from m0.interp.words import owners_of, words_of
+
+    found = tiny.explain([*PICTURES, "two words"], [*PICTURES, "and more words"], method="frozen_gradient")
+    asked, shown, values = found.interaction.by_word(found.encoding)
+    spans, inner = words_of(found.encoding), found.interaction
+    owners = owners_of(found.encoding, spans)
+    for row, one in enumerate(asked):
+        for column, other in enumerate(shown):
+            total = 0.0
+            for i, token in enumerate(inner.query_tokens):
+                origin = found.encoding.origins[token]
+                mine = spans[owners[token]] == one if owners[token] is not None else one.text == f"picture {2 + origin.part}"
+                for j, theirs in enumerate(inner.document_tokens):
+                    if mine and owners[theirs] is not None and spans[owners[theirs]] == other:
+                        total += float(inner.values[i, j])
+            assert float(values[row, column]) == pytest.approx(total, abs=1e-9)
 
 
 def test_frozen_interaction_against_gradients_by_patterns_put_in(tiny):
