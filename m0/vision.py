@@ -18,18 +18,25 @@ from m0.linear import Linear
 from m0.rotary import Grid, Rotation, vision_rotation, working_dtype
 
 
+class PatchKernel(nn.Conv3d):
+    """A convolution whose kernel covers the whole patch: a matrix product."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(patches, 1176) -> (patches, hidden)."""
+        return F.linear(patches, self.weight.flatten(1))
+
+
 class PatchEmbed(nn.Module):
     """One linear map from a flattened patch to the tower's width. The checkpoint keeps it as a 3-D convolution's kernel."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False)
+        self.proj = PatchKernel(config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(patches, 1176) -> (patches, hidden)."""
-        # The kernel covers the whole patch, so the convolution is a matrix product.
-        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1))
+        return self.proj(patches.to(self.proj.weight.dtype))
 
 
 class VisionAttention(nn.Module):
