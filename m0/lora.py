@@ -27,6 +27,7 @@ from m0.checkpoint import FLOAT_TYPES, NESTED_PREFIXES, open_safetensors, our_ke
 from m0.errors import AdapterError
 from m0.linear import Linear
 from m0.model import RerankerModel
+from m0.paths import path_of
 from m0.quantize import is_quantized
 from m0.rotary import working_dtype
 
@@ -282,7 +283,7 @@ class Adapters:
         Raises AdapterError where it is damaged or does not fit the model; the model is then as before.
         """
         try:
-            directory = Path(os.fsdecode(directory))
+            directory = path_of(os.fsdecode(directory), AdapterError)
         except TypeError:
             raise AdapterError(f"an adapter is given by its directory, not by {type(directory).__name__}.") from None
         name = name or directory.resolve().name.replace(".", "_")
@@ -327,7 +328,7 @@ class Adapters:
                     tensors[f"{stem}.lora_magnitude_vector"] = part.magnitude
         for module, brought in self._brought[name].items():
             tensors |= {f"{PEFT_PREFIX}{module}.{key}": value for key, value in brought.state_dict().items()}
-        directory = Path(directory)
+        directory = path_of(directory, AdapterError)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
