@@ -35,6 +35,7 @@ from m0.config import RerankerConfig
 from m0.errors import CheckpointError, ImageError
 from m0.images import ImageSettings
 from m0.model import RerankerModel
+from m0.paths import path_of
 
 # Longest prefix first: "model." would swallow the newer layout's.
 PREFIXES = (
@@ -254,7 +255,7 @@ def load_image_settings(directory: str | Path, config: RerankerConfig) -> ImageS
     Where that file asks for more than 602112 pixels, as the released one does, 602112 is used, which the vendor's code sets
     (see the model card's usage). Raises CheckpointError.
     """
-    path = Path(directory) / PREPROCESSOR
+    path = path_of(directory, CheckpointError) / PREPROCESSOR
     vision = config.vision
     settings = ImageSettings(
         patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size
@@ -287,7 +288,7 @@ def save_checkpoint(
     Each file is written beside its place and then moved there, so that what stood there stays whole until then. `layout`
     is "hub" (as the released files) or "nested" (as newer transformers). Raises CheckpointError where writing fails.
     """
-    directory = Path(directory)
+    directory = path_of(directory, CheckpointError)
     prefixes = {"hub": HUB_PREFIXES, "nested": NESTED_PREFIXES}[layout]
     state = model.state_dict()
     tensors = {

@@ -9,31 +9,24 @@ import argparse
 import io
 import json
 import os
-import shutil
 import sys
 import textwrap
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m0.errors import InputError, M0Error
+from m0.paths import path_of
+from m0.progress import Progress, is_terminal
+from m0.sources import Source, is_address, read_sources, say
+from m0.table import format_table, snippet
+from m0.texts import kind_by_name
 
 if TYPE_CHECKING:
     from m0.reranker import RankedDocument, Reranker
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".xml", ".csv", ".tsv", ".json", ".py", ".tex", ".org", ".log")
 BAR_FROM_DOCUMENTS = 8
-
-
-@dataclass(frozen=True)
-class Source:
-    """One document of the command line: what to call it, and what it is or why it is not."""
-
-    name: str
-    document: Any = None
-    error: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,11 +188,13 @@ class Ranked:
         return 2 if not self.rows else 1 if self.failures else 0
 
 
-def _ranked(options: argparse.Namespace, shared: bool = False, report: Path | None = None) -> Ranked:
-    """`report`: a file that will be written, and so must not be one of the documents."""
-    sources = [source for argument in options.documents for source in read_sources(argument)]
+def _ranked(options: argparse.Namespace, shared: bool = False, report: Path | None = None, talks: bool = True) -> Ranked:
+    """`report`: a file that will be written, and so must not be one of the documents. `talks`: whether this process says how far it
+    has come."""
+    tell = say if talks else lambda _: None
+    sources = [source for argument in options.documents for source in read_sources(argument, tell)]
     if report is not None and report.exists():
-        for name in (*options.documents, *(source.name for source in sources)):
+        for name in (*(os.path.expanduser(name) for name in options.documents), *(source.name for source in sources)):
             if os.path.isfile(name) and os.path.samefile(name, report):
                 raise InputError(f"{report} is one of the documents; the report needs a file of its own.")
     usable = [(number, source) for number, source in enumerate(sources) if source.error is None]
@@ -208,7 +203,7 @@ def _ranked(options: argparse.Namespace, shared: bool = False, report: Path | No
         for _, _, error in failures:
             print(f"m0: {error}", file=sys.stderr)
         raise InputError("there is no document to rank.")
-    if not options.image_query and Path(options.query).suffix.lower() in _picture_suffixes() and os.path.isfile(options.query):
+    if not options.image_query and _names_picture(options.query):
         print(f"m0: the query {options.query!r} is read as text; --image-query shows the picture.", file=sys.stderr)
     from m0.documents import DocumentCache  # imported here so that --help and wrong arguments answer at once
     from m0.parallel import use_cores
@@ -233,7 +228,7 @@ def _ranked(options: argparse.Namespace, shared: bool = False, report: Path | No
         [source.document for _, source in usable],
         top_n=options.top_n,
         batch_tokens=options.batch_tokens,
-        progress=sys.stderr.isatty() and len(usable) >= BAR_FROM_DOCUMENTS,
+        progress=talks and _worth_a_bar(len(usable)),
         on_error="skip",
         max_length=options.max_length,
         max_query_length=options.max_query_length,
@@ -248,6 +243,20 @@ def _ranked(options: argparse.Namespace, shared: bool = False, report: Path | No
     return Ranked(reranker, query, [(*usable[result.index], result) for result in ranking], failures)
 
 
+def _names_picture(query: str) -> bool:
+    if kind_by_name(query) != "picture" or len(query) > 1000:
+        return False
+    try:
+        return is_address(query) or path_of(query).is_file()
+    except (InputError, OSError):
+        return False
+
+
+def _worth_a_bar(documents: int) -> bool:
+    """A few documents need no bar on a terminal; a log gets lines only where it takes long."""
+    return documents >= BAR_FROM_DOCUMENTS or not is_terminal()
+
+
 def _rank(options: argparse.Namespace) -> int:
     import torch.distributed as dist
 
@@ -257,7 +266,7 @@ def _rank(options: argparse.Namespace) -> int:
         shared = dist.is_initialized()
         if shared and "-" in options.documents:
             raise InputError("several processes cannot share the standard input; give a file.")
-        found = _ranked(options, shared)
+        found = _ranked(options, shared, talks=first)
         # One process speaks for all, for torchrun stops the others as soon as one of them says that something failed.
         return _show_ranking(options, found) if first else 0
 
@@ -277,8 +286,9 @@ def _show_ranking(options: argparse.Namespace, found: Ranked) -> int:
         ]
         failed = [{"index": number, "name": name, "error": error} for number, name, error in found.failures]
         print(_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
-    else:
-        print(format_table([(result.score, source.name, snippet(source.document)) for _, source, result in found.rows]))
+    elif found.rows:
+        rows = [(result.score, source.name, snippet(source.document)) for _, source, result in found.rows]
+        print(format_table(rows, [result.logit for _, _, result in found.rows]))
         for _, source, result in found.rows:
             for cut in result.cut:
                 print(f"m0: {source.name}: cut to fit: {cut}.", file=sys.stderr)
@@ -294,6 +304,7 @@ def _explain(options: argparse.Namespace) -> int:
     extra: dict[str, Any] = {"pixels": True} if options.pixels else {}
     extra |= {"unit": options.unit} if options.unit else {}
     method_of(method, extra)
+    options.html, options.png = (path and path_of(path) for path in (options.html, options.png))
     if options.html and not options.html.absolute().parent.is_dir():
         raise InputError(f"{options.html} cannot be written: its folder does not exist.")
     if options.html and options.html.is_dir():
@@ -305,6 +316,7 @@ def _explain(options: argparse.Namespace) -> int:
     from m0.explain.show import printable
 
     explanations, rows = [], []
+    bar = Progress(len(found.rows), "explaining", _worth_a_bar(len(found.rows)))
     for number, source, result in found.rows:
         try:
             encoding = found.reranker.encode(
@@ -314,8 +326,11 @@ def _explain(options: argparse.Namespace) -> int:
         except InputError as error:
             found.failures.append((number, source.name, str(error)))
             continue
+        finally:
+            bar.advance()
         explanations.append(beside_ranking(explanation, result.logit, result.score))
         rows.append((number, source, result))
+    bar.close()
     found = replace(found, rows=rows)
     names = [source.name for _, source, _ in rows]
     if options.json:
@@ -338,131 +353,6 @@ def _explain(options: argparse.Namespace) -> int:
     return found.status()
 
 
-def read_sources(argument: str) -> Iterator[Source]:
-    """The documents that one argument of the command line stands for. What cannot be used says why."""
-    if argument == "-":
-        try:
-            stream = getattr(sys.stdin, "buffer", None)
-            text = sys.stdin.read() if stream is None else stream.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            yield Source("-", error=f"standard input is not text in UTF-8 at byte {error.start}.")
-        else:
-            yield from _json_lines(text, "-", Path(), plain_text=True)
-        return
-    path = Path(argument)
-    try:
-        is_directory, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:
-        yield Source(argument[:60], error=f"{argument[:60]}... cannot be read: {getattr(error, 'strerror', None) or error}.")
-        return
-    if is_directory:
-        yield from _directory(path)
-    elif not exists:
-        yield Source(argument, error=f"{argument} does not exist.")
-    elif path.suffix.lower() == ".jsonl":
-        text = _read_text(path)
-        if isinstance(text, Source):
-            yield text
-        else:
-            yield from _json_lines(text, argument, path.parent, plain_text=False)
-    else:
-        yield _file(path)
-
-
-def _directory(path: Path) -> Iterator[Source]:
-    everything: list[Path] = []
-    unread: list[OSError] = []
-    for folder, folders, names in os.walk(path, onerror=unread.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        everything += [Path(folder, name) for name in names if not name.startswith(".")]
-    everything.sort()
-    files = [file for file in everything if file.is_file()]
-    for error in unread:
-        yield Source(str(error.filename), error=f"{error.filename} cannot be read: {error.strerror}.")
-    for link in everything:
-        if link.is_symlink() and not link.exists():
-            yield Source(str(link), error=f"{link} is a link to what does not exist.")
-    known = [file for file in files if file.suffix.lower() in (*TEXT_SUFFIXES, *_picture_suffixes(), ".jsonl")]
-    if not known and not unread:
-        yield Source(str(path), error=f"{path} holds no text files or pictures.")
-    for file in known:
-        yield from read_sources(str(file))
-    if known and len(known) < len(files):
-        left = len(files) - len(known)
-        print(f"m0: {path}: {left} {'file' if left == 1 else 'files'} of other kinds left out.", file=sys.stderr)
-
-
-def _file(path: Path) -> Source:
-    if path.suffix.lower() in _picture_suffixes():
-        return Source(str(path), {"image": str(path)})
-    text = _read_text(path)
-    return text if isinstance(text, Source) else Source(str(path), {"text": text})
-
-
-def _read_text(path: Path) -> str | Source:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return Source(str(path), error=f"{path} is neither a picture by its name nor text in UTF-8.")
-    except OSError as error:
-        return Source(str(path), error=f"{path} cannot be read: {error.strerror}.")
-
-
-def _json_lines(text: str, name: str, folder: Path, plain_text: bool) -> Iterator[Source]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        yield Source(name, error=f"{name} is empty.")
-    for number, line in lines:
-        label = f"{name}:{number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if plain_text and not line.lstrip().startswith(("{", '"')):
-                yield Source(label, {"text": line.rstrip("\r")})
-            else:
-                yield Source(label, error=f"{label} is not a line of JSON: {error}.")
-            continue
-        if isinstance(value, str | dict | list):
-            yield Source(label, _resolve(value, folder))
-        elif plain_text:
-            yield Source(label, {"text": line})
-        else:
-            kind = "null" if value is None else "number" if not isinstance(value, bool) else "true or false"
-            yield Source(label, error=f"{label} holds a JSON {kind}, but must hold a string, object or list.")
-
-
-def _resolve(value: Any, folder: Path) -> Any:
-    """Pictures named by a relative path are looked for beside the file that names them."""
-    if isinstance(value, str):
-        return {"text": value}
-    if isinstance(value, list):
-        return [_resolve(item, folder) for item in value]
-    if isinstance(value, dict) and isinstance(image := value.get("image"), str):
-        path = folder / image
-        # False, not an error, for base64 that is too long for a path.
-        if not image.startswith(("http:", "https:", "data:")) and os.path.exists(path):
-            return {**value, "image": str(path)}
-    return value
-
-
-def _picture_suffixes() -> tuple[str, ...]:
-    from PIL import Image
-
-    return tuple(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind != "PDF")
-
-
-def snippet(document: Any) -> str:
-    """A document in few words, for the table."""
-    if isinstance(document, list):
-        return " ".join(snippet(item) for item in document)
-    if isinstance(document, str):
-        return " ".join(document.split())
-    words = []
-    for key, value in document.items():
-        words.append("[picture]" if key == "image" else " ".join(str(value)[:400].split()))
-    return " ".join(words)
-
-
 def _json(value: Any) -> str:
     """JSON that standard output can write: file names need not be text, and terminals need not know all letters."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
@@ -473,43 +363,6 @@ def _json(value: Any) -> str:
     return text
 
 
-def format_table(rows: Sequence[tuple[float, str, str]]) -> str:
-    """Rank, score, name and beginning of each document, one line each, as wide as the terminal."""
-    columns = shutil.get_terminal_size((100, 24)).columns
-    name_width = min(max((_width(name) for _, name, _ in rows), default=4), max(12, columns // 3))
-    rest = max(10, columns - name_width - 19)
-    from m0.explain.show import printable
-
-    lines = [f"{'rank':>4}  {'score':>6}  {_fit('name', name_width)}  document"]
-    for place, (score, name, snippet) in enumerate(rows, 1):
-        shown = printable(name)
-        if _width(shown) > name_width:
-            shown = "…" + shown[-(name_width - 1) :]
-        lines.append(f"{place:>4}  {score:6.4f}  {_fit(shown, name_width)}  {_fit(printable(snippet), rest).rstrip()}")
-    return "\n".join(lines)
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal takes for a text: wide for East Asian characters, none for combining marks."""
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )
-
-
-def _fit(text: str, width: int) -> str:
-    """Cut or padded to `width` columns."""
-    shown, used = "", 0
-    for character in text:
-        if used + _width(character) > width:
-            while used + 1 > width:
-                used -= _width(shown[-1])
-                shown = shown[:-1]
-            return shown + "…" + " " * (width - used - 1)
-        shown, used = shown + character, used + _width(character)
-    return shown + " " * (width - used)
-
-
 # --- m0 train, m0 info, m0 fetch ------------------------------------------------------------------------------------------------
 
 
@@ -518,7 +371,7 @@ def _train(options: argparse.Namespace) -> int:
     from m0.train import TrainConfig, train
 
     use_cores()
-    changes = {"output": os.path.abspath(options.output)} if options.output else {}
+    changes = {"output": os.path.abspath(path_of(options.output))} if options.output else {}
     print(train(TrainConfig.load(options.config, changes), options.resume))
     return 0
 
@@ -557,7 +410,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             candidates,
             options.out,
             measures,
-            progress=sys.stderr.isatty(),
+            progress=True,
             batch_tokens=options.batch_tokens,
             max_length=options.max_length,
         )
@@ -585,9 +438,8 @@ def _winoground(options: argparse.Namespace) -> int:
         reranker = Reranker.from_pretrained(
             options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
         )
-        progress = first and sys.stderr.isatty()
         scores = evaluate_contrasts(
-            reranker, examples, batch_tokens=options.batch_tokens, max_length=options.max_length, progress=progress
+            reranker, examples, batch_tokens=options.batch_tokens, max_length=options.max_length, progress=first
         )
         if first and options.json:
             print(_json({"examples": len(examples), "scores": {name: vars(value) for name, value in scores.items()}}))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import ConfigError
+from m0.paths import path_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class RerankerConfig:
     @classmethod
     def load(cls, path: str | Path) -> RerankerConfig:
         """Read `config.json` (or the directory that holds it). Raises ConfigError."""
-        path = Path(path)
+        path = path_of(path, ConfigError)
         path = path / "config.json" if path.is_dir() else path
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

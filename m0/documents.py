@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from m0.batch import DocumentState, Precision
 from m0.checkpoint import open_safetensors, write_beside
 from m0.errors import CheckpointError, InputError
+from m0.paths import path_of
 from m0.prompt import whole_number
 
 Key = tuple[bytes, ...]
@@ -99,8 +100,8 @@ class DocumentCache:
         self.precision: Precision = precision
         if folder == "":
             raise InputError("the folder for documents has no name; leave it out to keep them in memory only.")
+        self.folder = None if folder is None else path_of(folder)
         try:
-            self.folder = None if folder is None else Path(folder)
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
         except (OSError, TypeError, ValueError) as error:

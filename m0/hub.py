@@ -8,6 +8,7 @@ from pathlib import Path
 
 from m0.checkpoint import CONFIG
 from m0.errors import DownloadError
+from m0.paths import path_of
 
 SHIPPED = "m0-nano"
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "preprocessor_config.json", "*.md"]
@@ -26,11 +27,13 @@ def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """
     try:
         text = os.fsdecode(name)
-        path = Path(text).expanduser()
+        path = path_of(text, DownloadError)
         is_directory, exists = path.is_dir(), path.exists()
     except TypeError:
         raise DownloadError(f"a model is named by text or a path, not by {type(name).__name__}.") from None
-    except (OSError, RuntimeError, ValueError) as error:
+    except DownloadError:
+        raise
+    except (OSError, ValueError) as error:
         raise DownloadError(f"the model {_short(str(name))} cannot be looked for: {error}.") from None
     if text == SHIPPED or (text and is_directory):
         if revision is not None:
@@ -55,7 +58,7 @@ def fetch(name: str, revision: str | None = None, target: Path | None = None) ->
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise DownloadError(f"{name!r} is not a hub id such as 'jinaai/jina-reranker-m0'.")
-    return _download(name, revision, target or default_target(name, revision))
+    return _download(name, revision, path_of(target, DownloadError) if target else default_target(name, revision))
 
 
 def default_target(name: str, revision: str | None = None) -> Path:

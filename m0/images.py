@@ -31,8 +31,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from m0.attention import sent
-from m0.errors import ImageError
+from m0.errors import ImageError, InputError
+from m0.paths import path_of
 from m0.rotary import Grid
+from m0.texts import is_open_file, is_opened_as_text, name_of_file, read_open_file
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -190,8 +192,8 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
     """Open, orient, convert and resize a picture.
 
     Args:
-        source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a PIL image, or a uint8 array of shape
-            (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
+        source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a file opened with "rb", a PIL image, or a uint8
+            array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
         settings: pixel limits and patch sizes.
 
     Raises ImageError, one sentence that names the picture and what is wrong with it.
@@ -237,11 +239,13 @@ def _read(source: Any) -> tuple[bytes, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source), f"the picture of {len(source)} bytes"
     if isinstance(source, os.PathLike):
-        return _read_file(Path(os.fsdecode(source)))
+        return _read_file(path_of(source, ImageError))
+    if is_open_file(source):
+        return _read_open_file(source)
     if not isinstance(source, str):
         raise ImageError(
             f"a picture is given as {type(source).__name__}, but must be a path, URL, data URI, base64 text, bytes, "
-            "PIL image or uint8 array."
+            "PIL image, uint8 array or open file."
         )
     if not source:
         raise ImageError("a picture is given as empty text, but must be a path, URL, data URI or base64 text.")
@@ -249,12 +253,22 @@ def _read(source: Any) -> tuple[bytes, str]:
         return _read_url(source), source if len(source) <= 200 else f"{source[:60]}..."
     if source[:5].lower() == "data:":
         return _read_data_uri(source), f"the data URI {source[:30]}..."
-    if _is_file(source):
-        return _read_file(Path(source))
+    if source.startswith("~") or _is_file(source):
+        return _read_file(path_of(source, ImageError))
     # Neither a file nor an address: base64, if it is long enough to be a picture and nothing but base64.
     if len(source) >= 60 and re.fullmatch(r"[A-Za-z0-9+/_\s-]+={0,2}\s*", source):
         return _decode_base64(source, "the base64 text"), f"the base64 text {source[:20]}..."
     return _read_file(Path(source))
+
+
+def _read_open_file(file: Any) -> tuple[bytes, str]:
+    name = name_of_file(file)
+    try:
+        if not is_opened_as_text(file) and isinstance(content := read_open_file(file), bytes):
+            return content, name
+    except InputError as error:
+        raise ImageError(str(error)) from None
+    raise ImageError(f"{name} is opened as text; a picture is opened with 'rb'.")
 
 
 def _is_file(path: str) -> bool:
@@ -296,12 +310,12 @@ def _read_url(url: str) -> bytes:
     if len(data) > URL_MAX_BYTES:
         raise ImageError(f"{url} is larger than {URL_MAX_BYTES // 2**20} MiB.")
     # Servers misname pictures, so their word counts only where the bytes are none.
-    if (kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")) and not _looks_like_picture(data):
+    if (kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")) and not looks_like_picture(data):
         raise ImageError(f"{url} answered {kind}, not a picture.")
     return data
 
 
-def _looks_like_picture(data: bytes) -> bool:
+def looks_like_picture(data: bytes) -> bool:
     try:
         with _without_warnings:
             Image.open(io.BytesIO(data)).close()

@@ -14,7 +14,6 @@ import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -26,6 +25,7 @@ from m0.errors import AdapterError
 from m0.linear import Linear
 from m0.lora_config import LoRAConfig
 from m0.model import RerankerModel
+from m0.paths import path_of
 from m0.peft_format import WEIGHTS_FILE, Layout, fill, low_rank_tensors, plan, read_adapter, write_adapter
 from m0.quantize import is_quantized
 from m0.rotary import working_dtype
@@ -217,7 +217,7 @@ class Adapters:
         Raises AdapterError where it is damaged or does not fit the model; the model is then as before.
         """
         try:
-            directory = Path(os.fsdecode(directory))
+            directory = path_of(os.fsdecode(directory), AdapterError)
         except TypeError:
             raise AdapterError(f"an adapter is given by its directory, not by {type(directory).__name__}.") from None
         name = name or directory.resolve().name.replace(".", "_")
@@ -258,7 +258,7 @@ class Adapters:
         for ours, bias in self._biases[name].items():
             owner = ours.removesuffix(".bias")
             tensors[f"{layout.theirs(owner)}.{'base_layer.' if owner in adapted else ''}bias"] = bias
-        write_adapter(Path(directory), self.configs[name], tensors)
+        write_adapter(path_of(directory, AdapterError), self.configs[name], tensors)
 
     @changes_model
     def activate(self, name: str | None) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from os import PathLike
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,8 +27,20 @@ from torch import Tensor
 
 from m0.config import RerankerConfig
 from m0.errors import CheckpointError, InputError, TooLongError
-from m0.images import ImageSettings, Picture, prepare_picture
+from m0.images import ImageSettings, Picture, looks_like_picture, prepare_picture
+from m0.paths import path_of
 from m0.rotary import Grid, mrope_positions
+from m0.texts import (
+    PICTURE_OR_TEXT,
+    decode,
+    is_open_file,
+    kind_by_name,
+    name_of_file,
+    read_bytes,
+    read_open_file,
+    read_open_text,
+    read_text,
+)
 
 Part = str | Picture
 """A stretch of text, or a picture that is ready for the vision tower."""
@@ -187,8 +200,8 @@ def read_parts(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
     """What a user gave as a query or document -> its parts, pictures opened and resized.
 
     Args:
-        value: a string (always text); a path, bytes, PIL image or array (a picture); {"text": ...} or {"image": ...}; or a
-            list of these, in order.
+        value: a string (always text); a path or open file (text or a picture, see `_read_file`); bytes, a PIL image or an array (a
+            picture); {"text": ...} or {"image": ...}; or a list of these, in order.
 
     Raises InputError (ImageError for a picture), one sentence.
     """
@@ -206,8 +219,8 @@ def read_parts(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
 def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
     if isinstance(value, str):
         return [_checked(value, side)]
-    if isinstance(value, PathLike):
-        return [prepare_picture(value, settings)]
+    if isinstance(value, PathLike) or is_open_file(value):
+        return [_read_file(value, side, settings)]
     if isinstance(value, bytes | bytearray | memoryview | Image.Image | np.ndarray):
         return [prepare_picture(value, settings)]
     if isinstance(value, Picture):
@@ -221,13 +234,39 @@ def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
                 parts.append(prepare_picture(content, settings))
             elif isinstance(content, str):
                 parts.append(_checked(content, side))
+            elif isinstance(content, PathLike):
+                parts.append(_checked(read_text(path_of(content)), side))
+            elif is_open_file(content):
+                parts.append(_checked(read_open_text(content), side))
             else:
-                raise InputError(f'the "text" of a {side} part is {type(content).__name__}, but must be a string.')
+                raise InputError(
+                    f'the "text" of a {side} part is {type(content).__name__}, but must be a string, path or open file.'
+                )
         return parts
     raise InputError(
         f"the {side} holds {'None' if value is None else type(value).__name__}, but must be text, a picture, "
         '{"text": ...}, {"image": ...} or a list of these.'
     )
+
+
+def _read_file(value: Any, side: Side, settings: ImageSettings) -> Part:
+    """A path or an open file: text or a picture as its name's suffix says, else as its bytes say. What is opened as text is text; what
+    is opened as bytes and has no name, such as BytesIO, is a picture, as bytes are."""
+    if not is_open_file(value):
+        path = path_of(value)
+        # What is no file is refused by the reader of pictures.
+        kind, called = kind_by_name(path) if isfile(path) else "picture", str(path)
+        data = read_bytes(path) if kind != "picture" else b""
+    else:
+        content = read_open_file(value)
+        if isinstance(content, str):
+            return _checked(content, side)
+        name = getattr(value, "name", None)  # of a temporary file a number
+        kind, called = kind_by_name(name) if isinstance(name, str | PathLike) else "picture", name_of_file(value)
+        data = content
+    if kind == "picture" or (kind is None and looks_like_picture(data)):
+        return prepare_picture(value, settings)
+    return _checked(decode(data, called, "neither a picture nor text" if kind is None else PICTURE_OR_TEXT), side)
 
 
 def _checked(text: str, side: Side) -> str:

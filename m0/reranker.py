@@ -8,12 +8,8 @@ for result in reranker.rank("a red heart", ["ein rotes Herz", {"image": "heart.p
 from __future__ import annotations
 
 import copy
-import math
 import os
 import pickle
-import shutil
-import sys
-import time
 import warnings
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -47,12 +43,16 @@ from m0.interp.edits import EditFunction, Editing
 from m0.interp.positions import Selector
 from m0.interp.session import OpenSessions, Session, call, look_at, wants_every_token
 from m0.interp.taps import Tap, find_taps
+from m0.listed import is_row, listed, listed_pairs
 from m0.lora import Adapters
 from m0.mapped import release
 from m0.model import RerankerModel
 from m0.parallel import agreed, is_split, shared_out
+from m0.paths import exists, path_of
+from m0.progress import Progress
 from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
 from m0.quantize import Quantization, check_quantization, is_quantized, quantize
+from m0.texts import TEXT_SUFFIXES, is_open_file
 
 KEPT_VISUAL_TOKENS = 16384
 """Visual tokens of pictures already looked at that are kept during a call, for pairs that show them again."""
@@ -236,7 +236,7 @@ class Reranker:
     def quantize(
         self,
         how: Quantization = "int8",
-        examples: Sequence[tuple[Any, Any]] | None = None,
+        examples: Iterable[Any] | None = None,
         groups: int = 1,
         plain: float | None = None,
     ) -> None:
@@ -245,9 +245,9 @@ class Reranker:
 
         Args:
             how: "int8": weights and, token by token, inputs; "int8-weights": weights only; "float8": both, on GPUs that have it.
-            examples: (query, document) pairs like those to come, by which the layers' largest inputs are told; None: a few in
-                several languages, with a picture. Where layers stay plain, all activations of some prompts are in memory at a time:
-                at the released size some megabytes a token.
+            examples: (query, document) pairs, in any iterable, like those to come, by which the layers' largest inputs are told; None:
+                a few in several languages, with a picture. Where layers stay plain, all activations of some prompts are in memory at
+                a time: at the released size some megabytes a token.
             groups: inputs of like size that have scales of their own, in 8 bits. More are closer and, with "int8", slower.
             plain: share of the weights, of the tower's and of the decoder's, that stay as they are: those layers whose rounding would
                 change the examples' logits most, by their gradients. None: 0.3, and 0 with "float8", which is shown no examples.
@@ -310,7 +310,9 @@ class Reranker:
                 f"the adapter {self.adapters.active!r} is active; merge it, switch it off, or save it with adapters.save."
             )
         stored = None if dtype is None else _known_dtype(dtype)
-        save_checkpoint(self.model, Path(directory), self._tokenizer_file, stored, image_settings=self.image_settings)
+        save_checkpoint(
+            self.model, path_of(directory, CheckpointError), self._tokenizer_file, stored, image_settings=self.image_settings
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reranker:
         """Another reranker that shares nothing with this one. Documents in memory stay behind; a compiled model is copied uncompiled."""
@@ -341,7 +343,7 @@ class Reranker:
     def rank(
         self,
         query: Any,
-        documents: Sequence[Any],
+        documents: Iterable[Any],
         top_n: int | None = None,
         batch_tokens: int | None = None,
         progress: bool = False,
@@ -356,12 +358,12 @@ class Reranker:
 
         Args:
             query: text, a picture, or a mixture; see `m0.prompt.read_parts`. A string is always text: give a picture as
-                {"image": path or URL}, a `pathlib.Path`, bytes, a PIL image or an array.
-            documents: any mixture of the same.
+                {"image": path or URL}, a `pathlib.Path`, an open file, bytes, a PIL image or an array.
+            documents: any mixture of the same, in any iterable: a list, a Series, a generator, `dict.values()`.
             top_n: keep only that many; None: all.
             batch_tokens: tokens that go through the model at a time (memory, not results, depends on it); None: 2048 on a CPU,
                 16384 on a GPU.
-            progress: show a bar on stderr.
+            progress: show a bar on stderr; where that is no terminal, a line every 30 seconds.
             on_error: what happens to a document that cannot be used: "raise", or "skip" it and list it under `failed`.
             max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`.
             cascade: score only some documents in full, after a cheap look at all (`m0.cascade`); None: score all.
@@ -373,7 +375,7 @@ class Reranker:
         top_n = None if top_n is None else whole_number(top_n, "top_n")
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'.")
-        _check_list(documents)
+        documents = listed(documents)
         if not documents:
             raise InputError("the list of documents is empty.")
         limits = Limits(max_length, max_query_length, max_doc_length)
@@ -445,14 +447,14 @@ class Reranker:
     @uses_model
     def score(
         self,
-        pairs: Sequence[tuple[Any, Any]],
+        pairs: Iterable[Any],
         batch_tokens: int | None = None,
         progress: bool = False,
         max_length: int = 10240,
         max_query_length: int = 512,
         max_doc_length: int | None = None,
     ) -> list[float]:
-        """Relevance, between 0 and 1, of each (query, document) pair. Arguments and errors as for `rank`."""
+        """Relevance, between 0 and 1, of each (query, document) pair, in any iterable. Arguments and errors as for `rank`."""
         limits = Limits(max_length, max_query_length, max_doc_length)
         logits = self._logits(self._encode_pairs(pairs, limits), tokens_at_a_time(batch_tokens, self.model.device), progress)
         return relevance(logits, self.model.config.logit_bias).tolist()
@@ -460,7 +462,7 @@ class Reranker:
     @uses_model
     def prepare(
         self,
-        documents: Sequence[Any],
+        documents: Iterable[Any],
         batch_tokens: int | None = None,
         progress: bool = False,
         max_length: int = 10240,
@@ -478,7 +480,7 @@ class Reranker:
 
         Returns: how many were computed; the others were kept already. Raises InputError (of a document with its number).
         """
-        _check_list(documents)
+        documents = listed(documents)
         limits = Limits(max_length, max_query_length, max_doc_length)
         batch_tokens = tokens_at_a_time(batch_tokens, self.model.device)
         if self.sessions:
@@ -518,7 +520,7 @@ class Reranker:
     @uses_model
     def logits(
         self,
-        pairs: Sequence[tuple[Any, Any]],
+        pairs: Iterable[Any],
         batch_tokens: int | None = None,
         progress: bool = False,
         max_length: int = 10240,
@@ -574,13 +576,13 @@ class Reranker:
         """The vendor's call, so that code written for it runs unchanged.
 
         Args:
-            pairs: list of [query, document], or one such pair, whose query is then not a list.
+            pairs: [query, document] pairs in a list or another iterable, or one such pair, whose query is then not a list.
             batch_size: pairs at a time (memory, not results, depends on it).
             max_length, max_query_length, max_doc_length: see `m0.prompt.Limits`; max_length None is its default.
             query_type, doc_type: "text" or "image"; with "image" a string is a path, URL, data URI or base64.
             normalize_scores: True: relevance between 0 and 1; False: the raw logits (copies of the vendor's code are about
                 that take the argument and give relevances all the same).
-            show_progress: show a bar on stderr.
+            show_progress: as `progress` of `rank`.
 
         Returns: scores in the order of `pairs`; a bare number for a single pair, as the vendor's does.
         """
@@ -588,10 +590,11 @@ class Reranker:
             if value not in ("text", "image"):
                 raise InputError(f"{name} is {value!r}, but must be 'text' or 'image'.")
         batch_size = whole_number(batch_size, "batch_size")
-        if isinstance(pairs, list | tuple) and len(pairs) == 2 and not isinstance(pairs[0], list | tuple):
-            pairs = [pairs]
+        if not isinstance(pairs, Mapping):  # which is refused below
+            pairs = listed(pairs, "pairs")
+            pairs = [pairs] if len(pairs) == 2 and not is_row(pairs[0]) else pairs
         limits = Limits(Limits.max_length if max_length is None else max_length, max_query_length, max_doc_length)
-        typed = [(_typed(query, query_type), _typed(document, doc_type)) for query, document in _checked_pairs(pairs)]
+        typed = [(_typed(query, query_type), _typed(document, doc_type)) for query, document in listed_pairs(pairs)]
         scores: list[float] = []
         batch_size = len(typed) if self.sessions else batch_size  # who watches sees all pairs in one call
         bar = Progress(len(typed), "scoring", show_progress)
@@ -692,11 +695,11 @@ class Reranker:
     def explain_ranking(
         self,
         query: Any,
-        documents: Sequence[Any],
+        documents: Iterable[Any],
         path: str | os.PathLike[str],
         top_n: int | None = 10,
         method: str = DEFAULT_METHOD,
-        names: Sequence[str] | None = None,
+        names: Iterable[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         max_length: int = 10240,
         max_query_length: int = 512,
@@ -717,7 +720,8 @@ class Reranker:
         Returns: the ranking of what is on the page. Raises InputError (of a document with its number).
         """
         method_of(method, options)
-        _check_list(documents)
+        documents, path = listed(documents), path_of(path)
+        names = None if names is None else listed(names, "names")
         if names is not None and len(names) != len(documents):
             raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
         limits = (max_length, max_query_length, max_doc_length)
@@ -794,10 +798,10 @@ class Reranker:
                 pool.shutdown(cancel_futures=True)
 
     def _encode_pairs(
-        self, pairs: Sequence[tuple[Any, Any]], limits: Limits, first: int = 0, settings: ImageSettings | None = None
+        self, pairs: Iterable[Any], limits: Limits, first: int = 0, settings: ImageSettings | None = None
     ) -> list[Encoding]:
         encodings = []
-        checked = _checked_pairs(pairs)
+        checked = listed_pairs(pairs)
         documents = [document for _, document in checked]
         _warn_of_pictures(documents)
         for number, ((query, _), parts) in enumerate(zip(checked, self._read_ahead(documents, settings), strict=True), first):
@@ -1097,22 +1101,6 @@ def _warn_of_pictures(documents: Sequence[Any]) -> None:
             _warn_if_picture(document, "document")
 
 
-def _check_list(documents: Any) -> None:
-    if not isinstance(documents, Sequence) or isinstance(documents, str | bytes | bytearray):
-        raise InputError(f"documents is {type(documents).__name__}, but must be a list.")
-
-
-def _checked_pairs(pairs: Any) -> list[tuple[Any, Any]]:
-    if not isinstance(pairs, list | tuple):
-        raise InputError(f"pairs is {type(pairs).__name__}, but must be a list of (query, document) pairs.")
-    if not pairs:
-        raise InputError("the list of pairs is empty.")
-    for number, pair in enumerate(pairs):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise InputError(f"pair {number} is {type(pair).__name__}, but must be (query, document).")
-    return [(query, document) for query, document in pairs]
-
-
 def _typed(value: Any, kind: str) -> Any:
     return {"image": value} if kind == "image" and not isinstance(value, dict | list) else value
 
@@ -1136,32 +1124,33 @@ def _agree(
 
 
 def _holds_opened(document: Any) -> bool:
-    """Whether there is a picture in it that Pillow has opened."""
+    """Whether there is a picture in it that Pillow has opened, or an open file."""
     if isinstance(document, Mapping):
         return any(_holds_opened(value) for value in document.values())
     if isinstance(document, list | tuple):
         return any(_holds_opened(value) for value in document)
-    return isinstance(document, Image.Image)
+    return isinstance(document, Image.Image) or is_open_file(document)
 
 
 def _warn_if_picture(text: str, side: str) -> None:
-    """A string is text. Say so where it looks as if a picture was meant."""
-    looks = text.startswith("data:image/") or (
-        text.lower().endswith(PICTURE_SUFFIXES) and len(text) < 1000 and "\n" not in text
-        and (text.startswith(("http://", "https://")) or _exists(text))
-    )  # fmt: skip
-    if looks:
-        shown = text if len(text) < 80 else f"{text[:60]}..."
-        warnings.warn(
-            f'the {side} {shown!r} is read as text; to show the picture, pass {{"image": ...}} or a pathlib.Path.',
-            stacklevel=level_of_caller(),
-        )
+    """A string is text. Say so where it looks as if a file was meant."""
+    data, end = text.startswith("data:image/"), text[-10:].lower()
+    if not data and (len(text) >= 1000 or "\n" in text):
+        return
+    if data or (end.endswith(PICTURE_SUFFIXES) and (text.startswith(("http://", "https://")) or _names_file(text))):
+        how = 'to show the picture, pass {"image": ...} or a pathlib.Path'
+    elif side == "document" and end.endswith(TEXT_SUFFIXES) and _names_file(text):
+        how = "for what the file holds, pass a pathlib.Path"
+    else:
+        return
+    shown = text if len(text) < 80 else f"{text[:60]}..."
+    warnings.warn(f"the {side} {shown!r} is read as text; {how}.", stacklevel=level_of_caller())
 
 
-def _exists(text: str) -> bool:
+def _names_file(text: str) -> bool:
     try:
-        return Path(text).exists()
-    except (OSError, ValueError):
+        return exists(path_of(text))
+    except InputError:
         return False
 
 
@@ -1209,29 +1198,3 @@ def _stored_as_bfloat16(directory: Path) -> bool:
     from m0.checkpoint import list_tensors
 
     return all(tensor.type == "BF16" for tensor in list_tensors(directory))
-
-
-class Progress:
-    """A bar on stderr: share done, time left."""
-
-    def __init__(self, total: int, label: str, shown: bool) -> None:
-        self.total, self.label, self.shown = max(total, 1), label, shown
-        self.done, self.begin, self.last = 0, time.monotonic(), 0.0
-
-    def advance(self, amount: int = 1) -> None:
-        self.done += amount
-        now = time.monotonic()
-        if not self.shown or (now - self.last < 0.1 and self.done < self.total):
-            return
-        self.last = now
-        share = self.done / self.total
-        left = (now - self.begin) * (1 - share) / max(share, 1e-9)
-        width = max(10, min(40, shutil.get_terminal_size().columns - 40))
-        filled = math.floor(share * width)
-        sys.stderr.write(f"\r{self.label:8} [{'#' * filled}{'.' * (width - filled)}] {share:4.0%}, {left:5.0f} s left")
-        sys.stderr.flush()
-
-    def close(self) -> None:
-        if self.shown:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()

@@ -3,11 +3,13 @@
 import base64
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from m0.cli import format_table, main
 from tests.conftest import noise
@@ -45,7 +47,7 @@ def test_a_directory(capsys, tiny_directory, folder):
     scores = [result["score"] for result in report["results"]]
     assert scores == sorted(scores, reverse=True)
     assert {result["index"] for result in report["results"]} == set(range(8))
-    assert "1 file of other kinds left out" in err
+    assert "1 BIN left out" in err
 
 
 def test_files_and_top_n(capsys, tiny_directory, folder):
@@ -156,7 +158,7 @@ def test_what_fails_is_named_and_the_rest_ranked(capsys, tiny_directory, folder)
 def test_mistakes_get_a_sentence_and_status_2(capsys, folder, arguments, message):
     status, out, err = run(capsys, *(argument.format(file=folder / "a.txt") for argument in arguments))
     assert status == 2
-    assert out == "" or out.startswith("rank ")
+    assert out == ""
     assert message in err
     assert "Traceback" not in err
 
@@ -177,16 +179,62 @@ def test_the_table_fits_and_cannot_steer_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     table = format_table([(0.5, "a-very-long-name-" * 4, "\x1b[31mred\x1b[0m and 日本語の文章 " * 9), (0.25, "短い", "x")])
     assert "\x1b" not in table
-    from m0.cli import _width
+    from m0.table import _width
 
     assert all(_width(line) <= 70 for line in table.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("logits", "shown"),
+    [
+        ([2.0, 1.0], False),
+        ([25.0, 24.0, 23.0], True),  # relevances 1.0000
+        ([-20.0, -21.0], True),  # and 0.0000
+        ([25.0, 25.0], False),  # a tie, which logits show no better
+        ([25.0, 25.0 - 1e-6], False),
+        ([25.0, 2.0, 1.99999], False),
+        ([2.001, 2.0009], True),  # two neighbours anywhere
+        ([25.0], False),
+        ([], False),
+    ],
+)
+def test_logits_show_where_scores_hide_the_order(monkeypatch, logits, shown):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [(1 / (1 + math.exp(2.65 - logit)), f"{number}.txt", "words " * 30) for number, logit in enumerate(logits)]
+    table = format_table(rows, logits)
+    lines = table.splitlines()
+    assert ("logit" in table) == shown
+    assert len(lines) == (len(logits) + 1 if logits else 0)
+    assert all(len(line) <= 80 for line in lines)
+    if shown:
+        assert lines[0].split() == ["rank", "score", "logit", "name", "document"]
+        assert [line.split()[2] for line in lines[1:]] == [f"{logit:.4f}" for logit in logits]
+    assert "logit" not in format_table(rows)
+
+
+def test_a_table_of_nothing_is_not_printed(capsys, tiny_directory, folder):
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    for command in ("rank", "explain"):
+        status, out, err = run(capsys, command, "q", folder / "broken.png", "--model", tiny_directory)
+        assert status == 2
+        assert out == ""
+        assert "broken.png" in err
+
+
+def test_the_table_of_near_certain_relevances(capsys, tiny_directory, folder, monkeypatch):
+    monkeypatch.setattr("m0.reranker.relevance", lambda logits, bias: torch.sigmoid(logits + 30))
+    status, out, _ = run(capsys, "rank", "q", folder / "a.txt", folder / "sub" / "b.md", "--model", tiny_directory)
+    assert status == 0
+    logits = [float(line.split()[2]) for line in out.splitlines()[1:]]
+    assert logits == sorted(logits, reverse=True)
+    assert len(set(logits)) == 2
 
 
 def test_odd_names_and_bytes_get_a_sentence(capsys, tiny_directory, folder, monkeypatch):
     status, _, err = run(capsys, "rank", "q", "x" * 300, "--model", tiny_directory)
     assert status == 2
     assert "cannot be read" in err
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe words\n")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xe9 words\n")))
     status, _, err = run(capsys, "rank", "q", "-", "--model", tiny_directory)
     assert status == 2
     assert "standard input is not text in UTF-8 at byte 0" in err

@@ -10,10 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
-    ["errors", "mapped"],
-    ["calls"],
-    ["parallel"],
-    ["config"],
+    ["errors", "mapped", "progress"],
+    ["calls", "parallel", "paths", "texts"],
+    ["config", "listed"],
     ["rotary", "linear"],
     ["attention"],
     ["fused", "images"],
@@ -26,6 +25,7 @@ ROWS = [
     ["explain"],
     ["reranker"],
     ["train", "evaluate"],
+    ["sources", "table"],
     ["cli", "__init__"],
     ["__main__"],
 ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from m0.errors import InputError
 from m0.evaluate.metrics import Estimate, estimate, winoground
+from m0.paths import path_of
 from m0.reranker import Reranker
 
 EXAMPLES = "examples.jsonl"
@@ -21,7 +22,7 @@ CAPTIONS, IMAGES = ("caption_0", "caption_1"), ("image_0", "image_1")
 
 def load_contrasts(directory: str | Path) -> list[tuple[list[str], list[Any]]]:
     """Captions and pictures of each example. Raises InputError naming the line."""
-    path = Path(directory) / EXAMPLES
+    path = path_of(directory) / EXAMPLES
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -37,7 +38,7 @@ def load_contrasts(directory: str | Path) -> list[tuple[list[str], list[Any]]]:
             raise InputError(f"{path}, line {number}: must hold {', '.join((*CAPTIONS, *IMAGES))}.") from None
         if not all(isinstance(value, str) and value.strip() for value in (*captions, *images)):
             raise InputError(f"{path}, line {number}: captions and images must be text, not empty.")
-        files = [path.parent / image for image in images]
+        files = [path_of(image, folder=path.parent) for image in images]
         files = [file if file.suffix else file.with_suffix(".png") for file in files]
         found.append((captions, [{"image": str(file)} for file in files]))
     if not found:

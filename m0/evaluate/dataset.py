@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import InputError
+from m0.paths import path_of
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
 MAX_GRADE = 1000
@@ -43,7 +44,7 @@ class Dataset:
     @classmethod
     def load(cls, directory: str | Path, split: str = "test") -> Dataset:
         """Read a dataset's directory. Raises InputError naming file and line."""
-        directory = Path(directory)
+        directory = path_of(directory)
         if not directory.is_dir():
             raise InputError(f"{directory} is not a directory with a dataset in it.")
         digest = hashlib.sha256()
@@ -106,7 +107,7 @@ def _document(row: Mapping[str, Any], directory: Path, where: str) -> Any:
         if not words.strip():
             raise InputError(f"{where}: has neither title, text nor image.")
         return words
-    picture = {"image": str(directory / image)}
+    picture = {"image": str(path_of(image, folder=directory))}
     return [words, picture] if words else [picture]
 
 

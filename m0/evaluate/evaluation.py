@@ -20,6 +20,8 @@ from m0.errors import InputError, M0Error, TooLongError
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query
 from m0.evaluate.runs import Run, write_run
+from m0.listed import listed
+from m0.paths import path_of
 from m0.prompt import Encoding
 from m0.reranker import PictureFeatures, Progress, Reranker
 
@@ -144,7 +146,7 @@ def evaluate(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world > 1 and out is None:
         raise InputError("an evaluation in several processes needs out, a directory to share results in.")
-    store = _Store(Path(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
+    store = _Store(path_of(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
     if world > 1:
         dist.barrier()
     done, failed = store.read() if store is not None else ({}, {})
@@ -188,10 +190,12 @@ def evaluate(
 def _wanted(dataset: Dataset, candidates: Mapping[str, Any] | None) -> dict[str, list[str]]:
     """Document -> the queries that meet it."""
     wanted: dict[str, list[str]] = {}
+    if not isinstance(candidates, Mapping | None):
+        raise InputError(f"candidates is {type(candidates).__name__}, but must map queries to documents.")
     for query in dataset.queries:
         documents = dataset.corpus if candidates is None else candidates.get(query, ())
-        for document in documents:
-            if document not in dataset.corpus:
+        for document in documents if isinstance(documents, Mapping) else listed(documents, f"the candidates of {query}"):
+            if not isinstance(document, str) or document not in dataset.corpus:
                 raise InputError(f"the candidates of {query} hold {document!r}, which the corpus does not have.")
             wanted.setdefault(document, []).append(query)
     if not wanted:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from m0.errors import InputError
+from m0.paths import path_of
 
 Run = dict[str, dict[str, float]]
 """Scores by query and document."""
@@ -14,7 +15,7 @@ Run = dict[str, dict[str, float]]
 
 def read_run(path: str | Path) -> Run:
     """Raises InputError naming the line."""
-    path = Path(path)
+    path = path_of(path)
     run: Run = {}
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -45,7 +46,7 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
 
     Raises InputError where it cannot be written.
     """
-    path = Path(path)
+    path = path_of(path)
     lines = []
     for query, scores in run.items():
         ranked = sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)

@@ -23,6 +23,7 @@ from m0.errors import InputError
 from m0.explain.explanation import Explanation, Word
 from m0.explain.show import AGAINST, FOR, colours, scale_of, share_of, stretches
 from m0.interp.words import words_of
+from m0.paths import path_of
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """What no page may hold."""
@@ -93,9 +94,10 @@ def page(
         f"<body>{body}</body></html>",
     )
     if path is not None:
+        path = path_of(path)
         try:
             # Names of files may hold bytes that are no text.
-            write_beside(Path(path), lambda place: Path(place).write_text(text, encoding="utf-8", errors="backslashreplace"))
+            write_beside(path, lambda place: Path(place).write_text(text, encoding="utf-8", errors="backslashreplace"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
     return text

@@ -18,6 +18,7 @@ from PIL import Image
 
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, PictureRelevance, Word
+from m0.paths import path_of
 from m0.prompt import Side
 
 FOR, AGAINST = (240, 130, 30), (100, 165, 240)
@@ -187,7 +188,7 @@ def to_png(explanation: Explanation, folder: Any) -> list[Path]:
     """Writes picture-0.png, picture-1.png, ... Raises InputError where the prompt shows no picture or the folder refuses."""
     if not explanation.pictures:
         raise InputError("the prompt shows no picture to lay a heat map over.")
-    folder = Path(folder)
+    folder = path_of(folder)
     scale = scale_of(explanation)
     paths = []
     try:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from m0.errors import InputError, MissingExtraError
+from m0.paths import path_of
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Grid:
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a matplotlib figure. Raises InputError where the path refuses or names no kind of picture that matplotlib writes."""
+    path = path_of(path)
     if os.path.isdir(path):
         raise InputError(f"{path} cannot be written: it is a folder.")
     try:

@@ -29,6 +29,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from m0.errors import AdapterError, ConfigError, M0Error, MissingExtraError
 from m0.lora import LoRAConfig
+from m0.paths import path_of
 from m0.train.losses import DISTILLING, LOSSES
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -193,7 +194,7 @@ class TrainConfig:
     @classmethod
     def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> TrainConfig:
         """Read a TOML file. `changes` replaces top-level keys. Raises ConfigError, naming the file and the key."""
-        path = Path(path)
+        path = path_of(path, ConfigError)
         try:
             values = _read_toml(path)
             values.update(changes or {})
@@ -222,11 +223,11 @@ class TrainConfig:
             if isinstance(given.get(name), str):
                 given[name] = [given[name]]
             if isinstance(given.get(name), list | tuple):
-                given[name] = tuple(str(folder / file) if isinstance(file, str) else file for file in given[name])
+                given[name] = tuple(str(path_of(f, ConfigError, folder)) if isinstance(f, str) else f for f in given[name])
         if isinstance(given.get("output"), str):
-            given["output"] = str(folder / given["output"])
-        if isinstance(model := given.get("model"), str) and (folder / model).is_dir():
-            given["model"] = str(folder / model)
+            given["output"] = str(path_of(given["output"], ConfigError, folder))
+        if isinstance(model := given.get("model"), str) and (path := path_of(model, ConfigError, folder)).is_dir():
+            given["model"] = str(path)
         built = {
             "stages": tuple(_build(Stage, stage, f"stage {number}: ") for number, stage in enumerate(stages, 1)),
             "lora": _build_lora(lora),

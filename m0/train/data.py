@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from m0.errors import InputError
+from m0.paths import path_of
 
 KEYS = {"query", "positive", "negative", "scores", "grades"}
 PICTURE_BYTES = 2000
@@ -261,7 +262,7 @@ def _resolved(value: Any, folder: Path, name: str) -> Any:
             raise InputError('"query" is empty.')
         if image is None or image[:6].lower().startswith(("http:", "https:", "data:")):
             return value
-        path = folder / image
+        path = path_of(image, folder=folder)
         try:
             found = path.is_file()
         except (OSError, ValueError):

@@ -21,6 +21,7 @@ from torch import Tensor
 from m0.batch import Batch
 from m0.errors import InputError, M0Error, TrainError
 from m0.parallel import processes
+from m0.paths import path_of
 from m0.prompt import Encoding, Limits, read_parts
 from m0.reranker import Reranker
 from m0.train import state
@@ -79,11 +80,11 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         except M0Error:
             raise
         except OSError as error:
-            raise TrainError(f"the run cannot go on: {error}; {state.last_good(Path(config.output))}") from None
+            raise TrainError(f"the run cannot go on: {error}; {state.last_good(path_of(config.output))}") from None
         except RuntimeError as error:
             if dist.is_initialized() and _is_connection_error(error):
                 raise TrainError(
-                    f"another process of this run has ended; {state.last_good(Path(config.output))} Continue with --resume."
+                    f"another process of this run has ended; {state.last_good(path_of(config.output))} Continue with --resume."
                 ) from None
             raise
 
@@ -91,7 +92,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 class _Run:
     def __init__(self, config: TrainConfig, resume: bool) -> None:
         self.config = config
-        self.run = Path(config.output)
+        self.run = path_of(config.output)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for number, stage in enumerate(config.stages, 1):
             if stage.queries_per_step // stage.queries_per_pass % self.world:
@@ -104,9 +105,9 @@ class _Run:
                     f'stage {number}: hard_negatives are mined in whole models; use parallel = "ddp", or mine before.'
                 )
         taught = any(stage.distils for stage in config.stages)
-        self.examples = Examples([Path(path) for path in config.data], config.on_bad_line, taught)
+        self.examples = Examples([path_of(path) for path in config.data], config.on_bad_line, taught)
         self.validation = (
-            Examples([Path(path) for path in config.validation], config.on_bad_line, taught) if config.validation else None
+            Examples([path_of(path) for path in config.validation], config.on_bad_line, taught) if config.validation else None
         )
         for number, stage in enumerate(config.stages, 1):
             alone = not (stage.in_batch_negatives or stage.hard_negatives or (stage.negatives and self.examples.contrasted))

@@ -1,0 +1,74 @@
+"""A ranking as a table for people."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+
+def snippet(document: Any) -> str:
+    """A document in few words, for the table."""
+    if isinstance(document, list):
+        return " ".join(snippet(item) for item in document)
+    if isinstance(document, str):
+        return " ".join(document.split())
+    words = []
+    for key, value in document.items():
+        words.append("[picture]" if key == "image" else " ".join(str(value)[:400].split()))
+    return " ".join(words)
+
+
+def format_table(rows: Sequence[tuple[float, str, str]], logits: Sequence[float] | None = None) -> str:
+    """Rank, score, name and beginning of each document, one line each, as wide as the terminal; nothing where there are no rows.
+
+    `logits`: of each row. They have a column where the scores alone do not show the order: where two that follow one another print
+    the same score and different logits, as relevances near 1 and near 0 do.
+    """
+    if not rows:
+        return ""
+    from m0.explain.show import printable  # here, so that the command line's help comes at once
+
+    scores = [f"{score:6.4f}" for score, _, _ in rows]
+    if logits is not None and _order_hidden(scores, shown := [f"{logit:8.4f}" for logit in logits]):
+        scores = [f"{score}  {logit}" for score, logit in zip(scores, shown, strict=True)]
+        head = f"{'rank':>4}  {'score':>6}  {'logit':>8}"
+    else:
+        head = f"{'rank':>4}  {'score':>6}"
+    columns = shutil.get_terminal_size((100, 24)).columns
+    name_width = min(max(len("name"), *(_width(name) for _, name, _ in rows)), max(12, columns // 3))
+    rest = max(10, columns - name_width - len(head) - 7)
+    lines = [f"{head}  {_fit('name', name_width)}  document"]
+    for place, (score, (_, name, words)) in enumerate(zip(scores, rows, strict=True), 1):
+        name = printable(name)
+        if _width(name) > name_width:
+            name = "…" + name[-(name_width - 1) :]
+        lines.append(f"{place:>4}  {score}  {_fit(name, name_width)}  {_fit(printable(words), rest).rstrip()}")
+    return "\n".join(lines)
+
+
+def _order_hidden(scores: Sequence[str], logits: Sequence[str]) -> bool:
+    """Whether the printed logits tell two neighbours apart that the printed scores do not."""
+    return any(scores[i] == scores[i + 1] and logits[i] != logits[i + 1] for i in range(len(scores) - 1))
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal takes for a text: wide for East Asian characters, none for combining marks."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _fit(text: str, width: int) -> str:
+    """Cut or padded to `width` columns."""
+    shown, used = "", 0
+    for character in text:
+        if used + _width(character) > width:
+            while used + 1 > width:
+                used -= _width(shown[-1])
+                shown = shown[:-1]
+            return shown + "…" + " " * (width - used - 1)
+        shown, used = shown + character, used + _width(character)
+    return shown + " " * (width - used)
