@@ -24,6 +24,8 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 NESTED = "image_processor"
 TYPE = r"Qwen2(_5_)?VLImageProcessor(Fast|Pil)?"
 """The classes whose patches ours equal."""
+CALLER = 4
+"""How far up the line stands that loads a Reranker: its decorated from_pretrained is two."""
 BICUBIC = 3
 """As Pillow and torchvision number the ways of resizing."""
 
@@ -46,15 +48,13 @@ def load_image_settings(directory: str | Path, config: RerankerConfig) -> ImageS
         except CheckpointError as error:
             if not found:
                 raise
-            warnings.warn(f"{str(error).removesuffix('.')}; {PROCESSOR} was used.", stacklevel=3)
+            warnings.warn(f"{str(error).removesuffix('.')}; {PROCESSOR} was used.", stacklevel=CALLER)
     if not found:
         return _defaults(config.vision)
     used, *others = found
     for other in others:
         if found[other] != found[used]:
-            warnings.warn(
-                f"{_told(found, used)} was used, but {_told(found, other)}: they contradict each other.", stacklevel=3
-            )
+            warnings.warn(f"{_told(found, other)} contradicts {_told(found, used)}, which was used.", stacklevel=CALLER)
     return found[used]
 
 
