@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from m0.config import RerankerConfig
-from m0.errors import CheckpointError, ImageError
+from m0.errors import CheckpointError
 from m0.images import ImageSettings
+from m0.json_part import read_object
 from m0.model import RerankerModel
 from m0.paths import path_of
+from m0.picture_files import load_image_settings as load_image_settings
+from m0.picture_files import picture_files
 
 # Longest prefix first: "model." would swallow the newer layout's.
 PREFIXES = (
@@ -54,7 +57,7 @@ IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 """Tables that old versions stored and that are computed here."""
 
 WEIGHTS, INDEX, CONFIG, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"
-PREPROCESSOR = "preprocessor_config.json"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 FLOAT_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CONVERT_BYTES = 32 * 2**20
@@ -110,24 +113,31 @@ def list_tensors(directory: Path) -> list[StoredTensor]:
 
 
 def weight_files(directory: Path) -> dict[Path, set[str] | None]:
-    """The safetensors files of a checkpoint; for shards, the keys that the index places in each."""
+    """The safetensors files of a checkpoint; for shards, the keys that the index places in each.
+
+    Where there is a single file, it counts and an index beside it does not, as in transformers, which leaves the index of an
+    earlier save standing.
+    """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory with a model in it.")
-    if (directory / INDEX).exists():
-        return _indexed_files(directory)
-    if (directory / WEIGHTS).exists():
+    if (directory / WEIGHTS).is_file():
         return {directory / WEIGHTS: None}
+    if (directory / INDEX).is_file():
+        return _indexed_files(directory)
     if pickles := sorted(file.name for pattern in PICKLES for file in directory.glob(pattern)):
         raise CheckpointError(
             f"{directory / pickles[0]} is a pickle, which can run code when read, and is refused; convert it to safetensors."
         )
-    raise CheckpointError(f"{directory} has neither {WEIGHTS} nor {INDEX}.")
+    others = sorted(file.name for file in directory.glob("*.safetensors*"))
+    others += [PICKLE_INDEX] if (directory / PICKLE_INDEX).exists() else []
+    there = f", only {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}" if others else ""
+    raise CheckpointError(f"{directory} has neither {WEIGHTS} nor {INDEX}{there}.")
 
 
 def _indexed_files(directory: Path) -> dict[Path, set[str] | None]:
     path = directory / INDEX
+    weight_map: Any = read_object(path, CheckpointError).get("weight_map")
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files: dict[Path, set[str] | None] = {}
         for key, name in weight_map.items():
             if Path(name).name != name:
@@ -135,7 +145,7 @@ def _indexed_files(directory: Path) -> dict[Path, set[str] | None]:
             keys = files.setdefault(directory / name, set())
             assert keys is not None
             keys.add(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         raise CheckpointError(f"{path} is not a readable index with a weight_map.") from None
     if not files:
         raise CheckpointError(f"{path} has an empty weight_map.")
@@ -249,31 +259,6 @@ def load_checkpoint(directory: Path, dtype: torch.dtype | None = None, device: t
     return model.eval()
 
 
-def load_image_settings(directory: str | Path, config: RerankerConfig) -> ImageSettings:
-    """How pictures are resized for this checkpoint: patch sizes from its config, limits from its preprocessor_config.json.
-
-    Where that file asks for more than 602112 pixels, as the released one does, 602112 is used, which the vendor's code sets
-    (see the model card's usage). Raises CheckpointError.
-    """
-    path = path_of(directory, CheckpointError) / PREPROCESSOR
-    vision = config.vision
-    settings = ImageSettings(
-        patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size
-    )
-    if not path.exists():
-        return settings
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        size = read.get("size") or {}  # newer transformers
-        lowest = read.get("min_pixels") or size.get("shortest_edge") or ImageSettings.min_pixels
-        highest = read.get("max_pixels") or size.get("longest_edge") or ImageSettings.max_pixels
-        return replace(settings, min_pixels=lowest, max_pixels=min(highest, ImageSettings.max_pixels))
-    except ImageError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    except (OSError, ValueError, AttributeError, TypeError):
-        raise CheckpointError(f"{path} is not a readable preprocessor_config.json.") from None
-
-
 def save_checkpoint(
     model: RerankerModel,
     directory: str | Path,
@@ -298,20 +283,12 @@ def save_checkpoint(
     stored_type = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     config = {**model.config.to_dict(layout), "torch_dtype": stored_type}
     settings = image_settings or ImageSettings()
-    vision = model.config.vision
-    preprocessor = {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "min_pixels": settings.min_pixels,
-        "max_pixels": settings.max_pixels,
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
-    }
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        pictures = picture_files(directory, settings, model.config.vision)
         _write_weights(directory, tensors, max_shard_bytes)
-        _write_json(directory / CONFIG, config)
-        _write_json(directory / PREPROCESSOR, preprocessor)
+        for path, content in {directory / CONFIG: config, **pictures}.items():
+            _write_json(path, content)
         if tokenizer_file is not None and tokenizer_file.resolve() != (directory / TOKENIZER).resolve():
             shutil.copyfile(tokenizer_file, directory / TOKENIZER)
     except (OSError, SafetensorError) as error:

@@ -1,19 +1,20 @@
 """Sizes of the three parts of the model, read from a hub `config.json` or written to one.
 
 Two layouts are in the wild. The older one keeps the decoder's sizes at the top level; the newer one nests them under
-`text_config`. The vision tower is under `vision_config` in both. `RerankerConfig.from_dict` reads either.
+`text_config`. The vision tower is under `vision_config` in both. `RerankerConfig.from_dict` reads either (`m0.config_file`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from m0.config_file import decoder_sizes, parts_of, refuse_variants, vision_sizes, with_defaults
 from m0.errors import ConfigError
+from m0.json_part import read_object, shown
 from m0.paths import path_of
 
 
@@ -92,14 +93,7 @@ class RerankerConfig:
         """Read `config.json` (or the directory that holds it). Raises ConfigError."""
         path = path_of(path, ConfigError)
         path = path / "config.json" if path.is_dir() else path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path} does not exist.") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not a readable JSON file: {error}.") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object.")
+        values = read_object(path, ConfigError)
         try:
             return cls.from_dict(values)
         except ConfigError as error:
@@ -107,59 +101,35 @@ class RerankerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RerankerConfig:
-        """Build from the parsed `config.json`, either layout. Raises ConfigError on a model that m0 does not implement."""
+        """Build from the parsed `config.json`, either layout; an absent key means what it means to transformers.
+
+        Raises ConfigError on a model that m0 does not implement, naming the key with its part.
+        """
         model_type = values.get("model_type")
         if model_type != "qwen2_vl":
-            raise ConfigError(f"model_type is {model_type!r}, but m0 implements 'qwen2_vl' only.")
-        text = values.get("text_config") or values
-        vision = values.get("vision_config")
-        if not isinstance(vision, Mapping) or not isinstance(text, Mapping):
-            raise ConfigError("vision_config and text_config must be JSON objects.")
-        rope = _table(text, "rope_parameters") or _table(text, "rope_scaling")
-        _refuse_variants(text, vision, rope)
-        decoder_config = DecoderConfig(
-            hidden_size=_integer(text, "hidden_size"),
-            num_layers=_integer(text, "num_hidden_layers"),
-            num_heads=_integer(text, "num_attention_heads"),
-            num_kv_heads=_integer(text, "num_key_value_heads", default=text.get("num_attention_heads")),
-            intermediate_size=_integer(text, "intermediate_size"),
-            vocab_size=_integer(text, "vocab_size"),
-            norm_eps=_number(text, "rms_norm_eps", 1e-6),
-            rope_theta=_number({**text, **rope}, "rope_theta", 1e6),
-            mrope_section=_section(rope),
-            max_positions=_integer(text, "max_position_embeddings", default=32768),
-        )
-        vision_rope = _table(vision, "rope_parameters")
-        vision_config = VisionConfig(
-            depth=_integer(vision, "depth"),
-            hidden_size=_integer(vision, "embed_dim"),
-            num_heads=_integer(vision, "num_heads"),
-            mlp_ratio=_number(vision, "mlp_ratio", 4.0),
-            patch_size=_integer(vision, "patch_size", default=vision.get("spatial_patch_size", 14)),
-            temporal_patch_size=_integer(vision, "temporal_patch_size", default=2),
-            spatial_merge_size=_integer(vision, "spatial_merge_size", default=2),
-            in_channels=_integer(vision, "in_channels", default=vision.get("in_chans", 3)),
-            rope_theta=_number(vision_rope, "rope_theta", 10000.0),
-        )
-        output = vision.get("hidden_size", decoder_config.hidden_size)
-        if output != decoder_config.hidden_size:
-            raise ConfigError(
-                f"vision_config.hidden_size is {output}, but the decoder it feeds has hidden_size {decoder_config.hidden_size}."
-            )
-        defaults = cls()
-        return cls(
-            vision=vision_config,
-            decoder=decoder_config,
-            vision_start_token_id=_integer(values, "vision_start_token_id", default=defaults.vision_start_token_id),
-            vision_end_token_id=_integer(values, "vision_end_token_id", default=defaults.vision_end_token_id),
-            image_token_id=_integer(values, "image_token_id", default=defaults.image_token_id),
-            score_token_id=_integer(values, "score_token_id", default=defaults.score_token_id),
-            logit_bias=_number(values, "logit_bias", defaults.logit_bias),
-        )
+            raise ConfigError(f"model_type is {shown(model_type)}, but m0 implements 'qwen2_vl' only.")
+        top, text, vision = parts_of(values)
+        refuse_variants(top, text, vision)
+        decoder, tower = DecoderConfig(**decoder_sizes(text)), VisionConfig(**vision_sizes(vision))
+        tokens = {key: top.integer(key, lowest=0) for key in top.defaults}
+        if values.get("score_token_id") is not None:  # these two are m0's own
+            tokens["score_token_id"] = top.integer("score_token_id", lowest=0)
+        bias = cls.logit_bias if values.get("logit_bias") is None else top.number("logit_bias")
+        try:
+            if (width := vision.integer("hidden_size")) != decoder.hidden_size:
+                raise ConfigError(
+                    f"{vision.name}hidden_size is {width}, but the decoder it feeds has a {text.name}hidden_size of "
+                    f"{decoder.hidden_size}."
+                )
+            return cls(tower, decoder, **tokens, logit_bias=bias)
+        except ConfigError as error:
+            raise ConfigError(with_defaults(str(error), text, vision)) from None
 
     def to_dict(self, layout: str = "hub") -> dict[str, Any]:
         """The `config.json` of this model: layout "hub" (older, decoder sizes at the top) or "nested" (`text_config`)."""
         decoder, vision = self.decoder, self.vision
+        if vision.norm_eps != VisionConfig.norm_eps:
+            raise ConfigError(f"vision.norm_eps is {vision.norm_eps}, but a config.json can only mean {VisionConfig.norm_eps}.")
         rope = {"type": "mrope", "mrope_section": list(decoder.mrope_section)}
         text: dict[str, Any] = {
             "hidden_size": decoder.hidden_size,
@@ -180,6 +150,8 @@ class RerankerConfig:
             text = {"text_config": {**text, "model_type": "qwen2_vl_text", "rope_parameters": parameters}}
         else:
             raise ConfigError(f"layout is {layout!r}, but must be 'hub' or 'nested'.")
+        usual = vision.rope_theta == VisionConfig.rope_theta  # which older transformers takes for granted
+        tower_rope = {} if usual else {"rope_parameters": {"rope_type": "default", "rope_theta": vision.rope_theta}}
         return {
             "model_type": "qwen2_vl",
             "architectures": ["JinaVLForRanking"],
@@ -198,6 +170,7 @@ class RerankerConfig:
                 "spatial_merge_size": vision.spatial_merge_size,
                 "in_channels": vision.in_channels,
                 "in_chans": vision.in_channels,
+                **tower_rope,
             },
             "vision_start_token_id": self.vision_start_token_id,
             "vision_end_token_id": self.vision_end_token_id,
@@ -215,19 +188,6 @@ class RerankerConfig:
         return asdict(self)
 
 
-def _refuse_variants(text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
-    """Settings of the wider Qwen2-VL family that change the computation and that this model does not use."""
-    expected: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
-        ("hidden_act", text.get("hidden_act", "silu"), ("silu",)),
-        ("vision_config.hidden_act", vision.get("hidden_act", "quick_gelu"), ("quick_gelu",)),
-        ("use_sliding_window", text.get("use_sliding_window", False), (False, None)),
-        ("rope type", rope.get("rope_type", rope.get("type", "default")), ("default", "mrope")),
-    )
-    for name, value, allowed in expected:
-        if value not in allowed:
-            raise ConfigError(f"{name} is {value!r}, but m0 implements {allowed[0]!r} only.")
-
-
 def _check(config: RerankerConfig) -> None:
     decoder, vision = config.decoder, config.vision
     for part, name in ((decoder, "decoder"), (vision, "vision")):
@@ -235,9 +195,10 @@ def _check(config: RerankerConfig) -> None:
             if isinstance(value, int | float) and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}.{key} is {value}, but must be above 0.")
         if part.hidden_size % part.num_heads:
-            raise ConfigError(f"{name}: hidden_size {part.hidden_size} is not a multiple of its {part.num_heads} heads.")
-    if vision.mlp_ratio * vision.hidden_size > 2**20:
-        raise ConfigError(f"vision.mlp_ratio is {vision.mlp_ratio}, but the MLP may be {2**20} wide at most.")
+            width = "hidden_size" if part is decoder else "the width (embed_dim)"
+            raise ConfigError(f"{name}: {width} {part.hidden_size} is not a multiple of its {part.num_heads} heads.")
+    if not 1 <= vision.mlp_ratio * vision.hidden_size <= 2**20:
+        raise ConfigError(f"vision.mlp_ratio is {vision.mlp_ratio}, but the MLP must be 1 to {2**20} wide.")
     if not math.isfinite(config.logit_bias):
         raise ConfigError(f"logit_bias is {config.logit_bias}, but must be a finite number.")
     if decoder.num_heads % decoder.num_kv_heads:
@@ -247,7 +208,7 @@ def _check(config: RerankerConfig) -> None:
     if 2 * sum(decoder.mrope_section) != decoder.head_dim:
         raise ConfigError(
             f"decoder: mrope_section {list(decoder.mrope_section)} adds up to {sum(decoder.mrope_section)} pairs, "
-            f"but a head of {decoder.head_dim} has {decoder.head_dim // 2}."
+            f"but a head of {decoder.head_dim} ({decoder.hidden_size} / {decoder.num_heads}) has {decoder.head_dim // 2}."
         )
     if vision.head_dim % 4:
         raise ConfigError(f"vision: a head of {vision.head_dim} cannot be split into pairs for rows and columns.")
@@ -257,39 +218,3 @@ def _check(config: RerankerConfig) -> None:
     for key in ids:
         if not 0 <= getattr(config, key) < decoder.vocab_size:
             raise ConfigError(f"{key} is {getattr(config, key)}, outside the vocabulary of {decoder.vocab_size}.")
-
-
-def _integer(values: Mapping[str, Any], key: str, default: Any = None) -> int:
-    value = values.get(key)
-    value = default if value is None else value
-    if value is None:
-        raise ConfigError(f"{key} is missing.")
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{key} is {value!r}, but must be a whole number.")
-    return value
-
-
-def _number(values: Mapping[str, Any], key: str, default: float) -> float:
-    value = values.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{key} is {value!r}, but must be a number.")
-    return float(value)
-
-
-def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = values.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} is {value!r}, but must be a JSON object.")
-    return value
-
-
-def _section(rope: Mapping[str, Any]) -> tuple[int, int, int]:
-    section = rope.get("mrope_section", [16, 24, 24])
-    if (
-        not isinstance(section, list | tuple)
-        or len(section) != 3
-        or not all(isinstance(part, int) and not isinstance(part, bool) and part >= 0 for part in section)
-    ):
-        raise ConfigError(f"mrope_section is {section!r}, but must be three whole numbers, none below 0.")
-    return section[0], section[1], section[2]

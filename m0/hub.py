@@ -6,13 +6,16 @@ import os
 import re
 from pathlib import Path
 
-from m0.checkpoint import CONFIG
+from m0.checkpoint import CONFIG, INDEX, WEIGHTS
 from m0.errors import DownloadError
 from m0.paths import path_of
+from m0.picture_files import PREPROCESSOR, PROCESSOR
 
 SHIPPED = "m0-nano"
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "preprocessor_config.json", "*.md"]
-"""What a download takes: weights, sizes, tokenizer, model card. Never code, never pickles."""
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", CONFIG, "tokenizer*.json", PREPROCESSOR, PROCESSOR, "*.md"]
+"""What a download takes: weights, sizes, tokenizer, picture settings, model card. Never code, never pickles."""
+WINNERS = ((WEIGHTS, INDEX), (PROCESSOR, PREPROCESSOR))
+"""Where both are there, the first is read and the second is not."""
 
 
 def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -82,12 +85,19 @@ def _shipped() -> Path:
 
 def _download(name: str, revision: str | None, target: Path | None) -> Path:
     # The hub client comes with tokenizers; imported here because it is slow to import and rarely needed.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS))
+        path = Path(snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS))
+        doubtful = [pair for pair in WINNERS if target is not None and all((path / file).exists() for file in pair)]
+        files = HfApi().model_info(name, revision=revision).siblings or () if doubtful else ()
     except Exception as error:  # the client has a family of errors of its own, and its transport another
         raise DownloadError(f"{name} cannot be fetched: {_reason(error, name, revision)}.") from None
+    held = {file.rfilename for file in files}
+    for winner, loser in doubtful:  # an earlier download leaves what the model has no more
+        if winner not in held:
+            raise DownloadError(f"{path / winner} is not part of {name}, but would be read in place of its {loser}; remove it.")
+    return path
 
 
 def _reason(error: Exception, name: str, revision: str | None) -> str:

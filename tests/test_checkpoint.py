@@ -150,24 +150,33 @@ def gone(directory):
     (directory / "model.safetensors").unlink()
 
 
-def bad_index(directory):
-    (directory / "model.safetensors.index.json").write_text("{}")
+def index(content):
+    """Shards instead of the single file, placed by this index."""
+
+    def damage(directory):
+        (directory / "model.safetensors").rename(directory / "x.safetensors")
+        (directory / "model.safetensors.index.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+    return damage
 
 
-def index_leads_outside(directory):
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+def a_variant(directory):
+    (directory / "model.safetensors").rename(directory / "model.fp16.safetensors")
 
 
-def index_names_a_pickle(directory):
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x.bin"}}))
+def an_index_of_pickles(directory):
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model-00001.bin"}}))
 
 
-def index_names_a_missing_shard(directory):
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x.safetensors"}}))
+def a_folder_of_that_name(directory):
+    gone(directory)
+    (directory / "model.safetensors").mkdir()
 
 
-def index_misplaces_a_tensor(directory):
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+def a_link_to_nothing(directory):
+    gone(directory)
+    (directory / "model.safetensors").symlink_to(directory / "no-such-file")
 
 
 @pytest.mark.parametrize(
@@ -179,11 +188,20 @@ def index_misplaces_a_tensor(directory):
         (emptied, "is not a safetensors file"),
         (pickled, "is a pickle"),
         (gone, "has neither model.safetensors nor"),
-        (bad_index, "is not a readable index"),
-        (index_leads_outside, "outside the model's directory"),
-        (index_names_a_pickle, "is not a safetensors file and is refused"),
-        (index_names_a_missing_shard, "does not exist"),
-        (index_misplaces_a_tensor, "it is not there"),
+        (index({}), "is not a readable index"),
+        (index("{"), "is not a readable JSON file"),
+        (index("[" * 100_000), "is not a readable JSON file"),
+        (index([1]), "holds a JSON list, not an object"),
+        (index({"weight_map": {"a": 5}}), "is not a readable index"),
+        (index({"weight_map": {}}), "has an empty weight_map"),
+        (index({"weight_map": {"a": "../x.safetensors"}}), "outside the model's directory"),
+        (index({"weight_map": {"a": "x.bin"}}), "is not a safetensors file and is refused"),
+        (index({"weight_map": {"a": "y.safetensors"}}), "does not exist"),
+        (index({"weight_map": {"a": "x.safetensors"}}), "it is not there"),
+        (a_variant, "has neither model.safetensors nor model.safetensors.index.json, only model.fp16.safetensors."),
+        (an_index_of_pickles, "only pytorch_model.bin.index.json."),
+        (a_folder_of_that_name, "has neither model.safetensors nor"),
+        (a_link_to_nothing, "has neither model.safetensors nor"),
     ],
 )
 def test_a_damaged_checkpoint_gets_one_sentence(stored, damage, message):
@@ -193,6 +211,56 @@ def test_a_damaged_checkpoint_gets_one_sentence(stored, damage, message):
     assert message in str(caught.value)
     assert str(stored) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def stale_index(directory, shard):
+    """An index of an earlier save in shards, and the shard itself, if wanted, with other weights."""
+    weights = load_file(directory / "model.safetensors")
+    name = "model-00001-of-00001.safetensors"
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(weights, name)}))
+    if shard:
+        save_file({key: torch.zeros_like(value) for key, value in weights.items()}, directory / name)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_single_file_wins_over_an_index(stored, model, shard):
+    """transformers leaves the index standing where it saves in one file after shards."""
+    stale_index(stored, shard)
+    assert same(load_checkpoint(stored), model)
+    assert {tensor.file.name for tensor in list_tensors(stored)} == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("text", ["{", '{"weight_map": {"a": "../../x.bin"}}'])
+def test_an_index_that_is_not_read_may_be_broken(stored, model, text):
+    (stored / "model.safetensors.index.json").write_text(text)
+    assert same(load_checkpoint(stored), model)
+
+
+def test_a_damaged_single_file_is_not_passed_over_for_shards(stored):
+    stale_index(stored, shard=True)
+    cut_short(stored)
+    with pytest.raises(CheckpointError, match="is cut short or damaged"):
+        load_checkpoint(stored)
+
+
+def test_shards_beside_other_files(stored, model):
+    """A variant or another program's file beside the shards changes nothing."""
+    weights = load_file(stored / "model.safetensors")
+    save_checkpoint(model, stored, max_shard_bytes=60_000)
+    for name in ("model.fp16.safetensors", "consolidated.safetensors"):
+        save_file({key: torch.zeros_like(value) for key, value in weights.items()}, stored / name)
+    assert same(load_checkpoint(stored), model)
+
+
+def test_shards_written_over_a_single_file_count_once_it_is_gone(stored, model, monkeypatch):
+    """Until then what stood there is whole: it ends where the last step cannot be done."""
+    with torch.no_grad():
+        other = RerankerModel(model.config)
+    monkeypatch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    with pytest.raises(CheckpointError, match="Read-only file system"):
+        save_checkpoint(other, stored, max_shard_bytes=60_000)
+    monkeypatch.undo()
+    assert same(load_checkpoint(stored), model)
 
 
 def test_a_config_for_other_weights(stored):

@@ -1,12 +1,16 @@
 """Both layouts of config.json, and what is refused."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from m0 import RerankerConfig
 from m0.errors import ConfigError
 from tests.conftest import tiny_config
+
+CONFIGS = Path(__file__).parent / "data" / "configs"
 
 
 def test_defaults_are_the_released_model():
@@ -31,14 +35,30 @@ def test_written_and_read_back(tmp_path, config, layout):
         ({"num_attention_heads": 5}, "not a multiple of its 5 heads"),
         ({"num_key_value_heads": 3}, "cannot be shared out over 3"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope type is 'yarn'"),
+        ({"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window is true and holds from layer 1"),
+        ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer 1 'sliding_attention'"),
+        ({"layer_types": ["full_attention"]}, "layer_types is a list of 1"),
+        ({"layer_types": 3}, "layer_types is 3"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.type is 'yarn'"),
+        ({"rope_scaling": {"type": "mrope", "rope_type": "linear"}}, "rope_scaling.rope_type is 'linear'"),
+        ({"rope_scaling": {"full_attention": {"rope_theta": 1.0}}}, "rope_scaling.full_attention holds"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "three whole numbers"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 3]}}, "adds up to 6"),
-        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": None}, "hidden_size is null"),
+        ({"hidden_act": None}, "hidden_act is null"),
+        ({"rope_theta": None}, "rope_theta is null"),
+        ({"rope_theta": 0}, "rope_theta is 0, but must be above 0"),
+        ({"num_hidden_layers": 10**9}, "may be 4096 at most"),
+        ({"hidden_size": 10**60}, "hidden_size is 1000"),
+        ({"image_token_id": -1}, "image_token_id is -1, but must be at least 0"),
+        ({"per_layer_config": {"0": {"hidden_size": 8}}}, "per_layer_config is"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights is 'other.safetensors'"),
         ({"hidden_size": "64"}, "must be a whole number"),
         ({"num_hidden_layers": 0}, "must be above 0"),
-        ({"vision_config": None}, "must be JSON objects"),
+        ({"vision_config": None}, "not in the file: vision_config.hidden_size 3584, transformers' default"),
+        ({"vision_config": [1]}, "vision_config is [1], but must be a JSON object"),
+        ({"text_config": [1]}, "text_config is [1], but must be a JSON object"),
+        ({"text_config": {}}, "not in the file: text_config.hidden_size 8192, transformers' default"),
         ({"image_token_id": 99999}, "outside the vocabulary"),
     ],
 )
@@ -89,3 +109,72 @@ def test_a_vision_tower_too_wide_and_a_file_too_deep(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="not a readable JSON file"):
         RerankerConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_released_sizes_as_versions_of_transformers_write_them(path):
+    """Up to 4.51 what equals a default is left out of vision_config; 4.52 to 4.57 write the decoder's sizes twice."""
+    assert RerankerConfig.load(path) == RerankerConfig()
+
+
+def test_there_is_a_file_of_each_layout():
+    assert len(list(CONFIGS.glob("*.json"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embed_dim": "x"}, "vision_config.embed_dim is 'x', but must be a whole number"),
+        ({"depth": None}, "vision_config.depth is null"),
+        ({"num_attention_heads": 0}, "vision_config.num_attention_heads is 0, but must be above 0"),
+        ({"num_heads": 7}, "vision: the width (embed_dim) 64 is not a multiple of its 7 heads"),
+        ({"mlp_ratio": False}, "vision_config.mlp_ratio is false, but must be a number"),
+        ({"mlp_ratio": 1e-9}, "the MLP must be 1 to 1048576 wide"),
+        ({"hidden_act": "gelu"}, "vision_config.hidden_act is 'gelu'"),
+        ({"hidden_size": 32}, "vision_config.hidden_size is 32, but the decoder it feeds has a hidden_size of 64"),
+        ({"in_channels": 4}, "vision_config.in_channels is 4, but a picture has 3"),
+        ({"patch_size": [14, 14]}, "vision_config.patch_size is [14, 14]"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "vision_config.rope_parameters.rope_type is 'linear'"),
+        ({"rope_theta": "x"}, "vision_config.rope_theta is 'x'"),
+        ({"head_dim": 16}, "vision_config.head_dim is 16, but embed_dim 64 is split among 2 heads"),
+    ],
+)
+def test_an_error_names_the_part(change, message):
+    values = tiny_config().to_dict()
+    with pytest.raises(ConfigError) as caught:
+        RerankerConfig.from_dict({**values, "vision_config": {**values["vision_config"], **change}})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": "3"}, "text_config.num_hidden_layers is '3'"),
+        ({"hidden_act": "gelu"}, "text_config.hidden_act is 'gelu'"),
+        ({"head_dim": 8}, "text_config.head_dim is 8, but hidden_size 64 is split among 4 heads"),
+        ({"rope_parameters": {"mrope_section": "x"}}, "text_config.rope_parameters.mrope_section is 'x'"),
+    ],
+)
+def test_an_error_names_the_nested_part(change, message):
+    values = tiny_config().to_dict("nested")
+    with pytest.raises(ConfigError) as caught:
+        RerankerConfig.from_dict({**values, "text_config": {**values["text_config"], **change}})
+    assert message in str(caught.value)
+
+
+def test_what_changes_nothing_is_read(tmp_path):
+    """A window for layers that are not there, the other names of things, and keys that nothing reads."""
+    values = tiny_config().to_dict()
+    values |= {"use_sliding_window": True, "max_window_layers": 3, "hidden_act": "swish", "head_dim": 5, "in_chans": 1}
+    values |= {"layer_types": None, "text_config": None, "transformers_weights": "model.safetensors"}
+    values["vision_config"] = {**values["vision_config"], "in_chans": 1, "spatial_patch_size": 16, "num_attention_heads": 2}
+    assert RerankerConfig.from_dict(values) == tiny_config()
+
+
+def test_the_tower_s_rotary_base_is_written(tmp_path):
+    config = tiny_config()
+    config = config.replace(vision=replace(config.vision, rope_theta=500.0))
+    for layout in ("hub", "nested"):
+        assert RerankerConfig.from_dict(config.to_dict(layout)) == config
+    with pytest.raises(ConfigError, match=r"vision\.norm_eps is 1e-05"):
+        config.replace(vision=replace(config.vision, norm_eps=1e-5)).to_dict()

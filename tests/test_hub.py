@@ -1,5 +1,6 @@
 """Finding models: shipped, in a directory, fetched from a hub of our own; and a hub that does not answer."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -87,7 +88,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     folder: Path
     asked: ClassVar[list[str]] = []
-    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    @property
+    def commit(self):
+        """Another one where the files are others: the client keeps the list of a commit's files."""
+        return hashlib.sha1(repr(sorted(path.name for path in self.folder.iterdir())).encode()).hexdigest()
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -145,29 +150,77 @@ sys.exit(status)
 """
 
 
-def test_a_model_is_fetched_into_weights_and_found_there(tmp_path, tiny_directory):
-    """`m0 fetch` against a hub on this machine: weights, config and tokenizer come, pickles and code stay."""
-    Hub.folder = tmp_path / "hub"
-    Hub.folder.mkdir()
-    for path in tiny_directory.iterdir():
-        (Hub.folder / path.name).write_bytes(path.read_bytes())
-    (Hub.folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    (Hub.folder / "modeling.py").write_text("raise SystemExit")
+@contextlib.contextmanager
+def served(folder, tmp_path):
+    """A hub on this machine that has these files; yields the environment of a process that asks it."""
+    Hub.folder = folder
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        variables = {
+        yield {
             **os.environ,
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
         }
+        server.shutdown()
+
+
+def test_a_model_is_fetched_into_weights_and_found_there(tmp_path, tiny_directory):
+    """`m0 fetch` against a hub on this machine: weights, config and tokenizer come, pickles and code stay."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for path in tiny_directory.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "processor_config.json").write_text('{"processor_class": "Qwen2VLProcessor"}')
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "modeling.py").write_text("raise SystemExit")
+    with served(folder, tmp_path) as variables:
         command = [sys.executable, "-c", FETCH]
         result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=300)
-        server.shutdown()
     assert result.returncode == 0, (result.stderr, Hub.asked)
     target = tmp_path / "weights" / "someone" / "small"
     assert (target / "model.safetensors").read_bytes() == (tiny_directory / "model.safetensors").read_bytes()
+    assert (target / "preprocessor_config.json").exists()
+    assert (target / "processor_config.json").exists()
     assert not list(target.glob("*.bin")) + list(target.glob("*.py"))
     assert "vision tower" in result.stdout
     assert "nobody/nothing cannot be fetched: the hub has no such model, or it is private." in result.stderr
+
+
+AGAIN = """
+from pathlib import Path
+from m0.errors import DownloadError
+from m0.hub import fetch
+hub = Path("hub")
+fetch("someone/small")
+for old, new in (("model.safetensors", "model.safetensors.index.json"), ("processor_config.json", "preprocessor_config.json")):
+    (hub / old).unlink()
+    (hub / new).write_text("{}")
+    try:
+        print(fetch("someone/small"))
+    except DownloadError as error:
+        print(error)
+    (Path("weights/someone/small") / old).unlink()
+    print(fetch("someone/small"))
+"""
+
+
+def test_what_an_earlier_download_left_is_not_read_in_silence(tmp_path):
+    """A model that is in shards now, whose single file of before would win; and so with its picture settings."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "processor_config.json"):
+        (folder / name).write_text("{}")
+    with served(folder, tmp_path) as variables:
+        command = [sys.executable, "-c", AGAIN]
+        result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=300)
+    place = Path("weights/someone/small")
+    told = "is not part of someone/small, but would be read in place of its"
+    assert result.returncode == 0, result.stderr
+    assert [line for line in result.stdout.splitlines() if "small" in line] == [
+        f"{tmp_path / place}/model.safetensors {told} model.safetensors.index.json; remove it.",
+        str(tmp_path / place),
+        f"{tmp_path / place}/processor_config.json {told} preprocessor_config.json; remove it.",
+        str(tmp_path / place),
+    ]

@@ -11,14 +11,15 @@ PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
     ["errors", "mapped", "progress"],
-    ["calls", "parallel", "paths", "texts"],
-    ["config", "listed"],
+    ["calls", "parallel", "paths", "texts", "json_part"],
+    ["config_file", "listed"],
+    ["config"],
     ["rotary", "linear"],
     ["attention"],
     ["fused", "images"],
     ["vision", "decoder", "head", "prompt"],
     ["model"],
-    ["batch", "cascade", "tensor_parallel"],
+    ["batch", "cascade", "tensor_parallel", "picture_files"],
     ["checkpoint", "quantize"],
     ["hub", "lora", "documents"],
     ["interp"],
