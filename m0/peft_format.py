@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -132,7 +131,9 @@ def meant_by(name: str, layout: Layout, modules: Mapping[str, nn.Module]) -> lis
         theirs = layout.theirs(ours)
         if theirs and theirs.endswith(name) and next(module.parameters(), None) is not None:
             if ours in TOO_LARGE:
-                raise AdapterError(f"modules_to_save: {name} is {theirs}, which is too much to be saved whole; name parts of it.")
+                raise AdapterError(
+                    f"modules_to_save: {name} is {theirs}, which is too much to be saved whole; name parts of it."
+                )
             found.append(ours)
     return found
 
@@ -193,9 +194,7 @@ def read_adapter(directory: Path, modules: Mapping[str, nn.Module]) -> tuple[LoR
 class _Reader:
     """One file's way from peft's names to ours."""
 
-    def __init__(
-        self, file: Path, config: LoRAConfig, tensors: dict[str, Tensor], modules: Mapping[str, nn.Module]
-    ) -> None:
+    def __init__(self, file: Path, config: LoRAConfig, tensors: dict[str, Tensor], modules: Mapping[str, nn.Module]) -> None:
         self.file, self.config, self.tensors, self.modules = file, config, tensors, modules
 
     def read(self) -> tuple[LoRAConfig, AdapterFile]:
@@ -242,7 +241,9 @@ class _Reader:
         for path in rest:
             if ".lora_embedding_" in path:
                 name = path.partition(".lora_embedding_")[0]
-                raise AdapterError(f"{self.file} has an adapter of {name}, a token table, but adapters go on linear layers only.")
+                raise AdapterError(
+                    f"{self.file} has an adapter of {name}, a token table, but adapters go on linear layers only."
+                )
         if not low_rank:
             raise AdapterError(f"{self.file} holds no lora_A and lora_B.")
         return low_rank, rest

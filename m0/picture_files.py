@@ -39,7 +39,11 @@ def load_image_settings(directory: str | Path, config: RerankerConfig) -> ImageS
     602112 is used, which the vendor's code sets (see the model card's usage). Warns where the two files contradict each other.
     Raises CheckpointError.
     """
-    files = [path for path in (path_of(directory, CheckpointError) / PROCESSOR, path_of(directory, CheckpointError) / PREPROCESSOR) if path.exists()]
+    files = [
+        path
+        for path in (path_of(directory, CheckpointError) / PROCESSOR, path_of(directory, CheckpointError) / PREPROCESSOR)
+        if path.exists()
+    ]
     found: dict[Path, ImageSettings] = {}
     for path in files:
         try:
@@ -54,7 +58,9 @@ def load_image_settings(directory: str | Path, config: RerankerConfig) -> ImageS
     used, *others = found
     for other in others:
         if found[other] != found[used]:
-            warnings.warn(f"{_told(found, other)} contradicts {_told(found, used)}, which was used.", stacklevel=level_of_caller())
+            warnings.warn(
+                f"{_told(found, other)} contradicts {_told(found, used)}, which was used.", stacklevel=level_of_caller()
+            )
     return found[used]
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from os import PathLike
 from os.path import isfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from m0.errors import CheckpointError, InputError, TooLongError
 from m0.images import ImageSettings, Picture, looks_like_picture, prepare_picture
 from m0.paths import path_of
 from m0.rotary import Grid, mrope_positions
+from m0.stream import TEMPLATE, Origin, Part, Side, Stream
 from m0.texts import (
     PICTURE_OR_TEXT,
     decode,
@@ -41,36 +42,12 @@ from m0.texts import (
     read_open_text,
     read_text,
 )
-
-Part = str | Picture
-"""A stretch of text, or a picture that is ready for the vision tower."""
-Side = Literal["query", "document"]
+from m0.truncation import Beginning, FirstTokens
 
 DOCUMENT_LEAD = "**Document**:\n"
 QUERY_LEAD = "\n**Query**:\n"
-PART_SEPARATOR = "\n"
-"""Between two text parts that follow one another; pictures need none."""
-
-
-class Origin(NamedTuple):
-    """Where one token came from."""
-
-    side: Literal["template", "query", "document"]
-    part: int | None = None
-    """Which part of that side (0 for a plain text or picture)."""
-    start: int | None = None
-    """First character in the part's text, and `end` the one after the last. A character made of several tokens is in each."""
-    end: int | None = None
-    row: int | None = None
-    """Row and column of the visual token in its picture's grid."""
-    column: int | None = None
-
-    @property
-    def kind(self) -> Literal["template", "text", "image"]:
-        return "template" if self.part is None else "text" if self.row is None else "image"
-
-
-TEMPLATE = Origin("template")
+MERGES = 8
+"""Of so many tokens too many the best cut is looked for one by one."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +58,12 @@ class Cut:
     part: int
     kept: int
     characters: int
-    tokens: int
-    """Tokens cut away, counted on the part alone."""
+    tokens: int | None
+    """Tokens cut away, counted on the part alone; None where the rest was not tokenized (see `m0.truncation`)."""
 
     def __str__(self) -> str:
-        return f"{self.side} part {self.part}: {self.kept} of {self.characters} characters kept, {self.tokens} tokens cut"
+        kept = f"{self.side} part {self.part}: {self.kept} of {self.characters} characters kept"
+        return kept if self.tokens is None else f"{kept}, {self.tokens} tokens cut"
 
 
 def whole_number(value: Any, name: str) -> int:
@@ -99,7 +77,7 @@ def whole_number(value: Any, name: str) -> int:
 class Limits:
     """How long a prompt may be, in tokens.
 
-    Text is cut from the end of its side, by whole tokens and whole characters; a picture is never cut or dropped.
+    Text is cut from the end of its side, by whole tokens and whole characters (`m0.graphemes`); a picture is never cut or dropped.
     """
 
     max_length: int = 10240
@@ -282,7 +260,7 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Tokenizer, config: RerankerConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
-        self._tokenize = lru_cache(maxsize=256)(lambda text: tokenizer.encode(text, add_special_tokens=False))
+        self._tokenize = FirstTokens(tokenizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is kept of earlier calls stays behind."""
@@ -297,7 +275,7 @@ class PromptEncoder:
 
     def check_tokenizer(self, path: Path) -> None:
         """Raises CheckpointError where the tokenizer cannot write the prompt, or takes a picture's token ids for text."""
-        if not self._tokenize(DOCUMENT_LEAD):
+        if not self._tokenize(DOCUMENT_LEAD, 1).count:
             raise CheckpointError(f"{path} is not the tokenizer of such a model: it makes no tokens of the prompt's own words.")
         for name in ("vision_start_token_id", "vision_end_token_id", "image_token_id"):
             if (token := self.tokenizer.id_to_token(getattr(self.config, name))) is not None:
@@ -313,20 +291,22 @@ class PromptEncoder:
         limits = limits or Limits()
         self.check(limits)
         sides: dict[Side, list[Part]] = {"query": list(query), "document": list(document)}
-        tokens = {side: sum(self._count(part) for part in parts) for side, parts in sides.items()}
+        most: dict[Side, int] = {"query": limits.max_query_length, "document": limits.document}
+        begun = {side: self._begin(parts, min(most[side], limits.max_length)) for side, parts in sides.items()}
+        tokens = {side: sum(some.count for some in found if some) for side, found in begun.items()}
         fixed = self._fixed_tokens(sides)
-        room = limits.max_length - fixed
         wanted_query = min(tokens["query"], limits.max_query_length)
         wanted_document = min(tokens["document"], limits.document)
-        # Counts are taken part by part; in the prompt a merge across a border may make one token more or fewer.
-        for attempt in range(64):
-            free = room - attempt
+        free = min(limits.max_length - fixed, wanted_query + wanted_document)
+        # Counts are taken part by part; in the prompt a merge across a border may make one token more or fewer, and small parts come
+        # with many separators.
+        for _ in range(64):
             keep_query = min(wanted_query, max(free - wanted_document, free // 2))
             keep_document = min(wanted_document, free - keep_query)
             if keep_query < min(wanted_query, 1) or keep_document < min(wanted_document, 1):
                 break
-            kept_query, query_cuts = self._cut(sides["query"], "query", keep_query)
-            kept_document, document_cuts = self._cut(sides["document"], "document", keep_document)
+            kept_query, query_cuts = _cut(sides["query"], begun["query"], "query", keep_query)
+            kept_document, document_cuts = _cut(sides["document"], begun["document"], "document", keep_document)
             # A character of several tokens that does not fit is left out whole, and with it perhaps all there was.
             cut_sides: tuple[tuple[Side, list[Part]], ...] = (("query", kept_query), ("document", kept_document))
             for side, kept in cut_sides:
@@ -338,6 +318,9 @@ class PromptEncoder:
             encoding = self._write(kept_query, kept_document, (*document_cuts, *query_cuts))
             if len(encoding) <= limits.max_length:
                 return encoding
+            over = len(encoding) - limits.max_length
+            share = (keep_query + keep_document) / (len(encoding) - fixed)
+            free -= 1 if over <= MERGES else max(1, int(0.9 * share * over))
         pictures = [part for parts in sides.values() for part in parts if isinstance(part, Picture)]
         raise TooLongError(
             f"max_length is {limits.max_length}, but the template"
@@ -346,111 +329,49 @@ class PromptEncoder:
             + ("; raise max_length or lower max_pixels." if pictures else ".")
         )
 
-    def _count(self, part: Part) -> int:
-        return 0 if isinstance(part, Picture) else len(self._tokenize(part))
+    def _begin(self, parts: Sequence[Part], most: int) -> list[Beginning | None]:
+        """The first tokens of each text, until there are `most`; None for pictures, and for texts that cannot get any."""
+        found: list[Beginning | None] = []
+        for part in parts:
+            begun = self._tokenize(part, most) if isinstance(part, str) and most > 0 else None
+            most -= begun.count if begun else 0
+            found.append(begun)
+        return found
 
     def _fixed_tokens(self, sides: Mapping[Side, Sequence[Part]]) -> int:
-        """Tokens that cannot be cut: the template, the score token, pictures with their frames, separators."""
-        bare: dict[Side, list[Part]] = {
-            side: [part if isinstance(part, Picture) else "" for part in parts] for side, parts in sides.items()
-        }
-        return len(self._write(bare["query"], bare["document"], ()))
-
-    def _cut(self, parts: Sequence[Part], side: Side, keep: int) -> tuple[list[Part], list[Cut]]:
-        """The same parts with at most `keep` tokens of text, counted from the start."""
-        kept: list[Part] = []
-        cuts = []
-        for number, part in enumerate(parts):
-            if isinstance(part, Picture):
-                kept.append(part)
-                continue
-            encoded = self._tokenize(part)
-            if len(encoded) <= keep:
-                kept.append(part)
-                keep -= len(encoded)
-                continue
-            offsets = encoded.offsets
-            # A character made of several tokens is kept whole or not at all.
-            while keep > 0 and offsets[keep][0] < offsets[keep - 1][1]:
-                keep -= 1
-            end = offsets[keep - 1][1] if keep else 0
-            kept.append(part[:end])
-            cuts.append(Cut(side, number, end, len(part), len(encoded) - keep))
-            keep = 0
-        return kept, cuts
+        """Tokens that cannot be cut: the template, the score token, pictures with their frames."""
+        query, document = ([part for part in sides[side] if isinstance(part, Picture)] for side in ("query", "document"))
+        return len(self._write(query, document, ()))
 
     def _write(self, query: Sequence[Part], document: Sequence[Part], cut: tuple[Cut, ...]) -> Encoding:
         """The prompt's tokens with their origins."""
-        stream = _Stream(self)
+        ends: dict[Side, int] = {}  # the first part that has no text left: it and those behind it leave no separator either
+        for one in cut:
+            ends.setdefault(one.side, one.part + (one.kept > 0))
+        stream = Stream(self.tokenizer, self.config)
         stream.add_text(DOCUMENT_LEAD)
-        stream.add_parts(document, "document")
+        stream.add_parts(document, "document", ends.get("document"))
         stream.add_text(QUERY_LEAD)
-        stream.add_parts(query, "query")
+        stream.add_parts(query, "query", ends.get("query"))
         stream.flush()
         stream.add_tokens([self.config.score_token_id], [TEMPLATE])
         parts: dict[Side, Sequence[Part]] = {"document": document, "query": query}
         return Encoding(torch.tensor(stream.ids), stream.origins, stream.pictures, stream.runs, cut, parts)
 
 
-class _Stream:
-    """Collects text until a picture or the end, so that it is tokenized in one go, as merges may cross borders."""
-
-    def __init__(self, encoder: PromptEncoder) -> None:
-        self.encoder = encoder
-        self.ids: list[int] = []
-        self.origins: list[Origin] = []
-        self.pictures: list[Picture] = []
-        self.runs: list[int | Grid] = []
-        self.text = ""
-        self.spans: list[tuple[int, int, Side, int]] = []
-        """Stretches of the collected text that users wrote: start, end, side, part."""
-
-    def add_text(self, text: str, side: Side | None = None, part: int = 0) -> None:
-        if side is not None:
-            self.spans.append((len(self.text), len(self.text) + len(text), side, part))
-        self.text += text
-
-    def add_parts(self, parts: Sequence[Part], side: Side) -> None:
-        for number, part in enumerate(parts):
-            if isinstance(part, Picture):
-                self.flush()
-                self._add_picture(part, side, number)
-            else:
-                if number and isinstance(parts[number - 1], str):
-                    self.add_text(PART_SEPARATOR)
-                self.add_text(part, side, number)
-
-    def add_tokens(self, ids: list[int], origins: list[Origin]) -> None:
-        self.ids += ids
-        self.origins += origins
-        if self.runs and isinstance(self.runs[-1], int):
-            self.runs[-1] += len(ids)
+def _cut(parts: Sequence[Part], begun: Sequence[Beginning | None], side: Side, keep: int) -> tuple[list[Part], list[Cut]]:
+    """The same parts with at most `keep` tokens of text, counted from the start."""
+    kept: list[Part] = []
+    cuts = []
+    for number, (part, some) in enumerate(zip(parts, begun, strict=True)):
+        if not isinstance(part, str) or not part:
+            kept.append(part)
+        elif some and some.whole and some.count <= keep:
+            kept.append(part)
+            keep -= some.count
         else:
-            self.runs.append(len(ids))
-
-    def _add_picture(self, picture: Picture, side: Side, part: int) -> None:
-        config, (rows, columns) = self.encoder.config, picture.token_grid
-        self.add_tokens([config.vision_start_token_id], [TEMPLATE])
-        self.ids += [config.image_token_id] * (rows * columns)
-        self.origins += [Origin(side, part, row=row, column=column) for row in range(rows) for column in range(columns)]
-        self.runs.append((rows, columns))
-        self.pictures.append(picture)
-        self.add_tokens([config.vision_end_token_id], [TEMPLATE])
-
-    def flush(self) -> None:
-        """Tokenize what was collected. A token that reaches into a user's text belongs to it, else to the template."""
-        if not self.text:
-            return
-        encoded = self.encoder.tokenizer.encode(self.text, add_special_tokens=False)
-        spans = iter([*self.spans, (len(self.text) + 1, len(self.text) + 1, "query", 0)])
-        origins, current = [], next(spans)
-        for start, end in encoded.offsets:
-            while start >= current[1] and current[0] <= len(self.text):
-                current = next(spans)
-            first, stop, side, part = current
-            if end > first and start < stop:
-                origins.append(Origin(side, part, max(start, first) - first, min(end, stop) - first))
-            else:
-                origins.append(TEMPLATE)
-        self.add_tokens(encoded.ids, origins)
-        self.text, self.spans = "", []
+            taken, end = some.cut(part, keep) if some and keep else (0, 0)
+            kept.append(part[:end])
+            cuts.append(Cut(side, number, end, len(part), some.count - taken if some and some.whole else None))
+            keep = 0
+    return kept, cuts

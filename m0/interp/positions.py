@@ -11,11 +11,13 @@ A selector is asked for a prompt (`m0.prompt.Encoding`) and answers with token n
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from m0.errors import InputError
+from m0.graphemes import clusters, edges
 from m0.images import Picture
 from m0.interp.scripts import is_spaced
 from m0.prompt import Encoding, Side
@@ -113,7 +115,7 @@ class SideTokens(Selector):
 
         def choose(encoding: Encoding) -> list[int]:
             places = [
-                (number, match.start(), match.end())
+                (number, *match)
                 for number, part in enumerate(encoding.parts.get(self.side, ()))
                 if isinstance(part, str)
                 for match in _find(text, part)
@@ -135,13 +137,35 @@ class SideTokens(Selector):
         ]  # fmt: skip
 
 
-def _find(text: str, part: str) -> list[re.Match[str]]:
+def _find(text: str, part: str) -> list[tuple[int, int]]:
+    """Where a text holds another, in whatever form of Unicode either is written."""
     if not text.strip():
         return []
-    # Between letters of scripts with blanks no word begins or ends.
-    before = r"(?<!\w)" if is_spaced(text[0]) else ""
-    after = r"(?!\w)" if is_spaced(text[-1]) else ""
-    return list(re.finditer(f"{before}{re.escape(text)}{after}", part, re.IGNORECASE))
+    text = unicodedata.normalize("NFC", text)
+    composed, places = _composed(part)
+    signs, known = clusters(text), edges(composed)
+    # Between letters of scripts with blanks no word begins or ends, nor between a letter and its marks.
+    first, last = is_spaced(signs[0][0]), is_spaced(signs[-1][0])
+    before, after = r"(?<!\w)" if first else "", r"(?!\w)" if last else ""
+    found = []
+    for match in re.finditer(f"{before}{re.escape(text)}{after}", composed, re.IGNORECASE):
+        start, end = match.span()
+        if known is not None and ((first and known[0][start] != start) or (last and known[1][end] != end)):
+            continue
+        found.append((places[start][0], places[end - 1][1]))
+    return found
+
+
+def _composed(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
+    """A text in NFC, and for each of its characters the first one in the text as it is and the one after the last."""
+    if unicodedata.is_normalized("NFC", text):
+        return text, [(place, place + 1) for place in range(len(text))]
+    composed, places, start = [], [], 0
+    for sign in clusters(text):
+        composed.append(unicodedata.normalize("NFC", sign))
+        places += [(start, start + len(sign))] * len(composed[-1])
+        start += len(sign)
+    return "".join(composed), places
 
 
 class ImageTokens(Selector):

@@ -9,13 +9,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from m0.graphemes import clusters, edges
 from m0.interp.scripts import HAN, HIRAGANA, KATAKANA, UNSPACED, may_cut
 from m0.prompt import Encoding, Side
 
-FLAG, SKIN_TONE = re.compile("[\U0001f1e6-\U0001f1ff]"), re.compile("[\U0001f3fb-\U0001f3ff]")
-ZERO_WIDTH_JOINER = "\u200d"
 JOINERS = "'\u2019-"
-END = re.compile("(?<=[.!?\u2026])\\s+|(?<=[\u3002\uff01\uff1f])|\\n+|(?<=[\u061f\u0964])\\s*")
+END = re.compile("(?<=[.!?\u2026])\\s+|(?<=[\u3002\uff01\uff1f])|[\\r\\n]+|(?<=[\u061f\u0964])\\s*")
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,14 @@ def words_of(encoding: Encoding) -> list[Span]:
     words: those that share one (several marks, characters of a script without blanks) are one word here."""
     found: list[Span] = []
     for side, number, text in _texts(encoding):
-        edges = {
-            edge
-            for origin in encoding.origins
-            if origin.side == side and origin.part == number and origin.start is not None and origin.end is not None
-            for edge in (origin.start, origin.end)
-        }
+        inside = _inside_tokens(encoding, side, number, len(text))
         spans: list[tuple[int, int]] = []
         for start, end, kind in _pieces(text):
-            inner = sorted(edge for edge in edges if start < edge < end and may_cut(text, edge)) if kind == "unspaced" else []
-            cuts = [start, *inner, end]
+            free = (np.flatnonzero(~inside[start + 1 : end]) + start + 1).tolist() if kind == "unspaced" else []
+            cuts = [start, *(place for place in free if may_cut(text, place)), end]
             for a, b in itertools.pairwise(cuts):
-                # Nothing between them and no token ends there: one token holds the end of one and the start of the other.
-                if spans and spans[-1][1] == a and a not in edges:
+                # Nothing between them but a token that holds the end of one and the start of the other.
+                if spans and spans[-1][1] == a and inside[a]:
                     spans[-1] = (spans[-1][0], b)
                 else:
                     spans.append((a, b))
@@ -54,57 +51,70 @@ def words_of(encoding: Encoding) -> list[Span]:
     return found
 
 
+def _inside_tokens(encoding: Encoding, side: Side, part: int, length: int) -> NDArray[np.bool_]:
+    """For each place in a text, from 0 to its length, whether some token goes on across it."""
+    steps = np.zeros(length + 2, dtype=np.int64)
+    for origin in encoding.origins:
+        here = (origin.side, origin.part) == (side, part)
+        if here and origin.start is not None and origin.end is not None and origin.end > origin.start:
+            steps[origin.start + 1] += 1
+            steps[origin.end] -= 1
+    return np.cumsum(steps) > 0
+
+
 def _pieces(text: str) -> list[tuple[int, int, str]]:
     """Start, end and kind of each word. Chinese characters and punctuation marks stand alone; kana of one kind stay together;
     what is seen as one sign (a flag, a family of emoji, a letter with its marks) is one."""
     pieces: list[tuple[int, int, str]] = []
-    for place, character in enumerate(text):
-        kind = _kind(character)
+    signs = clusters(text)
+    kinds = [_kind(sign) for sign in signs]
+    place = 0
+    for sign, kind, behind in zip(signs, kinds, [*kinds[1:], "blank"], strict=True):
+        start, end, before = pieces[-1] if pieces else (0, -1, "")
+        touching, here, place = end == place, place, place + len(sign)
+        goes_on = kind == before and kind in ("word", "hiragana", "katakana", "unspaced")
+        between = kind == "mark" and sign in JOINERS and before == behind == "word"
         if kind == "blank":
             continue
-        start, end, before = pieces[-1] if pieces else (0, -1, "")
-        touching = end == place
-        joins = kind == "joined" or (touching and text[place - 1] == ZERO_WIDTH_JOINER and before == "mark")
-        flag = kind == "flag" and before == "flag" and place - start == 1
-        goes_on = kind == before and kind in ("word", "hiragana", "katakana", "unspaced")
-        if touching and (joins or flag or goes_on):
-            pieces[-1] = (start, place + 1, before)
-        elif (
-            kind == "mark"
-            and character in JOINERS
-            and touching
-            and before == "word"
-            and _kind(text[place + 1 : place + 2]) == "word"
-        ):
-            pieces[-1] = (start, place + 1, "word")
+        if touching and (kind == "joined" or goes_on or between):
+            pieces[-1] = (start, place, before)
         else:
-            pieces.append((place, place + 1, "mark" if kind == "joined" else kind))
+            pieces.append((here, place, "mark" if kind == "joined" else kind))
     return pieces
 
 
-def _kind(character: str) -> str:
-    if not character or character.isspace():
+def _kind(sign: str) -> str:
+    """What a cluster is, by its first character that is no mark."""
+    if sign.isspace():
         return "blank"
-    for name, pattern in (("han", HAN), ("hiragana", HIRAGANA), ("katakana", KATAKANA), ("unspaced", UNSPACED), ("flag", FLAG)):
-        if pattern.match(character):
-            return name
-    category = unicodedata.category(character)
-    # Marks, joiners and skin tones belong to what stands before them.
-    if category[0] == "M" or category == "Cf" or SKIN_TONE.match(character):
+    # Marks and invisible signs that stand alone belong to what is before them.
+    base = next((character for character in sign if not _is_attached(character)), None)
+    if base is None:
         return "joined"
-    return "word" if category[0] in "LN" else "mark"
+    for name, pattern in (("han", HAN), ("hiragana", HIRAGANA), ("katakana", KATAKANA), ("unspaced", UNSPACED)):
+        if pattern.match(base):
+            return name
+    return "word" if unicodedata.category(base)[0] in "LN" else "mark"
+
+
+def _is_attached(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] == "M" or category == "Cf"
 
 
 def sentences_of(encoding: Encoding) -> list[Span]:
     """The sentences (and lines) of all text parts."""
     found = []
     for side, number, text in _texts(encoding):
-        start = 0
+        start, known = 0, edges(text)
         for match in [*END.finditer(text), None]:
-            end = len(text) if match is None else match.start()
+            end, following = (len(text), len(text)) if match is None else match.span()
+            if known is not None:  # a full stop may have a variation selector
+                end = int(known[1][end])
+                following = max(end, int(known[0][following]))
             if text[start:end].strip():
                 found.append(Span(side, number, start, end, text[start:end]))
-            start = len(text) if match is None else match.end()
+            start = following
     return found
 
 
