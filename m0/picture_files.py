@@ -138,7 +138,7 @@ def _same(value: Any, expected: Any) -> bool:
         return isinstance(value, list | tuple) and len(value) == len(expected) and all(map(_same, value, expected))
     if isinstance(expected, bool) or isinstance(value, bool):
         return value is expected
-    return isinstance(value, int | float) and math.isclose(value, expected, rel_tol=1e-6)
+    return isinstance(value, int | float) and abs(value) < 1e9 and math.isclose(value, expected, rel_tol=1e-6)
 
 
 def picture_files(directory: Path, settings: ImageSettings, vision: VisionConfig) -> dict[Path, dict[str, Any]]:

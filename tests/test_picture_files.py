@@ -109,6 +109,7 @@ REFUSED = [
     ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is [0.5, 0.5, 0.5], but m0 implements [0.48145466, 0.4578275, 0.40821073] only"),
     ({"image_std": [0.26862954, 0.26130258]}, "image_std is [0.26862954, 0.26130258]"),
     ({"image_std": 0.5}, "image_std is 0.5"),
+    ({"image_std": [10**400, 1, 1]}, "image_std is [1000"),
     ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type is 'CLIPImageProcessor'"),
     ({"image_processor_type": 5}, "image_processor_type is 5"),
 ]  # fmt: skip
