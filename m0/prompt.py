@@ -75,6 +75,23 @@ class Cut:
         return f"{self.side} part {self.part}: {self.kept} of {self.characters} characters kept, {self.tokens} tokens cut"
 
 
+@dataclass(frozen=True)
+class CutPages:
+    """What was left out of one picture's file: its other pages, or frames of an animation, for a picture is one of them."""
+
+    side: Side
+    part: int
+    kept: int
+    """How many were read: 1."""
+    pages: int
+    """How many there are."""
+    page: int = 1
+    """Which was read, counted from 1."""
+
+    def __str__(self) -> str:
+        return f"{self.side} part {self.part}: only page or frame {self.page} of {self.pages} was read"
+
+
 def whole_number(value: Any, name: str) -> int:
     """An argument that counts something, NumPy's integers included. Raises InputError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -119,7 +136,7 @@ class Encoding:
     """In the order of their tokens: the document's, then the query's."""
     runs: list[int | Grid] = field(repr=False)
     """Text tokens and picture grids in order, as `mrope_positions` takes them."""
-    cut: tuple[Cut, ...] = ()
+    cut: tuple[Cut | CutPages, ...] = ()
     parts: Mapping[Side, Sequence[Part]] = field(default_factory=dict, repr=False)
     """What each side holds, as far as it was kept: what `Origin.part`, `start` and `end` count in."""
 
@@ -313,13 +330,15 @@ class PromptEncoder:
         }
         return len(self._write(bare["query"], bare["document"], ()))
 
-    def _cut(self, parts: Sequence[Part], side: Side, keep: int) -> tuple[list[Part], list[Cut]]:
+    def _cut(self, parts: Sequence[Part], side: Side, keep: int) -> tuple[list[Part], list[Cut | CutPages]]:
         """The same parts with at most `keep` tokens of text, counted from the start."""
         kept: list[Part] = []
-        cuts = []
+        cuts: list[Cut | CutPages] = []
         for number, part in enumerate(parts):
             if isinstance(part, Picture):
                 kept.append(part)
+                if part.frame.pages > 1:
+                    cuts.append(CutPages(side, number, 1, part.frame.pages, part.frame.page))
                 continue
             encoded = self._tokenize(part)
             if len(encoded) <= keep:
@@ -336,7 +355,7 @@ class PromptEncoder:
             keep = 0
         return kept, cuts
 
-    def _write(self, query: Sequence[Part], document: Sequence[Part], cut: tuple[Cut, ...]) -> Encoding:
+    def _write(self, query: Sequence[Part], document: Sequence[Part], cut: tuple[Cut | CutPages, ...]) -> Encoding:
         """The prompt's tokens with their origins."""
         stream = _Stream(self)
         stream.add_text(DOCUMENT_LEAD)
