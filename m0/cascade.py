@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from PIL import Image
-
 from m0.errors import ImageError, InputError
 from m0.images import Picture, prepare_picture
 from m0.prompt import Part, whole_number
@@ -50,6 +48,7 @@ class Cascade:
             picture.settings, max_pixels=self.max_pixels, min_pixels=min(picture.settings.min_pixels, self.max_pixels)
         )
         try:
-            return replace(prepare_picture(Image.fromarray(picture.pixels), settings), original_size=picture.original_size)
+            smaller = prepare_picture(picture.pixels, settings)
+            return replace(smaller, original_size=picture.original_size, frame=picture.frame)
         except ImageError:
             return picture

@@ -272,6 +272,8 @@ def _rank(options: argparse.Namespace) -> int:
 
 
 def _show_ranking(options: argparse.Namespace, found: Ranked) -> int:
+    from m0.prompt import Cut
+
     if options.json:
         results = [
             {
@@ -291,7 +293,7 @@ def _show_ranking(options: argparse.Namespace, found: Ranked) -> int:
         print(format_table(rows, [result.logit for _, _, result in found.rows]))
         for _, source, result in found.rows:
             for cut in result.cut:
-                print(f"m0: {source.name}: cut to fit: {cut}.", file=sys.stderr)
+                print(f"m0: {source.name}: {'cut to fit: ' * isinstance(cut, Cut)}{cut}.", file=sys.stderr)
     return found.status()
 
 

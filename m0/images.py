@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from m0.attention import sent
+from m0.depth import eight_bits, from_array, load
 from m0.errors import ImageError, InputError
+from m0.frames import ALONE, Frame, frame_of
 from m0.paths import path_of
 from m0.rotary import Grid
 from m0.texts import is_open_file, is_opened_as_text, name_of_file, read_open_file
@@ -57,12 +59,17 @@ class ImageSettings:
     background: tuple[int, int, int] | None = None
     """What shows through transparent pixels. None: transparency is dropped and whatever colour lies beneath is seen, as the
     reference does with files; (255, 255, 255): white paper."""
+    as_reference: bool = False
+    """Whether greys of more than 8 bits, floats among them, are clipped at 255, as the reference does, which turns 16-bit scans
+    white and floats from 0 to 1 black. False: they are scaled by their own depth (`m0.depth`)."""
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "max_image_pixels"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ImageError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+        if not isinstance(self.as_reference, bool):
+            raise ImageError(f"as_reference is {self.as_reference!r}, but must be True or False.")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ImageError(f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}, but 0 < min <= max must hold.")
         if self.max_pixels < self.factor**2:
@@ -83,6 +90,8 @@ class Picture:
     original_size: tuple[int, int]
     """Width and height before resizing (after EXIF orientation)."""
     settings: ImageSettings
+    frame: Frame = ALONE
+    """Which of its file's pages or frames it is; the others were not read."""
 
     @property
     def grid(self) -> Grid:
@@ -192,46 +201,88 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
     """Open, orient, convert and resize a picture.
 
     Args:
-        source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a file opened with "rb", a PIL image, or a uint8
-            array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
-        settings: pixel limits and patch sizes.
+        source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a file opened with "rb", a PIL image, or an
+            array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4): uint8, or any other type of number,
+            scaled as `m0.depth` says. Of a file of several pages or frames the first is read, of a PIL image the one at which
+            it stands; `Picture.frame` says which, and of how many.
+        settings: pixel limits, patch sizes, background, depth.
 
     Raises ImageError, one sentence that names the picture and what is wrong with it.
     """
     settings = settings or ImageSettings()
-    image, name = open_image(source, settings.max_image_pixels, settings.background)
+    opened = open_image(source, settings.max_image_pixels, settings.background, settings.as_reference)
+    image = opened.image
     try:
         height, width = smart_resize(image.height, image.width, settings)
     except ImageError as error:
-        raise ImageError(f"{name}: {error}") from None
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return Picture(np.array(resized), (image.width, image.height), settings)
+        raise ImageError(f"{opened.name}: {error}") from None
+    return Picture(np.array(resize(image, (width, height))), image.size, settings, opened.frame)
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize to a width and height with bicubic: first the width, then the height, as Pillow did before 12.2 and torchvision does.
+
+    Pillow 12.2 begins with the height where a picture is more than 100 times as high as wide, Pillow 13.0 at a fifth of sizes.
+    Between the two passes values are rounded and clipped, so the order shows, by up to 28 levels at hard edges.
+    """
+    if image.size == size:
+        return image.copy()
+    premultiplied = {"LA": "La", "RGBA": "RGBa"}.get(image.mode, image.mode)  # as Pillow does, but once for both passes
+    work = image if premultiplied == image.mode else image.convert(premultiplied)
+    for step in ((size[0], image.height), size):
+        if work.size != step:
+            work = work.resize(step, Image.Resampling.BICUBIC)
+    return work if premultiplied == image.mode else work.convert(image.mode)
+
+
+class Opened(NamedTuple):
+    """A picture upright and in RGB."""
+
+    image: Image.Image
+    name: str
+    """For messages."""
+    frame: Frame
 
 
 def open_image(
     source: Any,
     max_image_pixels: int = ImageSettings.max_image_pixels,
     background: tuple[int, int, int] | None = None,
-) -> tuple[Image.Image, str]:
-    """The picture upright and in RGB, and a name for messages."""
+    as_reference: bool = False,
+) -> Opened:
+    """The picture upright and in RGB, see `prepare_picture`."""
     if isinstance(source, Image.Image):
         image, name = source, f"the PIL image of {source.width} x {source.height}"
-        _check_pixels(image, name, max_image_pixels)
+        _check_pixels(image.size, name, max_image_pixels)
     elif isinstance(source, np.ndarray):
-        image, name = _from_array(source), f"the array of shape {source.shape}"
-        _check_pixels(image, name, max_image_pixels)
+        name = f"the array of shape {source.shape}"
+        if source.ndim > 1:
+            _check_pixels((source.shape[1], source.shape[0]), name, max_image_pixels)
+        image = from_array(source)
     else:
         data, name = _read(source)
-        image = _decode(data, name, max_image_pixels)
+        image = _decode(data, name, max_image_pixels, as_reference)
     try:
-        image = ImageOps.exif_transpose(image)
         with _without_warnings:  # Pillow warns of palettes whose transparency is dropped: that is meant
-            if background is not None and image.has_transparency_data:
-                paper = Image.new("RGBA", image.size, (*background, 255))
-                image = Image.alpha_composite(paper, image.convert("RGBA"))
-            return image.convert("RGB"), name
+            return Opened(_in_rgb(image, name, background, as_reference), name, frame_of(image))
+    except ImageError:
+        raise
     except Exception as error:  # conversions raise what they like on damaged data
         raise ImageError(f"{name} is damaged or cannot be converted to RGB: {_one_line(error)}.") from None
+
+
+def _in_rgb(opened: Image.Image, name: str, background: tuple[int, int, int] | None, as_reference: bool) -> Image.Image:
+    if not as_reference:
+        load(opened, name)  # what Pillow has opened for its owner may not be loaded yet
+    image = ImageOps.exif_transpose(opened)
+    if not as_reference:
+        image = eight_bits(image, opened, name)
+    if (straight := {"La": "LA", "RGBa": "RGBA"}.get(image.mode)) is not None:  # which Pillow converts to nothing else
+        image = image.convert(straight)
+    if background is not None and image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def _read(source: Any) -> tuple[bytes, str]:
@@ -245,7 +296,7 @@ def _read(source: Any) -> tuple[bytes, str]:
     if not isinstance(source, str):
         raise ImageError(
             f"a picture is given as {type(source).__name__}, but must be a path, URL, data URI, base64 text, bytes, "
-            "PIL image, uint8 array or open file."
+            "PIL image, array or open file."
         )
     if not source:
         raise ImageError("a picture is given as empty text, but must be a path, URL, data URI or base64 text.")
@@ -349,7 +400,7 @@ def _decode_base64(text: str, name: str) -> bytes:
 _pillow_limit = threading.Lock()
 
 
-def _decode(data: bytes, name: str, max_image_pixels: int) -> Image.Image:
+def _decode(data: bytes, name: str, max_image_pixels: int, as_reference: bool) -> Image.Image:
     if not data:
         raise ImageError(f"{name} is empty.")
     try:
@@ -359,38 +410,35 @@ def _decode(data: bytes, name: str, max_image_pixels: int) -> Image.Image:
                 image = Image.open(io.BytesIO(data))
             finally:
                 Image.MAX_IMAGE_PIXELS = pillow_limit
-        _check_pixels(image, name, max_image_pixels)
+        _check_pixels(image.size, name, max_image_pixels)
         with _without_warnings:  # Pillow warns of odd metadata; the pixels are what counts
-            image.load()
+            if as_reference:
+                image.load()
+            else:
+                load(image, name)
         return image
     except UnidentifiedImageError:
-        kind = " (it looks like HTML)" if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")) else ""
-        raise ImageError(f"{name} is not a picture that Pillow can open{kind}.") from None
+        raise ImageError(f"{name} is not a picture that Pillow can open{_looks_like(data)}.") from None
     except ImageError:
         raise
     except Exception as error:  # decoders raise what they like on damaged data
         raise ImageError(f"{name} is damaged: {_one_line(error)}.") from None
 
 
-def _check_pixels(image: Image.Image, name: str, limit: int) -> None:
-    if image.width * image.height > limit:
+def _looks_like(data: bytes) -> str:
+    if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return " (it looks like HTML)"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return " (it is a TIFF, but not one of those that Pillow reads)"
+    return ""
+
+
+def _check_pixels(size: tuple[int, int], name: str, limit: int) -> None:
+    if size[0] * size[1] > limit:
         raise ImageError(
-            f"{name} has {image.width} x {image.height} pixels, above the limit of {limit}; "
+            f"{name} has {size[0]} x {size[1]} pixels, above the limit of {limit}; "
             "raise max_image_pixels if it is no decompression bomb."
         )
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if array.dtype != np.uint8:
-        raise ImageError(f"a picture array has type {array.dtype}, but must be uint8.")
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise ImageError(
-            f"a picture array has shape {array.shape}, but must be (height, width), (height, width, 1), "
-            "(height, width, 3) or (height, width, 4), none of them 0."
-        )
-    return Image.fromarray(array)
 
 
 def _one_line(error: object) -> str:

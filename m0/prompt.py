@@ -66,6 +66,23 @@ class Cut:
         return kept if self.tokens is None else f"{kept}, {self.tokens} tokens cut"
 
 
+@dataclass(frozen=True)
+class CutPages:
+    """What was left out of one picture's file: its other pages, or frames of an animation, for a picture is one of them."""
+
+    side: Side
+    part: int
+    kept: int
+    """How many were read: 1."""
+    pages: int
+    """How many there are."""
+    page: int = 1
+    """Which was read, counted from 1."""
+
+    def __str__(self) -> str:
+        return f"{self.side} part {self.part}: only page or frame {self.page} of {self.pages} was read"
+
+
 def whole_number(value: Any, name: str) -> int:
     """An argument that counts something, NumPy's integers included. Raises InputError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -110,7 +127,7 @@ class Encoding:
     """In the order of their tokens: the document's, then the query's."""
     runs: list[int | Grid] = field(repr=False)
     """Text tokens and picture grids in order, as `mrope_positions` takes them."""
-    cut: tuple[Cut, ...] = ()
+    cut: tuple[Cut | CutPages, ...] = ()
     parts: Mapping[Side, Sequence[Part]] = field(default_factory=dict, repr=False)
     """What each side holds, as far as it was kept: what `Origin.part`, `start` and `end` count in."""
 
@@ -343,11 +360,12 @@ class PromptEncoder:
         query, document = ([part for part in sides[side] if isinstance(part, Picture)] for side in ("query", "document"))
         return len(self._write(query, document, ()))
 
-    def _write(self, query: Sequence[Part], document: Sequence[Part], cut: tuple[Cut, ...]) -> Encoding:
+    def _write(self, query: Sequence[Part], document: Sequence[Part], cut: tuple[Cut | CutPages, ...]) -> Encoding:
         """The prompt's tokens with their origins."""
         ends: dict[Side, int] = {}  # the first part that has no text left: it and those behind it leave no separator either
         for one in cut:
-            ends.setdefault(one.side, one.part + (one.kept > 0))
+            if isinstance(one, Cut):
+                ends.setdefault(one.side, one.part + (one.kept > 0))
         stream = Stream(self.tokenizer, self.config)
         stream.add_text(DOCUMENT_LEAD)
         stream.add_parts(document, "document", ends.get("document"))
@@ -359,12 +377,18 @@ class PromptEncoder:
         return Encoding(torch.tensor(stream.ids), stream.origins, stream.pictures, stream.runs, cut, parts)
 
 
-def _cut(parts: Sequence[Part], begun: Sequence[Beginning | None], side: Side, keep: int) -> tuple[list[Part], list[Cut]]:
-    """The same parts with at most `keep` tokens of text, counted from the start."""
+def _cut(
+    parts: Sequence[Part], begun: Sequence[Beginning | None], side: Side, keep: int
+) -> tuple[list[Part], list[Cut | CutPages]]:
+    """The same parts with at most `keep` tokens of text, counted from the start; and what is left out, of pictures' files too."""
     kept: list[Part] = []
-    cuts = []
+    cuts: list[Cut | CutPages] = []
     for number, (part, some) in enumerate(zip(parts, begun, strict=True)):
-        if not isinstance(part, str) or not part:
+        if isinstance(part, Picture):
+            kept.append(part)
+            if part.frame.pages > 1:
+                cuts.append(CutPages(side, number, 1, part.frame.pages, part.frame.page))
+        elif not part:
             kept.append(part)
         elif some and some.whole and some.count <= keep:
             kept.append(part)

@@ -50,7 +50,7 @@ from m0.model import RerankerModel
 from m0.parallel import agreed, is_split, shared_out
 from m0.paths import exists, path_of
 from m0.progress import Progress
-from m0.prompt import Cut, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
+from m0.prompt import Cut, CutPages, Encoding, Limits, Part, PromptEncoder, load_tokenizer, read_parts, whole_number
 from m0.quantize import Quantization, check_quantization, is_quantized, quantize
 from m0.texts import TEXT_SUFFIXES, is_open_file
 
@@ -99,8 +99,8 @@ class RankedDocument:
     """As it was given."""
     tokens: dict[str, int] = field(default_factory=dict)
     """Tokens of the prompt: "document", "query", "template", "total"."""
-    cut: tuple[Cut, ...] = ()
-    """What was cut to keep within the limits; empty: nothing."""
+    cut: tuple[Cut | CutPages, ...] = ()
+    """What was cut to keep within the limits, and pages of pictures' files that were not read; empty: nothing."""
     approximate: bool = False
     """Whether it has only a cascade's first look for a score; such documents stand behind those that were scored in full."""
 

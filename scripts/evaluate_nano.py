@@ -43,6 +43,7 @@ from PIL import Image, ImageFilter
 from m0 import Reranker
 from m0.evaluate.bm25 import BM25
 from m0.evaluate.metrics import Estimate, estimate, per_query
+from m0.images import resize
 
 SEED = 11
 MARKS = ("<!-- figures: written by scripts/evaluate_nano.py -->", "<!-- end of figures -->")
@@ -210,7 +211,7 @@ def as_on_a_screen(picture: Image.Image, rng: random.Random) -> Image.Image:
     paper = Image.new("RGBA", picture.size, (*(rng.randrange(256) for _ in range(3)), 255))
     flat = Image.alpha_composite(paper, picture).convert("RGB")
     side = rng.randint(48, 120)
-    flat = flat.resize((side, side), Image.Resampling.BICUBIC)
+    flat = resize(flat, (side, side))
     cut = [rng.randint(0, side // 16) for _ in range(4)]
     flat = flat.crop((cut[0], cut[1], side - cut[2], side - cut[3]))
     return flat.filter(ImageFilter.GaussianBlur(rng.uniform(0, side / 100)))

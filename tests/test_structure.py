@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
     ["errors", "mapped", "progress"],
-    ["calls", "parallel", "paths", "texts", "json_part"],
+    ["calls", "parallel", "paths", "texts", "json_part", "depth", "frames"],
     ["config_file", "listed"],
     ["config"],
     ["rotary", "linear"],

@@ -126,6 +126,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "shares": explanation.shares,
         "ledger": explanation.ledger,
         "notes": list(explanation.notes),
+        "cut": [vars(cut) for cut in explanation.encoding.cut],
         "tokens": [
             {**{key: value for key, value in origin._asdict().items() if value is not None}, "relevance": value}
             for origin, value in zip(explanation.encoding.origins, explanation.tokens.tolist(), strict=True)

@@ -11,6 +11,8 @@ from zlib import crc32
 
 from PIL import Image, ImageEnhance, ImageFilter
 
+from m0.images import resize
+
 Content = str | Image.Image | list
 """A side of a pair: text, a picture, or a list of both."""
 SECTION_CHARACTERS = 600
@@ -172,7 +174,7 @@ def augment(image: Image.Image, rng: random.Random, plain: float) -> Image.Image
     side = rng.randint(44, 97) if rng.random() < 0.75 else rng.randint(98, 130)
     scale = side * rng.uniform(0.65, 1.15) / max(image.size)
     inner = [max(12, round(length * scale * rng.uniform(0.9, 1.1))) for length in image.size]
-    image = image.resize((inner[0], inner[1]), Image.Resampling.BICUBIC)
+    image = resize(image, (inner[0], inner[1]))
     canvas = Image.new("RGB", (side, side), background)
     offset = [rng.randint(min(side - length, 0), max(side - length, 0)) for length in inner]
     canvas.paste(image, (offset[0], offset[1]), image)
@@ -209,7 +211,7 @@ def sheet(
         if rng.random() < 0.3:
             picture = picture.rotate(rng.uniform(-15, 15), resample=Image.Resampling.BILINEAR)
         length = round(side * rng.uniform(0.65, 0.98))
-        picture = picture.resize((length, length), Image.Resampling.BICUBIC)
+        picture = resize(picture, (length, length))
         left = place % columns * side + rng.randint(0, side - length)
         top = place // columns * side + rng.randint(0, side - length)
         paper.paste(picture, (left, top), picture)

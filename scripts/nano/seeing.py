@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from m0.images import Picture
+from m0.images import Picture, resize
 from m0.model import RerankerModel
 
 SHARPNESS = 16.0
@@ -164,7 +164,7 @@ class Seeing:
             image = image.crop((0, 0, image.width, 28 * rows))
         if rng.random() < 0.3:
             factor = rng.uniform(0.85, 1.3)
-            image = image.resize((round(image.width * factor), round(image.height * factor)))
+            image = resize(image, (round(image.width * factor), round(image.height * factor)))
             words = [Word(word.text, tuple(factor * side for side in word.box)) for word in words]  # type: ignore[arg-type]
         picture = self.writer.picture(image)
         letters = torch.zeros(picture.num_tokens, LETTERS)

@@ -1,0 +1,95 @@
+"""How many pages or frames a picture's file holds, of which one is read."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import IO, Any, NamedTuple
+
+from PIL.GifImagePlugin import GifImageFile
+
+ONE_PICTURE = ("MPO", "PSD")
+"""Formats whose further frames are other views, previews or layers of the same picture, not pages."""
+KINDS = SUBFILE, OLD_SUBFILE = 254, 255  # TIFF 6.0's tags for what a directory shows
+REDUCED, MASK, OLD_REDUCED = 1, 4, 2
+
+
+class Frame(NamedTuple):
+    """Which page or frame of a file a picture is."""
+
+    page: int = 1
+    """Counted from 1."""
+    pages: int = 1
+    """Pages or frames in the file. Thumbnails, masks, layers, and the sizes of an icon are none."""
+
+
+ALONE = Frame()
+_reading = threading.Lock()
+
+
+def frame_of(image: Any) -> Frame:
+    """Where an opened picture stands in its file. Neither its pixels nor the frame it stands at change.
+
+    A picture whose file was closed, or that was copied from one of several frames, counts as the only one.
+    """
+    if image.format not in ("TIFF", "GIF"):
+        return ALONE if image.format in ONE_PICTURE else _frame(image, getattr(image, "n_frames", 1))
+    # Pillow counts these by moving on and back, which throws away what the picture's owner has painted on it.
+    with _reading:
+        try:
+            file = getattr(image, "_fp", None) or image.fp
+            place = file.tell()
+        except Exception:  # closed, which Pillow tells in ways of its own
+            return ALONE
+        try:
+            file.seek(0)
+            pages = _tiff_pages(file) if image.format == "TIFF" else _gif_frames(file)
+        finally:
+            file.seek(place)
+    return _frame(image, pages)
+
+
+def _frame(image: Any, pages: int) -> Frame:
+    page = image.tell() + 1
+    return Frame(page, max(page, pages))
+
+
+def _gif_frames(file: IO[bytes]) -> int:
+    image = GifImageFile(file)
+    try:
+        return int(image.n_frames)
+    except Exception:  # damaged behind the first frame: as many as can be found
+        return int(image.tell()) + 1
+
+
+def _tiff_pages(file: IO[bytes]) -> int:
+    """Pages of a TIFF: its directories (TIFF 6.0, section 2; also BigTIFF) but for reduced pictures and masks, and always the
+    first. A damaged one ends the count."""
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = head[2:4] in (b"+\0", b"\0+")
+    count_of, entry_of, offset_of = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
+    entry, number, offset = (struct.Struct(order + kind) for kind in (entry_of, count_of, offset_of))
+    (place,) = offset.unpack_from(head, 8 if big else 4)
+    room = file.seek(0, 2)  # sound directories do not overlap, so all of them together are no longer than the file
+    seen: set[int] = set()
+    pages = 0
+    while place and place not in seen:
+        seen.add(place)
+        file.seek(place)
+        start = file.read(number.size)
+        size = number.unpack(start)[0] * entry.size if len(start) == number.size else room + 1
+        room -= number.size + size
+        if room < 0 or len(entries := file.read(size)) < size:
+            break
+        kinds = {tag: _number(value, kind, order) for tag, kind, _, value in entry.iter_unpack(entries) if tag in KINDS}
+        extra = kinds.get(SUBFILE, 0) & (REDUCED | MASK) or kinds.get(OLD_SUBFILE) == OLD_REDUCED
+        pages += not pages or not extra
+        following = file.read(offset.size)
+        place = offset.unpack(following)[0] if len(following) == offset.size else 0
+    return max(pages, 1)
+
+
+def _number(value: bytes, kind: int, order: str) -> int:
+    """A short (type 3) or long number; either stands at the start of its field."""
+    return int(struct.unpack_from(order + ("H" if kind == 3 else "I"), value)[0])
