@@ -232,7 +232,9 @@ def _check_settings(values: Mapping[str, Any], path: Path) -> None:
             raise AdapterError(f"{path}: {key} is {_short(value)}, a setting that m0 does not know.")
     for key in ("r", "lora_alpha"):
         if key in values and values[key] is None:
-            raise AdapterError(f"{path}: {key} is null, with which nothing can be computed; leave it out for peft's default, 8.")
+            raise AdapterError(
+                f"{path}: {key} is null, with which nothing can be computed; leave it out for peft's default, 8."
+            )
     _check_start(values.get("init_lora_weights"), path)
     if values.get("use_qalora") and values.get("qalora_group_size") == 1:
         raise AdapterError(f"{path}: use_qalora with qalora_group_size 1 scales its input, and m0 does not implement it.")

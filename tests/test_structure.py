@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
     ["errors", "mapped"],
+    ["lora_config"],
     ["parallel"],
     ["config"],
     ["rotary", "linear"],
@@ -20,6 +21,7 @@ ROWS = [
     ["model"],
     ["batch", "cascade", "tensor_parallel"],
     ["checkpoint", "quantize"],
+    ["peft_format"],
     ["hub", "lora", "documents"],
     ["interp"],
     ["explain"],
