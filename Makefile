@@ -37,7 +37,7 @@ test-gpu: $(VENV)/.dev  ## on a CUDA GPU, with a PyTorch that knows it (`make cl
 parity: $(VENV)/.dev  ## full size against transformers: 2.2 B random parameters, about 22 GiB of memory
 	$(BIN)/python -m pytest -m slow tests/parity
 
-peft-versions: $(VENV)/.dev  ## adapters written by peft 0.14 to 0.21 with transformers of their time: about 8 minutes, 4 GB of disk meanwhile
+peft-versions: $(VENV)/.dev  ## adapters written by peft 0.14 to 0.21 with transformers of their time: about 15 minutes, 3 GB of disk meanwhile
 	$(BIN)/python scripts/check_peft_versions.py
 
 format: $(VENV)/.dev

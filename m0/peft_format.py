@@ -134,9 +134,7 @@ def meant_by(name: str, layout: Layout, modules: Mapping[str, nn.Module]) -> lis
         theirs = layout.theirs(ours)
         if theirs and theirs.endswith(name) and next(module.parameters(), None) is not None:
             if ours in TOO_LARGE:
-                raise AdapterError(
-                    f"modules_to_save: {name} is {theirs}, which is too much to be saved whole; name parts of it."
-                )
+                raise AdapterError(f"modules_to_save: {name} means {theirs}, too much to be saved whole; name parts of it.")
             found.append(ours)
     return found
 

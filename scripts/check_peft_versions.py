@@ -3,7 +3,7 @@
     python scripts/check_peft_versions.py [--only 0.14.0 0.17.1] [--keep FOLDER]
 
 For each version a virtual environment is made in a temporary folder, which borrows the PyTorch that runs this script (about 0.3 GB
-and a minute for each; needs a package index). In it, adapters of many kinds are made on a tiny random model of the released
+and two minutes for each; needs a package index). In it, adapters of many kinds are made on a tiny random model of the released
 architecture, trained a step away from zero, and written with their logits for a text and for a text with a picture. m0 then reads
 each and must give the same logits within 1e-5. Exit status 1 where one differs.
 
