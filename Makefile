@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Batches of ever new shapes fragment glibc's heap: where this library is installed (libjemalloc2), training m0-nano takes its allocator.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 
-.PHONY: demo test test-gpu parity format wheel nano bench bench-training bench-explaining explaining clean
+.PHONY: demo test test-gpu parity peft-versions format wheel nano bench bench-training bench-explaining explaining clean
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ test-gpu: $(VENV)/.dev  ## on a CUDA GPU, with a PyTorch that knows it (`make cl
 
 parity: $(VENV)/.dev  ## full size against transformers: 2.2 B random parameters, about 22 GiB of memory
 	$(BIN)/python -m pytest -m slow tests/parity
+
+peft-versions: $(VENV)/.dev  ## adapters written by peft 0.14 to 0.21 with transformers of their time: about 15 minutes, 3 GB of disk meanwhile
+	$(BIN)/python scripts/check_peft_versions.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -14,7 +14,7 @@ import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,8 @@ class Named(nn.Module):
 class _Adapted(nn.Module):
     """A layer with named adapters beside it, at most one of them active. Keeps the layer's parameter names."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any
+    bias: Any
 
     def _take(self, layer: nn.Linear | PatchKernel) -> None:
         self.weight, self.bias = layer.weight, layer.bias
@@ -247,17 +247,20 @@ class Adapters:
         name = self._known(name or self.active)
         layout = self._layouts[name]
         tensors: dict[str, Tensor] = {}
-        adapted = set()
+        adapted = {}
         for ours, layer in self._layers():
             if name in layer.adapters:
-                adapted.add(ours)
+                adapted[ours] = layer
                 parts = dict(layer.adapter(name).named_parameters())
                 tensors |= low_rank_tensors(layout.theirs(ours) or ours, parts, layer.weight)
         for ours, brought in self._brought[name].items():
             tensors |= {f"{layout.theirs(ours)}.{key}": value for key, value in brought.state_dict().items()}
         for ours, bias in self._biases[name].items():
             owner = ours.removesuffix(".bias")
-            tensors[f"{layout.theirs(owner)}.{'base_layer.' if owner in adapted else ''}bias"] = bias
+            on = adapted.get(owner)
+            if on is not None and on.bias is bias and on.unmerged_bias is not None:
+                bias = nn.Parameter(on.unmerged_bias)  # merged, it holds the update's bias, too
+            tensors[f"{layout.theirs(owner)}.{'' if on is None else 'base_layer.'}bias"] = bias
         write_adapter(path_of(directory, AdapterError), self.configs[name], tensors)
 
     @changes_model

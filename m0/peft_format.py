@@ -14,6 +14,7 @@ A model inside another module puts one more prefix before all of them. A file ha
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,6 +42,8 @@ PARTS = {
     ("lora_magnitude_vector", "weight"): "magnitude",
 }
 """peft's names of an adapter's tensors, and ours."""
+SAVED = re.compile(r"^modules_to_save\.(default\.)?")
+"""What peft puts before the names of a saved module's parameters: with bias="all", or in a state that it has not tidied."""
 OF_TRAINING = (".lora_velora_embed", ".lora_monteclora_sampler.")
 """What VeLoRA and MonteCLoRA need while they train; a finished adapter is computed without it."""
 TOO_LARGE = ("", "decoder", "vision", "decoder.layers", "vision.blocks")
@@ -131,9 +134,7 @@ def meant_by(name: str, layout: Layout, modules: Mapping[str, nn.Module]) -> lis
         theirs = layout.theirs(ours)
         if theirs and theirs.endswith(name) and next(module.parameters(), None) is not None:
             if ours in TOO_LARGE:
-                raise AdapterError(
-                    f"modules_to_save: {name} is {theirs}, which is too much to be saved whole; name parts of it."
-                )
+                raise AdapterError(f"modules_to_save: {name} means {theirs}, too much to be saved whole; name parts of it.")
             found.append(ours)
     return found
 
@@ -153,9 +154,9 @@ def _checked(meant: Mapping[str, list[str]], layers: Iterable[str], layout: Layo
                     f"{origin}: {layout.theirs(inner)} lies in {layout.theirs(outer)}, and both are to be saved; name the outer one."
                 )
     for layer in layers:
-        if (outer := next((m for m in by_module if f"{layer}.".startswith(f"{m}.")), None)) is not None:
+        if (around := next((m for m in by_module if f"{layer}.".startswith(f"{m}.")), None)) is not None:
             raise AdapterError(
-                f"{origin}: {layout.theirs(layer)} is a target and lies in {layout.theirs(outer)} of modules_to_save; name it once."
+                f"{origin}: {layout.theirs(layer)} is a target and lies in {layout.theirs(around)} of modules_to_save; name it once."
             )
     return list(by_module)
 
@@ -260,8 +261,7 @@ class _Reader:
         return fitting[faults.index(None)]
 
     def _known(self, layout: Layout, path: str) -> bool:
-        ours = layout.ours(path)
-        return ours in self.modules and isinstance(self.modules[ours], nn.Linear | PatchKernel)
+        return isinstance(self.modules.get(layout.ours(path) or ""), nn.Linear | PatchKernel)
 
     def _wrapped(self, path: str) -> Iterator[Layout]:
         """The layouts of a model inside another module, with the prefix that this name then has."""
@@ -276,8 +276,10 @@ class _Reader:
         places = {path: [layout for layout in LAYOUTS if self._known(layout, path)] for path in paths}
         unknown = next((path for path in paths if not places[path]), None)
         if unknown is None:
-            other = next(path for path in paths if not set(places[path]) & set(places[paths[0]]))
-            raise AdapterError(f"{self.file} mixes two layouts of names, as {paths[0]} and {other}.")
+            kinds = {tuple(map(id, found)): path for path, found in places.items()}
+            pairs = itertools.combinations(kinds.items(), 2)
+            one, other = next((a[1], b[1]) for a, b in pairs if not set(a[0]) & set(b[0]))
+            raise AdapterError(f"{self.file} mixes two layouts of names, as {one} and {other}.")
         if not any(places.values()):
             raise AdapterError(f"{self.file} fits no layer of the model; its first is {unknown}.")
         ours = next((name for layout in LAYOUTS if (name := layout.ours(unknown)) in self.modules), None)
@@ -310,14 +312,14 @@ class _Reader:
                 rest = path[len(f"{name}.") :]
                 if rest.startswith("original_module.") and self.config.bias != "none":
                     return  # the model's own bias, which the saved module stands in for
-                found.whole.setdefault(ours, {})[rest.removeprefix("modules_to_save.default.")] = tensor
+                found.whole.setdefault(ours, {})[SAVED.sub("", rest)] = tensor
                 return
         if path == f"{layout.theirs(EMBEDDING)}.weight":
             found.whole[EMBEDDING] = {"weight": tensor}  # peft adds it where the vocabulary was changed, or on demand
             return
         if path.endswith(".bias") and self.config.bias != "none":
-            owner = layout.ours(path.removesuffix(".bias").removesuffix(".base_layer"))
-            if owner in self.modules and getattr(self.modules[owner], "bias", None) is not None:
+            owner = layout.ours(path.removesuffix(".bias").removesuffix(".base_layer")) or ""
+            if getattr(self.modules.get(owner), "bias", None) is not None:
                 found.biases[f"{owner}.bias"] = tensor
                 return
         for name, members in meant.items():

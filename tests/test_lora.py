@@ -1,6 +1,7 @@
 """Adapters: attach, switch, merge, unmerge, files. Values are compared with peft's in tests/parity."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -260,3 +261,459 @@ def test_settings_that_make_no_sense(settings):
     with pytest.raises(AdapterError) as caught:
         LoRAConfig(**settings)
     assert "\n" not in str(caught.value)
+
+
+# --- what the file holds, what its config says -----------------------------------------------------------------------------
+
+
+def saved(model, folder, **options):
+    """An adapter's folder, its tensors, and the logits it gives."""
+    adapters = Adapters(model)
+    trained(adapters, "made", **options)
+    adapters.save(folder)
+    found = logits(model)
+    adapters.remove("made")
+    return load_file(folder / "adapter_model.safetensors"), found
+
+
+def newer(tensors):
+    """The same under the names of transformers from 4.52."""
+    prefixes = {"model.": "model.language_model.", "visual.": "model.visual.", "score.": "score."}
+    found = {}
+    for key, value in tensors.items():
+        path = key.removeprefix("base_model.model.")
+        old = next(prefix for prefix in prefixes if path.startswith(prefix))
+        found[f"base_model.model.{prefixes[old]}{path.removeprefix(old)}"] = value
+    return found
+
+
+def test_dropout_is_off_where_the_model_does_not_train(model, tmp_path):
+    adapters = Adapters(model)
+    trained(adapters, "first", dropout=0.5, use_dora=True)
+    assert torch.equal(logits(model), logits(model))
+    adapters.save(tmp_path)
+    expected = logits(model)
+    adapters.remove("first")
+    adapters.load(tmp_path)
+    assert torch.equal(logits(model), expected)
+    adapters.remove(adapters.active)
+    model.train()
+    trained(adapters, "second", dropout=0.5)
+    assert not torch.equal(logits(model), logits(model))
+
+
+@pytest.mark.parametrize(
+    "names", [["classifier", "score"], ["score", "classifier", "score"], ["qa_outputs", "score"], ["score", "lm_head"], ["a.b"]]
+)
+def test_names_that_neither_model_nor_file_has_are_skipped(model, tmp_path, names):
+    _, expected = saved(model, tmp_path, modules_to_save=("score",) if "score" in names else ())
+    edit_config(tmp_path, modules_to_save=names, task_type="SEQ_CLS")
+    adapters = Adapters(model)
+    adapters.load(tmp_path, "read")
+    assert torch.equal(logits(model), expected)
+    assert adapters.configs["read"].modules_to_save == (("score",) if "score" in names else ())
+
+
+@pytest.mark.parametrize("name", ["classifier", "lm_head", "model.lm_head", "qa_outputs"])
+def test_a_saved_module_that_the_model_has_not_is_named(model, tmp_path, name):
+    tensors, _ = saved(model, tmp_path, modules_to_save=("score",))
+    tensors[f"base_model.model.{name}.weight"] = torch.zeros(2, 64)
+    rewritten(tmp_path, tensors, modules_to_save=[name, "score"])
+    before, count = logits(model), sum(p.numel() for p in model.parameters())
+    with pytest.raises(AdapterError, match=rf"holds {name}\.weight.* (no module|is the vocabulary)"):
+        Adapters(model).load(tmp_path)
+    assert torch.equal(logits(model), before)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("lm_head",), "lm_head is the vocabulary projection"),
+        (("model.lm_head",), "model.lm_head is the vocabulary projection"),
+        (("classifier",), "no module classifier"),
+        (("model",), "model means model, too much to be saved whole"),
+        (("visual",), "visual means visual, too much"),
+        (("layers",), "means model.layers, too much"),
+        (("blocks",), "means visual.blocks, too much"),
+        (("language_model",), "too much"),
+        (("model.visual",), "too much"),
+        (("score", "score"), "names score twice"),
+        (("score", "score.0"), r"score.0 lies in score"),
+        (("score.0", "score"), r"score.0 lies in score"),
+        (("model.layers.1.mlp", "model.layers.1"), r"model.layers.1.mlp lies in model.layers.1"),
+        (("mlp", "model.layers.1.mlp"), "mlp and model.layers.1.mlp both name model.layers.1.mlp"),
+        (("norm", "input_layernorm"), "norm and input_layernorm both name"),
+        (("merger", "merger.ln_q"), "visual.merger.ln_q lies in visual.merger"),
+        (("model.layers.1.mlp", "model.language_model.layers.1.mlp"), "both name model.language_model.layers.1.mlp"),
+        (("q_proj",), r"q_proj is a target and lies in model.layers.0.self_attn.q_proj"),
+        (("self_attn",), r"is a target and lies in model.layers.0.self_attn"),
+        (("proj",), r"is a target and lies in"),
+    ],
+)
+def test_modules_that_cannot_be_saved_get_one_sentence_and_nothing_is_copied(model, names, message):
+    adapters = Adapters(model)
+    trained(adapters, "first", target_modules=("up_proj",), modules_to_save=("score",))
+    before, parameters = logits(model), list(map(id, model.parameters()))
+    with pytest.raises(AdapterError, match=message) as caught:
+        adapters.add("new", LoRAConfig(r=2, target_modules=("q_proj",), modules_to_save=names))
+    assert "\n" not in str(caught.value)
+    assert list(adapters.configs) == ["first"]
+    assert adapters.active == "first"
+    assert torch.equal(logits(model), before)
+    assert list(map(id, model.parameters())) == parameters
+
+
+def test_names_of_two_layouts_are_not_mixed(model):
+    mixed = LoRAConfig(target_modules=("model.layers.0.self_attn.q_proj",), modules_to_save=("model.language_model.norm",))
+    with pytest.raises(AdapterError, match="two layouts of names"):
+        Adapters(model).add("new", mixed)
+
+
+@pytest.mark.parametrize("names", [["score", "score.0"], ["score.0", "score"], ["score.0", "score.2", "score"]])
+def test_a_file_whose_saved_modules_overlap_is_refused(model, tmp_path, names):
+    saved(model, tmp_path, modules_to_save=("score",))
+    edit_config(tmp_path, modules_to_save=names)
+    with pytest.raises(AdapterError, match=r"score\.[02] lies in score, and both are to be saved"):
+        Adapters(model).load(tmp_path)
+
+
+def test_one_module_by_two_names_is_one_module(model, tmp_path):
+    """Reading peft's own files: it matches each module once, whatever names fit."""
+    _, expected = saved(model, tmp_path, target_modules=("q_proj",), modules_to_save=("model.layers.1.mlp", "score"))
+    edit_config(tmp_path, modules_to_save=["layers.1.mlp", "model.layers.1.mlp", "score", "score"])
+    Adapters(model).load(tmp_path)
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("names", [("embed_tokens",), ("norm",), ("merger",), ("score.0", "score.2"), ("model.norm", "ln_q")])
+def test_modules_by_the_ends_of_their_names(model, tmp_path, names):
+    tensors, expected = saved(model, tmp_path, target_modules=("q_proj",), modules_to_save=names)
+    Adapters(model).load(tmp_path)
+    assert torch.equal(logits(model), expected)
+    whole = {key for key in tensors if ".lora_" not in key}
+    assert len(whole) == {"embed_tokens": 1, "norm": 7, "merger": 6, "score.0": 4, "model.norm": 3}[names[0]]
+
+
+PROJECTIONS = r"model\.language_model\.layers\..*_proj"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layout"),
+    [
+        (r"model\..*proj", "released"),
+        (r"^(model)(?!.*(lm_head|output|emb|wte|shared)).*", "released"),
+        (r"(?!model\.visual).*proj", "newer"),
+        (r"model\.layers\..*proj", "released"),
+        (PROJECTIONS, "newer"),
+        (r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp).*?(?:proj).*)", "newer"),
+        (r"(?!visual)(?!score).*proj", "released"),
+    ],
+)
+def test_patterns_are_read_on_the_names_of_the_files_own_layout(model, tmp_path, pattern, layout):
+    tensors, expected = saved(model, tmp_path)
+    rewritten(tmp_path, newer(tensors) if layout == "newer" else tensors, target_modules=pattern)
+    adapters = Adapters(model)
+    adapters.load(tmp_path, "read")
+    assert torch.equal(logits(model), expected)
+    adapters.save(tmp_path / "again")
+    assert set(load_file(tmp_path / "again" / "adapter_model.safetensors")) == set(
+        load_file(tmp_path / "adapter_model.safetensors")
+    )
+    adapters.remove("read")
+    adapters.load(tmp_path / "again")
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layout"), [(PROJECTIONS, "released"), (r"model\.layers\..*proj", "newer"), ("proj", "newer")]
+)
+def test_patterns_of_the_other_layout_or_of_parts_do_not_fit(model, tmp_path, pattern, layout):
+    tensors, _ = saved(model, tmp_path)
+    rewritten(tmp_path, newer(tensors) if layout == "newer" else tensors, target_modules=pattern)
+    with pytest.raises(AdapterError, match="does not name as a target"):
+        Adapters(model).load(tmp_path)
+
+
+def test_ranks_and_scales_follow_the_layouts_names(model, tmp_path):
+    tensors, _ = saved(model, tmp_path, target_modules=("q_proj",), rank_pattern={"model.layers.0.self_attn.q_proj": 3})
+    rewritten(
+        tmp_path,
+        newer(tensors),
+        rank_pattern={r"^model\.language_model\.layers\.0\..*": 3},
+        alpha_pattern={"model.language_model.layers.0.self_attn.q_proj": 50},
+    )
+    adapters = Adapters(model)
+    adapters.load(tmp_path)
+    scales = [layer.adapter(adapters.active).scale for _, layer in adapters._layers()]
+    assert scales == [50 / 3, 16.0, 16.0]
+    rewritten(tmp_path, newer(tensors), rank_pattern={r"^model\.layers\.0\..*": 3})
+    with pytest.raises(AdapterError, match="has shape"):
+        adapters.load(tmp_path, "other")
+
+
+def test_a_new_adapter_may_be_named_in_either_layout(model, tmp_path):
+    tensors, expected = saved(model, tmp_path, target_modules=PROJECTIONS, modules_to_save=("model.language_model.norm",))
+    assert all(key.startswith("base_model.model.model.language_model.") for key in tensors)
+    Adapters(model).load(tmp_path)
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k: k.replace("model.model.layers.0", "model.model.language_model.layers.0"), "mixes two layouts"),
+        (lambda k: k.replace("model.model.layers.0", "model.language_model.layers.0"), "mixes two layouts"),
+        (lambda k: k.replace("model.model.layers", "model.bert.encoder.layer"), "the model has no module bert"),
+        (lambda k: re.sub(r"model\.layers|visual\.blocks", "bert.encoder.layer", k), "fits no layer of the model"),
+        (lambda k: k.replace("layers.2.", "layers.9."), r"layers\.9\.self_attn\.q_proj, but the model has no module"),
+        (lambda k: k.replace("model.layers.2.self_attn.q_proj", "lm_head"), "lm_head is the vocabulary projection"),
+        (lambda k: k.replace("layers.2.self_attn.q_proj", "norm"), "norm is a RMSNorm, but adapters go on linear layers"),
+        (lambda k: k.replace("lora_A.weight", "lora_embedding_A"), "a token table"),
+        (lambda k: k.replace("lora_A.weight", "lora_A.other.weight"), "unexpected tensor|lacks lora_A"),
+    ],
+)
+def test_names_that_do_not_fit(model, tmp_path, change, message):
+    tensors, _ = saved(model, tmp_path, target_modules=("q_proj", "qkv"))
+    rewritten(tmp_path, {change(key): value for key, value in tensors.items()})
+    before = logits(model)
+    with pytest.raises(AdapterError, match=message) as caught:
+        Adapters(model).load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda k: k.removeprefix("base_model.model."),
+        lambda k: k.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda k: k.replace("base_model.model.", "base_model.model.base_model.model."),
+        lambda k: k.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight"),
+        lambda k: k.replace(".score.", ".score.modules_to_save.default."),
+    ],
+)
+def test_other_spellings_of_the_same_names(model, tmp_path, change):
+    tensors, expected = saved(model, tmp_path, modules_to_save=("score",))
+    rewritten(tmp_path, {change(key): value for key, value in tensors.items()})
+    Adapters(model).load(tmp_path)
+    assert torch.equal(logits(model), expected)
+
+
+def test_one_layer_twice_is_refused(model, tmp_path):
+    tensors, _ = saved(model, tmp_path)
+    key = f"{Q}.lora_A.weight"
+    rewritten(tmp_path, {**tensors, key.removeprefix("base_model.model."): tensors[key].clone()})
+    with pytest.raises(AdapterError, match="twice"):
+        Adapters(model).load(tmp_path)
+    rewritten(tmp_path, {**tensors, f"{Q}.lora_A.default.weight": tensors[key].clone()})
+    with pytest.raises(AdapterError, match="twice"):
+        Adapters(model).load(tmp_path)
+
+
+WITHOUT_EFFECT = [
+    {"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99}},
+    {"init_lora_weights": "orthogonal"},
+    {"init_lora_weights": "MiCA"},
+    {"layers_to_transform": [0, 1, 2], "layers_pattern": "layers"},
+    {"layers_to_transform": [0, 1, 2], "layers_pattern": ["layers", "h"]},
+    {"layers_to_transform": []},
+    {"target_modules": ["q_proj", "v_proj", "qkv"], "exclude_modules": ".*visual.*"},
+    {"target_modules": ["q_proj", "v_proj", "k_proj"], "exclude_modules": ["k_proj"]},
+    {"bias": "all"},
+    {"bias": "lora_only"},
+    {"fan_in_fan_out": True},
+    {"loftq_config": {"loftq_bits": 4}, "corda_config": {"corda_method": "kpm"}, "lora_ga_config": {"scale": "stable"}},
+    {"velora_config": {"num_groups": 4}, "monteclora_config": {"num_samples": 2}},
+    {"megatron_config": {"a": 1}, "megatron_core": "megatron.core"},
+    {"use_qalora": True, "qalora_group_size": 16},
+    {"ensure_weight_tying": True, "runtime_config": {"ephemeral_gpu_offload": True}},
+    {"trainable_token_indices": [], "target_parameters": [], "alora_invocation_tokens": [], "layer_replication": []},
+    {"some_new_setting": None, "another": False},
+    {"peft_version": "0.30.0", "task_type": "TOKEN_CLS", "auto_mapping": {"a": "b"}, "revision": "x"},
+]
+
+
+@pytest.mark.parametrize("changes", WITHOUT_EFFECT, ids=lambda changes: next(iter(changes)))
+def test_settings_that_change_nothing_in_a_finished_adapter(model, tmp_path, changes):
+    _, expected = saved(model, tmp_path, target_modules=("q_proj", "v_proj"))
+    edit_config(tmp_path, **changes)
+    Adapters(model).load(tmp_path)
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_lora_weights": "pissa_niter_16"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "OLoRA"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "loftq"}, "LoftQ has quantized"),
+        ({"init_lora_weights": "new"}, "does not know"),
+        ({"init_lora_weights": 3}, "does not know"),
+        ({"trainable_token_indices": [1]}, "replaces single rows"),
+        ({"alora_invocation_tokens": [1]}, "follows certain tokens"),
+        ({"layer_replication": [[0, 2]]}, "layers several times"),
+        ({"target_parameters": ["q_proj.weight"]}, "no layer's weight"),
+        ({"use_bdlora": {}}, "block-diagonal"),
+        ({"arrow_config": {"top_k": 3}}, "several adapters"),
+        ({"kasa_config": {}}, "base weights away"),
+        ({"use_qalora": True, "qalora_group_size": 1}, "scales its input"),
+        ({"some_new_setting": "x" * 1000}, "does not know"),
+        ({"lora_alpha": None}, "lora_alpha is null"),
+        ({"lora_alpha": "8"}, "alpha is '8'"),
+        ({"r": None}, "r is null"),
+        ({"r": 2.5}, "rank r is 2.5"),
+        ({"modules_to_save": "score"}, "modules_to_save is 'score'"),
+        ({"modules_to_save": [3]}, "modules_to_save is"),
+        ({"modules_to_save": [""]}, "modules_to_save is"),
+        ({"layers_to_transform": "0"}, "layers_to_transform is '0'"),
+        ({"layers_to_transform": [0.5]}, "layers_to_transform is"),
+        ({"layers_to_transform": [0], "target_modules": ".*q_proj"}, "not with a regular expression"),
+        ({"layers_to_transform": [0], "layers_pattern": "("}, "not a regular expression"),
+        ({"exclude_modules": "("}, "not a regular expression"),
+        ({"alpha_pattern": {"(?i)q_proj": 3}}, "not a regular expression"),
+        ({"rank_pattern": [3]}, "misstates"),
+        ({"target_modules": [3]}, "must hold names"),
+        ({"lora_bias": "yes"}, "must be true or false"),
+        ({"lora_bias": True}, "lacks lora_bias of"),
+        ({"lora_bias": True, "use_dora": True}, "does not go with use_dora"),
+        ({"bias": "lora"}, "bias is 'lora'"),
+    ],
+)
+def test_settings_that_are_refused(model, tmp_path, changes, message):
+    saved(model, tmp_path, target_modules=("q_proj", "v_proj"))
+    edit_config(tmp_path, **changes)
+    before = logits(model)
+    with pytest.raises(AdapterError) as caught:
+        Adapters(model).load(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert torch.equal(logits(model), before)
+
+
+def test_left_out_settings_take_pefts_defaults(model, tmp_path):
+    _, expected = saved(model, tmp_path, target_modules=("q_proj",), alpha=2.0)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"], "r": config["r"]})
+    )
+    adapters = Adapters(model)
+    adapters.load(tmp_path, "read")
+    assert adapters.configs["read"].alpha == 8
+    assert adapters.configs["read"].rank_of("anything") == 2
+    assert not torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}])
+def test_lora_bias_is_scaled_with_the_update(model, tmp_path, kind):
+    adapters = Adapters(model)
+    trained(adapters, "first", target_modules=("q_proj", "qkv"), lora_bias=True, **kind)
+    expected = logits(model)
+    adapters.merge()
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-6)
+    adapters.unmerge()
+    assert torch.equal(logits(model), expected)
+    adapters.save(tmp_path)
+    adapters.activate(None)
+    layer = dict(adapters._layers())["decoder.layers.0.self_attn.q_proj"]
+    x = torch.randn(3, 64)
+    part = layer.adapter("first")
+    scale = 32 / 2**0.5 if kind else 16
+    torch.testing.assert_close(
+        part(x, layer, layer(x)) - layer(x), scale * (x @ part.lora_A.T @ part.lora_B.T + part.lora_bias)
+    )
+    adapters.load(tmp_path, "read")
+    assert torch.equal(logits(model), expected)
+
+
+def test_lora_bias_on_a_layer_without_a_bias_is_not_merged(model):
+    adapters = Adapters(model)
+    trained(adapters, "first", target_modules=("q_proj", "o_proj"), lora_bias=True)
+    before = logits(model)
+    with pytest.raises(
+        AdapterError, match=r"a bias on model.layers.0.self_attn.o_proj, a layer without one, and cannot be merged"
+    ):
+        adapters.merge()
+    assert not adapters.merged
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_a_merged_adapter_is_saved_as_it_was(model, tmp_path, bias):
+    adapters = Adapters(model)
+    trained(adapters, "first", target_modules=("q_proj",), lora_bias=True, bias=bias)
+    expected = load_saved(adapters, tmp_path / "before", "first")
+    adapters.merge()
+    found = load_saved(adapters, tmp_path / "merged", "first")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_go_with_the_adapter(model, tmp_path, bias):
+    adapters = Adapters(model)
+    plain = logits(model)
+    trained(adapters, "first", target_modules=("q_proj",), bias=bias, modules_to_save=("score",))
+    count = sum(".bias" in key for key in model.state_dict() if ".adapters." not in key)
+    learned = len(list(adapters.parameters()))
+    assert learned == 6 + 4 + (3 if bias == "lora_only" else count - 2)  # the head's two are saved with it
+    expected = logits(model)
+    adapters.save(tmp_path)
+    adapters.merge()
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-6)
+    adapters.activate(None)
+    assert torch.equal(logits(model), plain)
+    trained(adapters, "second", target_modules=("v_proj",))
+    adapters.activate("first")
+    assert torch.equal(logits(model), expected)
+    adapters.remove("first")
+    assert adapters.load(tmp_path, "first") == "first"
+    assert torch.equal(logits(model), expected)
+    adapters.activate(None)
+    assert torch.equal(logits(model), plain)
+
+
+def test_an_adapter_of_the_head_and_one_that_brings_its_own(model, tmp_path):
+    """Layers of a module that another adapter's stands in for are switched, saved and removed as all others."""
+    adapters = Adapters(model)
+    plain = logits(model)
+    trained(adapters, "on", target_modules=("score.0", "q_proj"))
+    on = logits(model)
+    trained(adapters, "own", target_modules=("q_proj",), modules_to_save=("score",))
+    own = logits(model)
+    assert not any(".adapters.on." in key for key in load_saved(adapters, tmp_path / "own", "own"))
+    adapters.activate("on")
+    assert torch.equal(logits(model), on)
+    adapters.activate("own")
+    assert torch.equal(logits(model), own)
+    assert any("score.0" in key for key in load_saved(adapters, tmp_path / "on", "on"))
+    adapters.remove("on")
+    adapters.activate(None)
+    assert torch.equal(logits(model), plain)
+    assert not any(".adapters.on." in name for name in model.state_dict())
+    for name, expected in (("on", on), ("own", own)):
+        adapters.load(tmp_path / name, f"{name}_again")
+        assert torch.equal(logits(model), expected)
+
+
+def load_saved(adapters, folder, name):
+    adapters.save(folder, name)
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_was_active_stays_so_where_another_cannot_be_loaded(model, tmp_path, merged):
+    adapters = Adapters(model)
+    trained(adapters, "first", target_modules=("q_proj",), modules_to_save=("score",))
+    adapters.save(tmp_path)
+    edit_config(tmp_path, r=3)
+    if merged:
+        adapters.merge()
+    before = logits(model)
+    with pytest.raises(AdapterError, match="has shape"):
+        adapters.load(tmp_path, "second")
+    assert (adapters.active, adapters.merged, list(adapters.configs)) == ("first", merged, ["first"])
+    assert torch.equal(logits(model), before)

@@ -10,17 +10,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
-    ["errors", "mapped", "progress"],
+    ["errors", "mapped", "progress", "graphemes"],
+    ["lora_config", "truncation"],
     ["calls", "parallel", "paths", "texts", "json_part", "depth", "frames"],
     ["config_file", "listed"],
     ["config"],
     ["rotary", "linear"],
     ["attention"],
     ["fused", "images"],
-    ["vision", "decoder", "head", "prompt"],
+    ["stream", "vision", "decoder", "head"],
+    ["prompt"],
     ["model"],
     ["batch", "cascade", "tensor_parallel", "picture_files"],
     ["checkpoint", "quantize"],
+    ["peft_format"],
     ["hub", "lora", "documents"],
     ["interp"],
     ["explain"],

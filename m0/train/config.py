@@ -173,6 +173,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {value}, but must be at least 1.")
         if self.lora.modules_to_save:
             raise ConfigError('lora: modules_to_save is set by the stages: one that trains "head" saves the head.')
+        if self.lora.lora_bias or self.lora.bias != "none":
+            raise ConfigError("lora: lora_bias and bias are read from peft's files, but not trained; leave them out.")
         for name in ("validate_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but must be at least 1.")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-import json
-import warnings
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from m0 import lora_config
 from m0.errors import AdapterError
 from m0.lora import Adapters
 
 peft = pytest.importorskip("peft", reason="needs the extra 'parity'")
 from peft.tuners.lora.config import EvaConfig, MontecloraConfig, VeloraConfig
 
-from tests.parity.test_lora import HubNames, question, scores, twins
+from tests.parity.test_lora import HubNames, scores, twins
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Q, FULL = ["q_proj"], ["q_proj", "v_proj", "down_proj", "qkv", "fc2"]
@@ -315,3 +317,30 @@ def test_other_methods_are_refused(tmp_path, kind):
     peft.get_peft_model(reference, getattr(peft, kind)(target_modules=Q, **more)).save_pretrained(tmp_path)
     with pytest.raises(AdapterError, match="m0 reads 'LORA' only"):
         Adapters(model).load(tmp_path)
+
+
+def test_every_setting_of_peft_has_its_place():
+    """A new peft with a new setting: say what it does to a finished adapter, in m0/lora_config.py and docs/adapters.md."""
+    fields = {entry.name for entry in dataclasses.fields(peft.LoraConfig)}
+    places = [*lora_config.READ, *lora_config.WITHOUT_EFFECT, *lora_config.REFUSED]
+    assert len(places) == len(set(places))
+    assert fields <= set(places)
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (no|yes|while it trains)[^|]*\| ([^|]+) \|$", page, re.MULTILINE)
+    said = {name: (changes, does) for names, changes, does in rows for name in re.findall(r"\w+", names)}
+    assert fields <= set(said)
+    for name in fields:
+        assert said[name][1].startswith("refused") == (name in lora_config.REFUSED), name
+        assert (said[name][0] == "yes") >= (name in lora_config.REFUSED), name
+
+
+def test_ways_to_begin_are_all_known():
+    """Those that peft's annotation lists, and LoRA-GA, which it leaves out."""
+    import typing
+
+    hint = typing.get_type_hints(peft.LoraConfig)["init_lora_weights"]
+    named = [value for part in typing.get_args(hint) for value in typing.get_args(part)]
+    assert "pissa" in named
+    for start in [*named, "lora_ga"]:
+        kept = start in lora_config.KEPT_STARTS
+        assert kept + start.startswith(lora_config.MOVED_STARTS) + (start == "loftq") == 1, start

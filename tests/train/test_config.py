@@ -89,6 +89,8 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"lora": {"target_modules": "("}}, "lora: "),
         ({"lora": {"rank_pattern": {"q_proj": 0}}}, "rank_pattern"),
         ({"lora": {"modules_to_save": ["xyz"]}}, "modules_to_save"),
+        ({"lora": {"lora_bias": True}}, "lora_bias"),
+        ({"lora": {"bias": "all"}}, "not trained"),
         ({"stage": [{"train": "lora", "betas": [1.5, 0.9]}]}, "betas"),
         ({"stage": [{"train": "lora", "learning_rate": float("nan")}]}, "learning_rate is nan"),
         ({"stage": [{"train": "lora", "clip": float("nan")}]}, "clip is nan"),
