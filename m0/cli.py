@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     documents_help = (
         'A .jsonl file (or -, standard input) holds a document a line: a JSON string, {"text": ...}, '
         '{"image": path or URL} (paths relative to the file), or a list of these. On standard input, lines that are '
-        "not JSON are documents of plain text."
+        "not JSON are documents of plain text. A URL is a picture. Of a folder, text files, pictures and .jsonl files are read."
     )
     rank = commands.add_parser(
         "rank",
@@ -151,7 +151,7 @@ def _add_running_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", help="the query; with --image-query the path or URL of a picture")
-    parser.add_argument("documents", nargs="+", metavar="FILE|DIR|DOCUMENTS.jsonl|-", help="what to rank")
+    parser.add_argument("documents", nargs="+", metavar="FILE|DIR|URL|DOCUMENTS.jsonl|-", help="what to rank")
     parser.add_argument("--image-query", action="store_true", help="the query is a picture")
     parser.add_argument("--model", default="m0-nano", help="m0-nano (default), a directory, or a hub id")
     parser.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")

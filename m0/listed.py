@@ -34,7 +34,10 @@ def listed(values: Any, name: str = "documents") -> list[Any]:
             f"{kind}, but must be a list or another iterable, such as the mapping's values(); a single one is given as a list of one."
         )
     if hasattr(values, "columns") and not isinstance(values, Sequence):  # iterating over a table gives its columns' names
-        raise InputError(f'{kind}, but must be a list or another iterable, such as one column of that table: {name}["..."].')
+        columns = (
+            'two columns of that table: zip(table["..."], table["..."])' if name == "pairs" else "one column of that table"
+        )
+        raise InputError(f"{kind}, but must be a list or another iterable, such as {columns}.")
     if isinstance(values, np.ndarray):
         return _of_array(values, name)
     if callable(as_python := getattr(values, "to_pylist", None)):  # Arrow's arrays give scalars of their own
@@ -65,7 +68,7 @@ def is_row(value: Any) -> bool:
     """Whether it holds several things: a pair among pairs, not the query of a single pair."""
     if isinstance(value, np.ndarray):
         return not _holds_numbers(value)
-    return isinstance(value, Sequence) and not isinstance(value, TEXT)
+    return isinstance(value, Iterable) and not isinstance(value, TEXT | Mapping) and not is_open_file(value)
 
 
 def listed_pairs(pairs: Any) -> list[tuple[Any, Any]]:

@@ -163,7 +163,7 @@ def test_pictures_in_an_array_of_objects(tiny):
         (collections.OrderedDict(a="b"), "documents is OrderedDict, but must"),
         (
             Table(),
-            'documents is Table, but must be a list or another iterable, such as one column of that table: documents["..."].',
+            "documents is Table, but must be a list or another iterable, such as one column of that table.",
         ),
         (
             np.zeros((2, 60, 60, 3), np.uint8),
@@ -242,6 +242,8 @@ def test_one_pair_and_two_pairs_are_told_apart(tiny):
         [["a", "b"], ["c", "d"]],
         np.array([["a", "b"], ["c", "d"]]),
         zip("ac", "bd", strict=True),
+        map(iter, [("a", "b"), ("c", "d")]),
+        [Series("ab", "xy"), Series("cd", "xy")],
         [np.array(["a", "b"]), ("c", "d")],
     ]
     for pairs in two:
