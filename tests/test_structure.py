@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
     ["errors", "mapped"],
-    ["parallel"],
+    ["parallel", "torchrun"],
     ["config"],
     ["rotary", "linear"],
     ["attention"],
