@@ -1,6 +1,7 @@
 """The command line: `m0 rank`, `m0 explain`, `m0 train`, `m0 evaluate`, `m0 info`, `m0 fetch`.
 
-Exit status: 0 done; 1 ranked, but some documents could not be used (each is named on stderr); 2 nothing done.
+Exit status: 0 done; 1 ranked, but some documents could not be used (they are named on stderr); 2 nothing done. Under torchrun 0 stands
+for 1 as well, for torchrun takes every other status for a crash, and reports it as one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from m0.table import format_table, snippet
 from m0.texts import kind_by_name
 
 if TYPE_CHECKING:
+    from m0.evaluate import Evaluation
     from m0.reranker import RankedDocument, Reranker
 
 BAR_FROM_DOCUMENTS = 8
@@ -35,12 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not end the ranking
             stream.reconfigure(errors="replace")
+    warnings.showwarning = _say_warning
     try:
         status = options.run(options)
         sys.stdout.flush()
         return status
     except M0Error as error:
-        print(f"m0: {error}", file=sys.stderr)
+        if not _said_by_first(f"m0: {error}"):
+            print(f"m0: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("m0: stopped.", file=sys.stderr)
@@ -53,6 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{error.filename} cannot be used" if error.filename else "the output cannot be written"
         print(f"m0: {what}: {error.strerror or error}.", file=sys.stderr)
         return 2
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """A warning as the other messages are, without the line of code that it comes from."""
+    text = " ".join(str(message).split())
+    print(f"m0: {text}" if category is UserWarning else f"m0: {category.__name__}: {text}", file=sys.stderr)
+
+
+def _said_by_first(sentence: str) -> bool:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # then there is no need to wait for PyTorch to be imported
+        return False
+    from m0.torchrun import first_says
+
+    return first_says(sentence)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_ranking_arguments(explain)
     explain.add_argument("--method", help="how to explain (frozen_gradient; docs/explaining.md compares all)")
     explain.add_argument("--pixels", action="store_true", help="through the vision tower down to pixels (methods by gradient)")
+    explain.add_argument(
+        "--no-matrix", action="store_true", help="without the matrix of query and document, which --json and --html show"
+    )
     explain.add_argument("--unit", choices=("word", "sentence"), help="what is left out at a time (occlusion, shapley)")
     explain.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
     explain.add_argument("--png", type=Path, metavar="DIR", help="write each picture under its heat map")
@@ -117,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="keep scores, run.trec and report.json; goes on where it stopped"
     )
     evaluate.add_argument("--measures", nargs="+", metavar="M", help="such as nDCG@10 R@100 RR AP P@5 Success@1")
+    evaluate.add_argument(
+        "--keep-identical-ids",
+        action="store_true",
+        help="rank the document with the query's own id, too; it is left out by default, as BEIR does",
+    )
     evaluate.add_argument("--model", default="m0-nano", help="m0-nano (default), a directory, or a hub id")
     evaluate.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -261,14 +288,14 @@ def _rank(options: argparse.Namespace) -> int:
     import torch.distributed as dist
 
     from m0.parallel import processes
+    from m0.torchrun import exit_status, one_voice
 
-    with processes() as first:
+    with processes() as first, one_voice(first):
         shared = dist.is_initialized()
         if shared and "-" in options.documents:
             raise InputError("several processes cannot share the standard input; give a file.")
         found = _ranked(options, shared, talks=first)
-        # One process speaks for all, for torchrun stops the others as soon as one of them says that something failed.
-        return _show_ranking(options, found) if first else 0
+        return exit_status(_show_ranking(options, found)) if first else 0
 
 
 def _show_ranking(options: argparse.Namespace, found: Ranked) -> int:
@@ -298,13 +325,15 @@ def _show_ranking(options: argparse.Namespace, found: Ranked) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from m0.explain import DEFAULT_METHOD, METHODS, beside_ranking, method_of
+    from m0.explain import DEFAULT_METHOD, METHODS, beside_ranking, method_of, options_of
 
     method = options.method or DEFAULT_METHOD
     if method not in METHODS:
         raise InputError(f"--method is {method!r}, but must be one of {', '.join(METHODS)}.")
     extra: dict[str, Any] = {"pixels": True} if options.pixels else {}
     extra |= {"unit": options.unit} if options.unit else {}
+    if options.no_matrix and "matrix" in options_of(method):
+        extra["matrix"] = False
     method_of(method, extra)
     options.html, options.png = (path and path_of(path) for path in (options.html, options.png))
     if options.html and not options.html.absolute().parent.is_dir():
@@ -369,12 +398,16 @@ def _json(value: Any) -> str:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from m0.parallel import use_cores
+    from m0.parallel import processes, use_cores
     from m0.train import TrainConfig, train
 
     use_cores()
     changes = {"output": os.path.abspath(path_of(options.output))} if options.output else {}
-    print(train(TrainConfig.load(options.config, changes), options.resume))
+    config = TrainConfig.load(options.config, changes)
+    with processes() as first:
+        result = train(config, options.resume)
+        if first:
+            print(result)
     return 0
 
 
@@ -383,26 +416,28 @@ def _evaluate(options: argparse.Namespace) -> int:
     from m0.evaluate.metrics import DEFAULT, parse_measures
     from m0.parallel import processes, use_cores
     from m0.reranker import Reranker
+    from m0.torchrun import exit_status, one_voice
 
     use_cores(options.threads)
     if options.winoground:
         return _winoground(options)
-    dataset = Dataset.load(options.dataset, options.split)
-    measures = options.measures or DEFAULT
+    measures, ignore = options.measures or DEFAULT, not options.keep_identical_ids
     parse_measures(measures)  # wrong ones show before the work
-    candidates = bm25_run(dataset, options.bm25) if options.bm25 is not None else None
-    if options.candidates:
-        candidates = read_run(options.candidates)
-    other = read_run(options.compare) if options.compare else candidates if options.bm25 is not None else None
-    if options.compare and other is not None and not set(other) & set(dataset.queries):
-        raise InputError(f"{options.compare} ranks none of the dataset's queries.")
-    if options.compare and other is not None and (missing := len(set(dataset.queries) - set(other))):
-        print(
-            f"m0: {options.compare} does not rank {missing} of the {len(dataset.queries)} queries; they count as 0 for it.",
-            file=sys.stderr,
-        )
-    beside = Evaluation.of(dataset, other, measures) if other is not None else None
-    with processes() as first:
+    with processes() as first, one_voice(first):
+        dataset = Dataset.load(options.dataset, options.split)
+        candidates = bm25_run(dataset, options.bm25, ignore) if options.bm25 is not None else None
+        if options.candidates:
+            candidates = read_run(options.candidates)
+        other = read_run(options.compare) if options.compare else candidates if options.bm25 is not None else None
+        other_name = "BM25" if options.bm25 is not None and not options.compare else str(options.compare)
+        if options.compare and other is not None:
+            missing = len(dataset.queries.keys() - other.keys())
+            if missing == len(dataset.queries):
+                raise InputError(f"{options.compare} ranks none of the dataset's queries.")
+            if missing:
+                some = f"{missing} of the {len(dataset.queries)} queries; they count as 0 for it."
+                print(f"m0: {options.compare} does not rank {some}", file=sys.stderr)
+        beside = None if other is None else Evaluation.of(dataset, other, measures, ignore_identical_ids=ignore)
         reranker = Reranker.from_pretrained(
             options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
         )
@@ -413,30 +448,43 @@ def _evaluate(options: argparse.Namespace) -> int:
             options.out,
             measures,
             progress=True,
+            ignore_identical_ids=ignore,
             batch_tokens=options.batch_tokens,
             max_length=options.max_length,
         )
-        if first and options.json:
-            print(_json(evaluation.report(beside)))
-        elif first:
-            if none := sum(not documents for documents in evaluation.run.values()):
-                print(f"m0: {none} of {len(evaluation.run)} queries have no candidates and count as 0.", file=sys.stderr)
-            print(evaluation.table(beside, "BM25" if options.bm25 and not options.compare else str(options.compare)))
-        for document, reason in evaluation.failed.items() if first else ():
-            print(f"m0: {document}: {reason}", file=sys.stderr)
-    return 1 if evaluation.failed else 0
+        return exit_status(_show_evaluation(options, evaluation, beside, other_name)) if first else 0
+
+
+def _show_evaluation(options: argparse.Namespace, evaluation: Evaluation, beside: Evaluation | None, other_name: str) -> int:
+    from m0.evaluate.files import NAMED
+
+    print(_json(evaluation.report(beside)) if options.json else evaluation.table(beside, other_name))
+    for note in evaluation.notes:
+        print(f"m0: {note}", file=sys.stderr)
+    for remark in () if beside is None else beside.remarks:
+        if remark not in evaluation.remarks:
+            print(f"m0: {other_name}: {remark}", file=sys.stderr)
+    failed = {what: why for what, why in evaluation.failed.items() if what not in evaluation.dataset.unusable}
+    # Candidates that are not in the corpus stand in the notes; ids hold no blanks, queries and pairs do.
+    tried = {what: why for what, why in failed.items() if what in evaluation.dataset.corpus or " " in what}
+    for what, why in list(tried.items())[:NAMED]:
+        print(f"m0: {what}: {why}", file=sys.stderr)
+    if len(tried) > NAMED:
+        print(f"m0: {len(tried)} could not be used, the others in the report (--json, --out).", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _winoground(options: argparse.Namespace) -> int:
     from m0.evaluate import evaluate_contrasts, load_contrasts
     from m0.parallel import processes
     from m0.reranker import Reranker
+    from m0.torchrun import one_voice
 
     unused = {"--out": options.out, "--compare": options.compare, "--measures": options.measures}
     if given := [name for name, value in unused.items() if value is not None]:
         raise InputError(f"--winoground prints its three scores only; leave out {' and '.join(given)}.")
     examples = load_contrasts(options.dataset)
-    with processes() as first:
+    with processes() as first, one_voice(first):
         reranker = Reranker.from_pretrained(
             options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
         )

@@ -112,14 +112,16 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend
 
 def test_rank_under_torchrun(tiny_directory, tmp_path):
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS[:4]))
-    arguments = ["-m", "m0", "rank", "network", str(tmp_path / "documents.jsonl"), "--model", str(tiny_directory), "--json"]
-    arguments += ["--dtype", "float32"]
+    arguments = ["-m", "m0", "rank", "network", str(tmp_path / "documents.jsonl"), str(tmp_path / "absent.txt"), "--json"]
+    arguments += ["--model", str(tiny_directory), "--dtype", "float32"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     results = []
-    for launcher in ([], TORCHRUN):
+    for launcher, status in (([], 1), (TORCHRUN, 0)):  # torchrun would take 1 for a crash
         command = [sys.executable, *launcher, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == status, done.stderr[-3000:]
+        assert done.stderr.count("absent.txt does not exist.") == 1
+        assert "ChildFailedError" not in done.stderr
         results.append([(result["name"], round(result["logit"], 4)) for result in json.loads(done.stdout)["results"]])
     assert results[0] == results[1]
 

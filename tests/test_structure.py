@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "m0"
 ROWS = [
     ["errors", "mapped", "progress", "graphemes"],
     ["lora_config", "truncation"],
-    ["calls", "parallel", "paths", "texts", "json_part", "depth", "frames"],
+    ["calls", "parallel", "torchrun", "paths", "texts", "json_part", "depth", "frames"],
     ["config_file", "listed"],
     ["config"],
     ["rotary", "linear"],

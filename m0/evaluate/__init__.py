@@ -1,8 +1,10 @@
 """Evaluation: a dataset in BEIR's layout, with pictures, reranked and measured.
 
+files       lines and columns of the files read
 dataset     corpus, queries, judgements
 bm25        a first stage and baseline
 evaluation  scoring, resumable and shared over processes
+store       scores kept on disk
 metrics     measures, intervals, tests
 contrast    Winoground's captions and pictures
 runs        TREC files

@@ -59,8 +59,10 @@ class BM25:
         return self.index.get_scores(wanted) if wanted else np.zeros(len(self.ids), dtype=np.float32)
 
 
-def bm25_run(dataset: Dataset, depth: int) -> Run:
+def bm25_run(dataset: Dataset, depth: int, ignore_identical_ids: bool = True) -> Run:
     """The `depth` documents whose words fit best, fewer where fewer share a word with the query; pictures alone are not found.
+
+    Equal scores: the corpus's order. `ignore_identical_ids`: the document with the query's own id takes none of the places.
 
     Raises InputError where `depth` is below 1.
     """
@@ -68,8 +70,11 @@ def bm25_run(dataset: Dataset, depth: int) -> Run:
         raise InputError(f"BM25 is asked for {depth} documents, but must be for at least 1.")
     index = BM25({key: dataset.text(document) for key, document in dataset.corpus.items()})
     run: Run = {}
+    places = {key: place for place, key in enumerate(index.ids)}
     for query, content in dataset.queries.items():
         scores = index.scores(dataset.text(content))
+        if ignore_identical_ids and query in places:
+            scores[places[query]] = 0.0
         best = np.argsort(-scores, kind="stable")[:depth]
         run[query] = {index.ids[i]: float(scores[i]) for i in best if scores[i] > 0}
     return run

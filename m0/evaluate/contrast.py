@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import InputError
+from m0.evaluate.files import read_text
 from m0.evaluate.metrics import Estimate, estimate, winoground
 from m0.paths import path_of
 from m0.reranker import Reranker
@@ -23,12 +24,8 @@ CAPTIONS, IMAGES = ("caption_0", "caption_1"), ("image_0", "image_1")
 def load_contrasts(directory: str | Path) -> list[tuple[list[str], list[Any]]]:
     """Captions and pictures of each example. Raises InputError naming the line."""
     path = path_of(directory) / EXAMPLES
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -2,27 +2,28 @@
 
     corpus.jsonl        {"_id": "d1", "title": "...", "text": "...", "image": "pages/1.png", "language": "de"}
     queries.jsonl       {"_id": "q1", "text": "...", "image": "...", "language": "fr"}
-    qrels/test.tsv      query-id <tab> corpus-id <tab> score, with that header line
+    qrels/test.tsv      query-id <tab> corpus-id <tab> score, with that header line or without; or TREC's four columns
 
-Title, text and image may each be left out, but not all; an image is a path relative to the dataset. The language may also
-stand under "metadata", and is used for tables by language only.
+Title, text and image may each be left out or null; an image is a path relative to the dataset. The language may also stand under
+"metadata", and is used for tables by language only.
+
+Published sets have gaps: ArguAna judges a document that its corpus lacks, FiQA's corpus has empty documents. Such a set is loaded,
+and the gaps are listed. What can only be damage is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from m0.errors import InputError
+from m0.evaluate.files import content, counted, few, judgements, language, rows
 from m0.paths import path_of
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
-MAX_GRADE = 1000
-"""Of a judgement; trec_eval makes tables as long as the highest."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,21 @@ class Dataset:
 
     name: str
     corpus: Mapping[str, Any]
-    """Documents as `Reranker.rank` takes them, by id."""
+    """Documents as `Reranker.rank` takes them, by id; not those without content."""
     queries: Mapping[str, Any]
-    """Only those that have judgements, by id."""
+    """Only those that have judgements and content, by id."""
     qrels: Mapping[str, Mapping[str, int]]
-    """Relevance by query and document; 0 and below: judged not relevant."""
+    """Relevance by query and document; 0 and below: judged not relevant. These queries are measured, those without content too.
+    Documents that the corpus lacks stay: they count as not found."""
     languages: Mapping[str, str]
     """Of queries, by id, where known."""
     fingerprint: str
     """SHA-256 of the files read."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Documents and queries ("query ID") that the files name and that nothing can be done with, with the reason: judged and not
+    there, or without content."""
+    notes: tuple[str, ...] = ()
+    """A sentence on each kind of gap, with its count."""
 
     @classmethod
     def load(cls, directory: str | Path, split: str = "test") -> Dataset:
@@ -48,23 +55,27 @@ class Dataset:
         if not directory.is_dir():
             raise InputError(f"{directory} is not a directory with a dataset in it.")
         digest = hashlib.sha256()
-        qrels = _qrels(directory / QRELS / f"{split}.tsv", digest)
-        corpus = {key: _document(row, directory, where) for key, row, where in _rows(directory / CORPUS, digest)}
-        queries, languages = {}, {}
-        for key, row, where in _rows(directory / QUERIES, digest):
-            if key in qrels:
-                queries[key] = _document(row, directory, where)
-                metadata = row.get("metadata")
-                language = row.get("language") or (metadata.get("language") if isinstance(metadata, dict) else None)
-                if language:
-                    languages[key] = str(language)
-        for query, judged in qrels.items():
-            if query not in queries:
-                raise InputError(f"{directory / QRELS / split}.tsv judges the query {query!r}, which {QUERIES} does not have.")
-            for document in judged:
-                if document not in corpus:
-                    raise InputError(f"{directory / QRELS / split}.tsv judges {document!r}, which {CORPUS} does not have.")
-        return cls(directory.name, corpus, queries, qrels, languages, digest.hexdigest())
+        judged_in = directory / QRELS / f"{split}.tsv"
+        judged = judgements(judged_in, digest)
+        corpus = _Side.read(directory / CORPUS, digest)
+        queries = _Side.read(directory / QUERIES, digest, only=judged)
+        if not corpus.contents:
+            raise InputError(f"{directory / CORPUS} has only documents with neither title, text nor image.")
+        if not queries.contents:
+            raise InputError(f"{directory / QUERIES} has nothing to ask for any of the {len(judged)} queries of {judged_in}.")
+        qrels = {query: documents for query, documents in judged.items() if query in queries.places}
+        relevant = {document for documents in qrels.values() for document, grade in documents.items() if grade > 0}
+        if not relevant:
+            raise InputError(f"{judged_in} judges no document as relevant to a query of {QUERIES}.")
+        if not relevant & corpus.places.keys():
+            raise InputError(f"{judged_in} judges none of the documents of {CORPUS} as relevant, as if it were another set's.")
+        lost = list(dict.fromkeys(document for some in qrels.values() for document in some if document not in corpus.places))
+        unusable = dict.fromkeys(lost, f"{judged_in} judges it, but {CORPUS} does not have it.")
+        unusable |= {document: _EMPTY.format(where) for document, where in corpus.empty.items()}
+        unusable |= {f"query {query}": _EMPTY.format(where) for query, where in queries.empty.items()}
+        notes = _notes(corpus, queries, lost, [query for query in judged if query not in qrels], qrels)
+        found = digest.hexdigest()
+        return cls(directory.name, corpus.contents, queries.contents, qrels, queries.languages, found, unusable, notes)
 
     def text(self, document: Any) -> str:
         """The words of a query or document, for BM25; pictures have none."""
@@ -72,76 +83,61 @@ class Dataset:
         return "\n".join(part if isinstance(part, str) else part.get("text", "") for part in parts).strip()
 
 
-def _rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Id, content and place of each line."""
-    seen = set()
-    for number, line in enumerate(_read(path, digest).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not a line of JSON: {error}.") from None
-        if not isinstance(row, dict) or not isinstance(row.get("_id"), str | int):
-            raise InputError(f'{where}: lacks "_id".')
-        key = str(row["_id"])
-        if key in seen:
-            raise InputError(f"{where}: the id {key!r} stands here a second time.")
-        if any(character.isspace() or "\ud800" <= character <= "\udfff" for character in key) or not key:
-            raise InputError(
-                f"{where}: the id {key!r} is empty or holds blanks or lone surrogates, which TREC files cannot keep."
-            )
-        seen.add(key)
-        yield key, row, where
-    if not seen:
-        raise InputError(f"{path} is empty.")
+_EMPTY = "{}: has neither title, text nor image."
 
 
-def _document(row: Mapping[str, Any], directory: Path, where: str) -> Any:
-    title, text, image = (row.get(name) or "" for name in ("title", "text", "image"))
-    if not all(isinstance(value, str) for value in (title, text, image)):
-        raise InputError(f'{where}: "title", "text" and "image" must be text.')
-    words = f"{title}\n{text}".strip() if title else text
-    if not image:
-        if not words.strip():
-            raise InputError(f"{where}: has neither title, text nor image.")
-        return words
-    picture = {"image": str(path_of(image, folder=directory))}
-    return [words, picture] if words else [picture]
+@dataclass
+class _Side:
+    """What stands in corpus.jsonl or queries.jsonl."""
+
+    contents: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    """File and line by id."""
+    empty: dict[str, str] = field(default_factory=dict)
+    """The same, of those without content."""
+    languages: dict[str, str] = field(default_factory=dict)
+    repeated: list[str] = field(default_factory=list)
+    """Ids that stand there again with the same content."""
+
+    @classmethod
+    def read(cls, path: Path, digest: Any, only: Mapping[str, Any] | None = None) -> _Side:
+        """`only`: ids that count. Raises InputError naming the line."""
+        side = cls()
+        for key, row, where in rows(path, digest):
+            if only is not None and key not in only:
+                continue
+            found = content(row, path.parent, where)
+            if key in side.places:
+                if side.contents.get(key) != found:
+                    raise InputError(f"{where}: the id {key!r} stands here a second time, with other content.")
+                side.repeated.append(key)
+                continue
+            side.places[key] = where
+            if found is None:
+                side.empty[key] = where
+            else:
+                side.contents[key] = found
+            if spoken := language(row):
+                side.languages[key] = spoken
+        return side
 
 
-def _qrels(path: Path, digest: Any) -> dict[str, dict[str, int]]:
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(_read(path, digest).split("\n"), 1):
-        cells = line.split("\t")
-        if not line.strip() or (number == 1 and cells[-1].strip() == "score"):
-            continue
-        try:
-            query, document, score = (cell.strip() for cell in cells)
-            grade = int(score)
-        except ValueError:
-            raise InputError(f"{path}, line {number}: must be query-id, corpus-id and a whole number, by tabs.") from None
-        if abs(grade) > MAX_GRADE:
-            raise InputError(f"{path}, line {number}: the score is {score}, but must lie between -{MAX_GRADE} and {MAX_GRADE}.")
-        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
-            raise InputError(
-                f"{path}, line {number}: judges {document} for {query} as {grade}, but an earlier line as {qrels[query][document]}."
-            )
-    if not qrels:
-        raise InputError(f"{path} has no judgements.")
-    return qrels
-
-
-def _read(path: Path, digest: Any) -> str:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    digest.update(data)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}.") from None
+def _notes(
+    corpus: _Side, queries: _Side, lost: list[str], unasked: list[str], qrels: Mapping[str, Mapping[str, int]]
+) -> tuple[str, ...]:
+    """A sentence on each kind of gap that there is."""
+    hopeless = [query for query, documents in qrels.items() if all(grade <= 0 for grade in documents.values())]
+    kinds = (
+        (f"{CORPUS} lacks", "judged", lost, "documents", "counted as not found"),
+        (f"{CORPUS} has", "empty", list(corpus.empty), "documents", "not ranked"),
+        (f"{QUERIES} lacks", "judged", unasked, "queries", "left out of the figures"),
+        (f"{QUERIES} has", "empty", list(queries.empty), "queries", "counted as 0"),
+        (f"{QUERIES} has", "", hopeless, "queries", "without any relevant document, counted as 0"),
+        (f"{CORPUS} repeats", "", corpus.repeated, "documents", "counted once"),
+        (f"{QUERIES} repeats", "", queries.repeated, "queries", "counted once"),
+    )
+    return tuple(
+        f"{begin} {counted(len(ids), noun, kind)}, {what}: {few(ids)}.".replace(", without", " without")
+        for begin, kind, ids, noun, what in kinds
+        if ids
+    )

@@ -11,15 +11,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from m0.calls import uses_model
 from m0.errors import InputError, M0Error, TooLongError
 from m0.evaluate.dataset import Dataset
-from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query
+from m0.evaluate.files import counted, few
+from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query, tied_queries
 from m0.evaluate.runs import Run, write_run
+from m0.evaluate.store import Store
 from m0.listed import listed
 from m0.paths import path_of
 from m0.prompt import Encoding
@@ -27,7 +29,7 @@ from m0.reranker import PictureFeatures, Progress, Reranker
 
 STRETCH_PAIRS = 256
 """Pairs between two writes, at least; a document's pairs stay together."""
-ABOUT, RUN, REPORT = "about.json", "run.trec", "report.json"
+RUN, REPORT = "run.trec", "report.json"
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,42 @@ class Evaluation:
     values: dict[str, dict[str, float]]
     """Measure -> query -> value."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason; the run lacks them."""
+    """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason; the run lacks them.
+    Of `evaluate` the dataset's own (`Dataset.unusable`) as well."""
+    remarks: tuple[str, ...] = ()
+    """Sentences on what to know of this run's figures, with counts; `notes` has those on the dataset, too."""
 
     @classmethod
     def of(
-        cls, dataset: Dataset, run: Run, measures: Sequence[str] = DEFAULT, failed: Mapping[str, str] | None = None
+        cls,
+        dataset: Dataset,
+        run: Mapping[str, Mapping[str, float]],
+        measures: Sequence[str] = DEFAULT,
+        failed: Mapping[str, str] | None = None,
+        ignore_identical_ids: bool = True,
+        remarks: Sequence[str] = (),
     ) -> Evaluation:
-        """Measure a run, of whatever origin."""
-        return cls(dataset, run, per_query(dataset.qrels, run, measures), dict(failed or {}))
+        """Measure a run, of whatever origin. `ignore_identical_ids` as for `evaluate`.
+
+        Raises InputError on a score that is not a number.
+        """
+        remarks = [*remarks, *(_of_identical(dataset) if ignore_identical_ids else ())]
+        counting: Run = {
+            query: {d: score for d, score in scores.items() if d != query or not ignore_identical_ids}
+            for query, scores in run.items()
+        }
+        values = per_query(dataset.qrels, counting, measures)
+        if tied := tied_queries(dataset.qrels, counting):
+            some = counted(len(tied), "queries")
+            remarks.append(
+                f"in {some} documents of different relevance have equal scores; the later id goes first: {few(tied)}."
+            )
+        return cls(dataset, counting, values, dict(failed or {}), tuple(remarks))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of these figures: gaps of the dataset, then of the run."""
+        return (*self.dataset.notes, *self.remarks)
 
     def means(self) -> dict[str, Estimate]:
         """Each measure's mean over all queries with its 95 % bootstrap interval."""
@@ -95,13 +125,14 @@ class Evaluation:
         compared = {} if other is None else self.compared_with(other)
         return {
             "dataset": self.dataset.name,
-            "queries": len(self.dataset.queries),
+            "queries": len(self.dataset.qrels),
             "pairs": sum(map(len, self.run.values())),
             "measures": {measure: vars(value) for measure, value in self.means().items()},
             "languages": {
                 language: {measure: vars(value) for measure, value in estimates.items()}
                 for language, estimates in self.by_language().items()
             },
+            "notes": list(self.notes),
             "failed": self.failed,
             **(
                 {}
@@ -117,6 +148,7 @@ class Evaluation:
         }
 
 
+@uses_model
 def evaluate(
     reranker: Reranker,
     dataset: Dataset,
@@ -124,6 +156,7 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     measures: Sequence[str] = DEFAULT,
     progress: bool = False,
+    ignore_identical_ids: bool = True,
     **options: Any,
 ) -> Evaluation:
     """Score each query's candidates and measure the rankings.
@@ -131,22 +164,56 @@ def evaluate(
     Args:
         reranker: the model.
         dataset: what to rank.
-        candidates: query -> documents to rerank (a run, or lists of ids); None: every document for every query.
+        candidates: query -> documents to rerank (a run, or lists of ids); None: every document for every query. Documents that
+            the corpus lacks are left out, and listed in `failed`.
         out: a directory for scores as they come, run.trec and report.json; an evaluation of the same data, model and
             candidates goes on where it stopped. Needed under torchrun, where processes share the documents out.
         measures: in ir-measures' notation.
         progress: show a bar on stderr.
+        ignore_identical_ids: do not rank the document that has the query's own id, as BEIR does by default: in ArguAna and Quora it
+            is the query itself.
         options: batch_tokens, max_length, max_query_length, max_doc_length, as for `Reranker.rank`.
 
-    Returns: the same in every process. Raises InputError; a document that cannot be used is missing
-    from the run, which counts as not found, and is listed in `failed`.
+    Returns: the same in every process. Raises InputError; a document that cannot be used, or that is judged but not in the corpus,
+    is missing from the run, which counts as not found, and is listed in `failed`.
     """
     parse_measures(measures)
-    wanted = _wanted(dataset, candidates)
+    wanted, absent, remarks = _wanted(dataset, candidates, ignore_identical_ids)
+    store, done, failed = _scores(reranker, dataset, wanted, out, progress, options)
+    for document, queries in wanted.items():
+        for query in queries:
+            known = (query, document) in done or {document, f"query {query}", f"{query} {document}"} & failed.keys()
+            if not known:
+                raise M0Error(f"the pair of {query} and {document} was not scored; run the evaluation again to go on.")
+    if not done:
+        what, why = next(iter(failed.items()))
+        raise InputError(f"nothing could be scored, beginning with {what}: {why}")
+    run: Run = {query: {} for query in dataset.queries}
+    for document, queries in wanted.items():
+        for query in queries:
+            if (query, document) in done:
+                run[query][document] = done[query, document]
+    failed = {**dataset.unusable, **absent, **failed}
+    evaluation = Evaluation.of(dataset, run, measures, failed, ignore_identical_ids, remarks)
+    if store is not None and (not dist.is_initialized() or dist.get_rank() == 0):
+        write_run(store.directory / RUN, run)
+        store.write_json(REPORT, evaluation.report())
+    return evaluation
+
+
+def _scores(
+    reranker: Reranker,
+    dataset: Dataset,
+    wanted: Mapping[str, list[str]],
+    out: str | os.PathLike[str] | None,
+    progress: bool,
+    options: Mapping[str, Any],
+) -> tuple[Store | None, dict[tuple[str, str], float], dict[str, str]]:
+    """Where scores are kept, those of all processes, and what failed."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world > 1 and out is None:
         raise InputError("an evaluation in several processes needs out, a directory to share results in.")
-    store = _Store(path_of(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
+    store = Store(path_of(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
     if world > 1:
         dist.barrier()
     done, failed = store.read() if store is not None else ({}, {})
@@ -167,40 +234,56 @@ def evaluate(
     if world > 1 and store is not None:
         dist.barrier()
         done, failed = store.read()
-    for document, queries in wanted.items():
-        for query in queries:
-            known = (query, document) in done or {document, f"query {query}", f"{query} {document}"} & failed.keys()
-            if not known:
-                raise M0Error(f"the pair of {query} and {document} was not scored; run the evaluation again to go on.")
-    if not done:
-        what, why = next(iter(failed.items()))
-        raise InputError(f"nothing could be scored, beginning with {what}: {why}")
-    run: Run = {query: {} for query in dataset.queries}
-    for document, queries in wanted.items():
-        for query in queries:
-            if (query, document) in done:
-                run[query][document] = done[query, document]
-    evaluation = Evaluation.of(dataset, run, measures, failed)
-    if store is not None and rank == 0:
-        write_run(store.directory / RUN, run)
-        store.write_json(REPORT, evaluation.report())
-    return evaluation
+    return store, done, failed
 
 
-def _wanted(dataset: Dataset, candidates: Mapping[str, Any] | None) -> dict[str, list[str]]:
-    """Document -> the queries that meet it."""
+def _wanted(
+    dataset: Dataset, candidates: Mapping[str, Any] | None, ignore_identical_ids: bool
+) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
+    """Document -> the queries that meet it; candidates that are not in the corpus, with the reason; what to know of both."""
     wanted: dict[str, list[str]] = {}
+    absent: dict[str, str] = {}
+    asked: set[str] = set()
     if not isinstance(candidates, Mapping | None):
         raise InputError(f"candidates is {type(candidates).__name__}, but must map queries to documents.")
     for query in dataset.queries:
         documents = dataset.corpus if candidates is None else candidates.get(query, ())
-        for document in documents if isinstance(documents, Mapping) else listed(documents, f"the candidates of {query}"):
-            if not isinstance(document, str) or document not in dataset.corpus:
-                raise InputError(f"the candidates of {query} hold {document!r}, which the corpus does not have.")
-            wanted.setdefault(document, []).append(query)
+        ids = documents if isinstance(documents, Mapping) else listed(documents, f"the candidates of {query}")
+        if strange := [one for one in ids if not isinstance(one, str)]:
+            raise InputError(f"the candidates of {query} hold {strange[0]!r}, but must hold ids, which are text.")
+        for document in dict.fromkeys(ids):
+            if document in dataset.corpus:
+                asked.add(query)
+                if document != query or not ignore_identical_ids:
+                    wanted.setdefault(document, []).append(query)
+            elif document not in dataset.unusable:
+                absent.setdefault(document, f"the candidates of {query} hold it, but the corpus does not have it.")
+    if not wanted and asked:
+        raise InputError("no query meets any document but the one of its own id, which is left out (ignore_identical_ids).")
+    if not wanted and absent:
+        raise InputError(f"the candidates hold none of the dataset's documents, but such as {next(iter(absent))!r}.")
     if not wanted:
         raise InputError("the candidates hold none of the dataset's queries.")
-    return wanted
+    remarks = []
+    if alone := [query for query in dataset.queries if query not in asked]:
+        remarks.append(
+            f"{counted(len(alone), 'queries')} of {len(dataset.queries)} without candidates, counted as 0: {few(alone)}."
+        )
+    if absent:
+        remarks.append(
+            f"the candidates hold {counted(len(absent), 'documents')} that the corpus lacks, not ranked: {few(absent)}."
+        )
+    return wanted, absent, remarks
+
+
+def _of_identical(dataset: Dataset) -> Iterator[str]:
+    """What to know of queries that are documents, too, when these are left out."""
+    if queries := [query for query in dataset.qrels if query in dataset.corpus]:
+        relevant = [query for query in queries if dataset.qrels[query].get(query, 0) > 0]
+        yield (
+            f"the document with the query's own id is left out for {counted(len(queries), 'queries')}, as BEIR does (ignore_identical_ids)"
+            + (f", though judged relevant, and so counted as not found, for {few(relevant)}." if relevant else ".")
+        )
 
 
 def _stretches(left: list[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
@@ -259,101 +342,3 @@ def _about(reranker: Reranker, dataset: Dataset, wanted: Mapping[str, list[str]]
         "candidates": sha256(json.dumps(sorted(wanted.items())).encode()).hexdigest(),
         "options": {name: value for name, value in sorted(options.items()) if name != "batch_tokens"},
     }
-
-
-class _Store:
-    """Scores on disk as they come: one file a process, one line a pair.
-
-    Lines hold [query, document, score], [null, what failed, reason], or [true, file, its hash] for a picture that was seen.
-    What failed is tried again, and what showed a picture that has changed since is scored anew.
-    """
-
-    def __init__(self, directory: Path, about: Mapping[str, Any], rank: int, dataset: Dataset) -> None:
-        self.directory, self.path, self.dataset = directory, directory / f"scores-{rank}.jsonl", dataset
-        self.seen: dict[str, str] = {}
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if (directory / ABOUT).exists():
-                if json.loads((directory / ABOUT).read_text(encoding="utf-8")) != about:
-                    raise InputError(f"{directory} holds an evaluation of other data, another model or other candidates.")
-            elif rank == 0:
-                self.write_json(ABOUT, about)
-            if rank == 0:
-                self._mend()
-        except (OSError, ValueError) as error:
-            if isinstance(error, M0Error):
-                raise
-            raise InputError(f"{directory} cannot be used for an evaluation: {error}.") from None
-
-    def _mend(self) -> None:
-        """Drop lines that killed processes wrote half of, what failed, and what has changed since."""
-        paths = sorted(self.directory.glob("scores-*.jsonl"))
-        data = {path: path.read_bytes() for path in paths}
-        rows = {path: [json.loads(line) for line in some[: some.rfind(b"\n") + 1].splitlines()] for path, some in data.items()}
-        rows = {path: [row for row in some if isinstance(row, list) and len(row) == 3] for path, some in rows.items()}
-        hashes = {file: value for some in rows.values() for first, file, value in some if first is True}
-        changed = {file for file, value in hashes.items() if _file_hash(file) != value}
-        for path, some in rows.items():
-            kept = [
-                row
-                for row in some
-                if row[0] is not None
-                and not (row[0] is True and row[1] in changed)
-                and not (row[0] is not True and changed & {*self._pictures(row[0], True), *self._pictures(row[1], False)})
-            ]
-            whole = "".join(json.dumps(row) + "\n" for row in kept).encode()
-            if whole != data[path]:
-                partial = path.with_suffix(".partial")
-                partial.write_bytes(whole)
-                partial.replace(path)
-
-    def _pictures(self, key: str, query: bool) -> list[str]:
-        """Files of the pictures in a query or document."""
-        content = (self.dataset.queries if query else self.dataset.corpus).get(key)
-        return [part["image"] for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-
-    def read(self) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
-        """What all processes have scored, now or before."""
-        done: dict[tuple[str, str], float] = {}
-        failed: dict[str, str] = {}
-        for path in sorted(self.directory.glob("scores-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                query, document, value = json.loads(line)
-                if query is None:
-                    failed[document] = value
-                elif query is True:
-                    self.seen[document] = value
-                else:
-                    done[query, document] = value
-        return done, failed
-
-    def write(self, scores: Mapping[tuple[str, str], float], failed: Mapping[str, str]) -> None:
-        lines = []
-        for key, is_query in dict.fromkeys((k, side == 0) for pair in scores for side, k in enumerate(pair)):
-            for picture in self._pictures(key, is_query):
-                if picture not in self.seen:
-                    self.seen[picture] = _file_hash(picture)
-                    lines.append(json.dumps([True, picture, self.seen[picture]]))
-        lines += [json.dumps([query, document, score]) for (query, document), score in scores.items()]
-        lines += [json.dumps([None, document, reason]) for document, reason in failed.items()]
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(line + "\n" for line in lines))
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}; what is there is kept.") from None
-
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        partial = self.directory / f".{name}.{os.getpid()}"
-        try:
-            partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(self.directory / name)
-        except OSError as error:
-            raise InputError(f"{self.directory / name} cannot be written: {error.strerror}.") from None
-
-
-def _file_hash(file: str) -> str:
-    """SHA-256 of a picture's file; empty where it cannot be read."""
-    try:
-        return sha256(Path(file).read_bytes()).hexdigest()
-    except OSError:
-        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 
 from m0.errors import InputError, MissingExtraError
 
-DEFAULT = ("nDCG@10", "R@10", "RR", "AP", "P@1", "Success@1")
-"""In ir-measures' notation: RR is MRR when averaged, AP is MAP, R is recall, P precision."""
+DEFAULT = ("nDCG@10", "R@10", "RR", "AP", "Success@1")
+"""In ir-measures' notation: RR is MRR when averaged, AP is MAP, R is recall. P@1, precision, would be the same as Success@1."""
 KNOWN = ("nDCG", "R", "RR", "AP", "P", "Success", "Rprec")
 """Measures that pytrec_eval computes in this process."""
 AT = ("R", "P", "Success")
@@ -26,20 +27,46 @@ def per_query(
 ) -> dict[str, dict[str, float]]:
     """Each measure's value for each judged query (0 for one that the run lacks): measure -> query -> value.
 
-    Raises InputError on an unknown measure.
+    A judged document that the run lacks counts as not found: recall and the ideal ranking include it. Equal scores are ordered as
+    trec_eval orders them, the later id first.
+
+    Raises InputError on an unknown measure, or a score that is not a number.
     """
     parsed = parse_measures(measures)
     import ir_measures
 
     values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in measures}
     for metric in ir_measures.iter_calc(
-        list(dict.fromkeys(parsed.values())), {q: dict(d) for q, d in qrels.items()}, {q: dict(d) for q, d in run.items()}
+        list(dict.fromkeys(parsed.values())), {q: dict(d) for q, d in qrels.items()}, {q: _places(q, d) for q, d in run.items()}
     ):
         if metric.query_id in qrels:
             for name, measure in parsed.items():
                 if measure == metric.measure:
                     values[name][metric.query_id] = float(metric.value)
     return values
+
+
+def _places(query: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """For each document its place from the end, which stands for its score: trec_eval keeps scores as float32, in which two of a
+    float64 model may be equal. (float32 counts to 16,777,216, more documents than a ranking has.)"""
+    for document, score in scores.items():
+        if not math.isfinite(score):
+            raise InputError(f"the score of {document} for {query} is {score}.")
+    order = sorted(scores, key=lambda document: (scores[document], document))
+    return {document: float(place) for place, document in enumerate(order)}
+
+
+def tied_queries(qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Queries for which documents of different relevance have equal scores, so that ids decide their order."""
+    found = []
+    for query, judged in qrels.items():
+        grades: dict[float, int] = {}
+        if any(
+            grades.setdefault(score, grade) != grade
+            for score, grade in ((score, max(judged.get(document, 0), 0)) for document, score in run.get(query, {}).items())
+        ):
+            found.append(query)
+    return found
 
 
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
@@ -108,7 +135,7 @@ def compare(first: Mapping[str, float], second: Mapping[str, float], seed: int =
     if first.keys() != second.keys():
         raise InputError("the two runs were measured on different queries.")
     differences = np.array([first[query] - second[query] for query in first])
-    if not np.any(differences):
+    if not np.any(differences) or len(differences) == 1:  # of one query, the sign alone may be chance
         return Comparison(estimate(differences.tolist(), seed), 1.0)
     test = _scipy_stats().permutation_test(
         (differences,),

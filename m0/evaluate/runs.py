@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from m0.errors import InputError
+from m0.evaluate.files import is_id, read_text
 from m0.paths import path_of
 
 Run = dict[str, dict[str, float]]
@@ -17,13 +18,7 @@ def read_run(path: str | Path) -> Run:
     """Raises InputError naming the line."""
     path = path_of(path)
     run: Run = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -42,15 +37,22 @@ def read_run(path: str | Path) -> Run:
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "m0") -> None:
-    """Best first; of equal scores the later document id first, as trec_eval and so the measures order them.
+    """Best first; of equal scores the later document id first, as trec_eval and so the measures order them. `read_run` gives back
+    the same numbers, to the last bit.
 
     Raises InputError where it cannot be written.
     """
     path = path_of(path)
     lines = []
     for query, scores in run.items():
+        for key in (query, tag, *scores):
+            if not is_id(key):
+                raise InputError(f"{path} cannot keep {key!r}, which is empty or holds blanks or lone surrogates.")
+        for document, score in scores.items():
+            if not math.isfinite(score):
+                raise InputError(f"the score of {document} for {query} is {score}.")
         ranked = sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)
-        lines += [f"{query} Q0 {document} {rank} {score!r} {tag}" for rank, (document, score) in enumerate(ranked, 1)]
+        lines += [f"{query} Q0 {document} {rank} {float(score)!r} {tag}" for rank, (document, score) in enumerate(ranked, 1)]
     partial = path.with_suffix(".partial")
     try:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

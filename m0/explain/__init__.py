@@ -81,10 +81,15 @@ def method_of(method: str, options: Iterable[str]) -> Callable[..., Explanation]
     """The function of a method. Raises InputError where there is none of that name, or it has no such options."""
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"method is {method!r}, but must be one of {', '.join(METHODS)}.")
-    known = [name for name in inspect.signature(METHODS[method]).parameters if name not in ("reranker", "encoding")]
+    known = options_of(method)
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"{method} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
     return METHODS[method]
+
+
+def options_of(method: str) -> list[str]:
+    """Names of a method's options."""
+    return [name for name in inspect.signature(METHODS[method]).parameters if name not in ("reranker", "encoding")]
 
 
 def beside_ranking(explanation: Explanation, logit: float, score: float) -> Explanation:
@@ -109,5 +114,5 @@ class _InFloat32:
 
 __all__ = [
     "DEFAULT_METHOD", "METHODS", "Difference", "Evidence", "Explanation", "Interaction", "PictureRelevance", "Word",
-    "beside_ranking", "explain", "method_of", "minimal_evidence",
+    "beside_ranking", "explain", "method_of", "minimal_evidence", "options_of",
 ]  # fmt: skip

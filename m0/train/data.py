@@ -168,7 +168,8 @@ def candidates(
     example: Example, positives: int, negatives: int, rng: random.Random, borrowed: Sequence[Any] = ()
 ) -> Candidates:
     """Choose what a query meets in one step: some of its positives, some of its negatives, and all borrowed documents
-    (other queries' positives) that are not its own positives. The positives are the first thing drawn: see `drawn_positives`."""
+    (other queries' positives) that are neither its own positives nor the query itself. The positives are the first thing drawn:
+    see `drawn_positives`."""
     best = _draw(example, positives, rng)
     rest = rng.sample(range(len(example.negative)), min(negatives, len(example.negative)))
     own = [document_key(document) for document in example.positive]
@@ -176,7 +177,7 @@ def candidates(
     chosen = [(example.positive[i], float(grades[i]), i) for i in best]
     chosen += [(example.negative[i], 0.0, len(example.positive) + i) for i in rest]
     if example.scores is None:
-        known = {*own, *(document_key(example.negative[i]) for i in rest)}
+        known = {document_key(example.query), *own, *(document_key(example.negative[i]) for i in rest)}
         chosen += [(document, 0.0, -1) for document in borrowed if document_key(document) not in known]
     rng.shuffle(chosen)
     scores = None if example.scores is None else [example.scores[i] for _, _, i in chosen]

@@ -28,7 +28,8 @@ def mine(
     """Look for hard negatives of some queries.
 
     Each query meets its own positives and negatives and the positives of `pool` other queries, drawn by seed. Of what is not
-    its positive, the `keep` best-scored are returned, without others' documents that score as the positives do (see SAFETY).
+    its positive, the `keep` best-scored are returned, without others' documents that score as the positives do (see SAFETY), or
+    that are the query itself, as among questions that ask the same.
 
     Args:
         reranker: the model as it is now.
@@ -72,4 +73,7 @@ def mine(
 
 
 def _others_positives(other: Example, example: Example) -> tuple[Any, ...]:
-    return () if document_key(other.query) == document_key(example.query) else other.positive
+    own = document_key(example.query)
+    if document_key(other.query) == own:
+        return ()
+    return tuple(document for document in other.positive if document_key(document) != own)

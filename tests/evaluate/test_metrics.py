@@ -58,6 +58,8 @@ def test_comparison():
     assert found.difference.low > 0.05
     assert compare(noise, base).p_value > 0.01
     assert compare(base, base).p_value == 1.0
+    alone = compare({"q": 1.0}, {"q": 0.25})
+    assert (alone.difference.mean, alone.p_value) == (0.75, 1.0)
     with pytest.raises(InputError, match="different queries"):
         compare(base, {"other": 1.0})
 
@@ -86,3 +88,18 @@ def test_measures_that_cannot_be_computed_are_refused(name):
     with pytest.raises(InputError) as caught:
         per_query({"q": {"d": 1}}, {"q": {"d": 1.0}}, [name])
     assert "\n" not in str(caught.value)
+
+
+def test_float32_scores_are_measured_as_by_trec_eval_with_its_ties():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    rng = random.Random(2)
+    qrels = {f"q{n}": {f"d{rng.randrange(40)}": rng.choice([-1, 0, 1, 3]) for _ in range(12)} for n in range(60)}
+    run = {
+        query: {f"d{i}": float(np.float32(rng.choice([rng.gauss(0, 4), rng.randrange(4), 2.0]))) for i in range(40)}
+        for query in qrels
+    }
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10", "map", "recip_rank", "recall_10", "success_1", "Rprec"})
+    names = {"nDCG@10": "ndcg_cut_10", "AP": "map", "RR": "recip_rank", "R@10": "recall_10", "Success@1": "success_1"}
+    expected = theirs.evaluate(run)
+    for name, values in per_query(qrels, run, [*names, "Rprec"]).items():
+        assert values == {query: found[names.get(name, name)] for query, found in expected.items()}, name

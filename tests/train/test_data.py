@@ -96,6 +96,8 @@ def test_candidates():
         one = candidates(example, 1, 2, random.Random(seed), borrowed=["f", "a", "c"])
         assert sorted(one.labels) in ([0.0] * (len(one.labels) - 1) + [grade] for grade in (1.0, 2.0))
         assert len(set(one.documents)) == len(one.documents), "a borrowed document that is there already is not added"
+        again = candidates(example, 1, 2, random.Random(seed), borrowed=["q", "f", "a", "c"])
+        assert again.documents == one.documents, "nor is the query itself, which may be another query's positive"
         assert {"a": 2.0, "b": 1.0}[one.documents[one.labels.index(max(one.labels))]] == max(one.labels)
         seen.add(tuple(one.documents))
     assert len(seen) > 20, "drawn and shuffled"

@@ -281,6 +281,26 @@ def test_hard_negatives_are_the_best_scored_that_are_not_positive(nano, tmp_path
     assert mined == mine(nano, examples, [0, 5], keep=4, pool=6, seed=1)
 
 
+def test_the_query_itself_is_no_hard_negative(nano, tmp_path, monkeypatch):
+    """Questions that ask the same: each is another's positive. Whatever it scores."""
+    import json
+
+    from m0.train import mining
+    from m0.train.data import Examples
+    from m0.train.mining import mine
+
+    monkeypatch.setattr(mining, "SAFETY", 2.0)
+
+    words = ["how to install it", "installing the system", "which animals live in the sea", "sea mammals"]
+    path = tmp_path / "train.jsonl"
+    lines = [{"query": words[i], "positive": [words[i ^ 1], {"text": f"{words[i ^ 1]}?"}]} for i in range(4)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    mined = mine(nano, Examples([path]), range(4), keep=8, pool=3, seed=1)
+    for number, hard in mined.items():
+        assert words[number] not in hard
+        assert words[number ^ 2] in hard, "others' are found"
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 

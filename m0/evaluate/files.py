@@ -1,0 +1,177 @@
+"""Lines of a dataset's files: text in whatever Unicode encoding, objects with an id, judgements."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from m0.errors import InputError
+from m0.paths import path_of
+
+MAX_GRADE = 1000
+"""Of a judgement; trec_eval makes tables as long as the highest."""
+HEADERS = ("query-id", "query", "qid", "queryid", "topic", "topic-id"), ("score", "relevance", "rel", "label", "grade")
+"""Names of the first and the last column of judgements, in the header lines that are met."""
+NAMED = 5
+"""Ids that a sentence names before it counts the rest."""
+
+
+def read_text(path: Path, digest: Any = None) -> str:
+    """A file's text: UTF-8, or UTF-16 with a byte order mark, as Windows tools write it. `digest`: takes the bytes up.
+
+    Raises InputError, one sentence.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is not a path: {error}.") from None
+    if digest is not None:
+        digest.update(data)
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not {encoding[:6].upper()} at byte {error.start}.") from None
+
+
+def rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Id, content and place of each line. Raises InputError naming the line."""
+    some = False
+    for number, line in enumerate(read_text(path, digest).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not a line of JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: must be a JSON object.")
+        key = row.get("_id", row.get("id"))
+        if key is None:
+            raise InputError(f'{where}: lacks "_id".')
+        if isinstance(key, bool) or not isinstance(key, str | int):
+            raise InputError(f'{where}: "_id" is {key!r}, but must be text or a whole number.')
+        if not (key := str(key)) or not is_id(key):
+            raise InputError(
+                f"{where}: the id {key!r} is empty or holds blanks or lone surrogates, which TREC files cannot keep."
+            )
+        some = True
+        yield key, row, where
+    if not some:
+        raise InputError(f"{path} is empty.")
+
+
+def is_id(key: str) -> bool:
+    """Whether a TREC file can keep it."""
+    return bool(key) and not any(character.isspace() or "\ud800" <= character <= "\udfff" for character in key)
+
+
+def content(row: dict[str, Any], directory: Path, where: str) -> Any:
+    """A line's query or document as `Reranker.rank` takes it; None where it has neither words nor a picture."""
+    title, text, image = (_text(row.get(name), name, where) for name in ("title", "text", "image"))
+    words = f"{title}\n{text}".strip() if title else text
+    if not image:
+        return words if words.strip() else None
+    picture = {"image": str(path_of(image, folder=directory))}
+    return [words, picture] if words.strip() else [picture]
+
+
+def language(row: dict[str, Any]) -> str:
+    """Empty where a line names none."""
+    metadata = row.get("metadata")
+    for value in (row.get("language"), metadata.get("language") if isinstance(metadata, dict) else None):
+        if value and not _is_nan(value):
+            return str(value)
+    return ""
+
+
+def judgements(path: Path, digest: Any) -> dict[str, dict[str, int]]:
+    """Grades by query and document, from BEIR's three columns or TREC's four, with a header line or without.
+
+    Raises InputError naming the line.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    begun = False
+    for number, line in enumerate(read_text(path, digest).split("\n"), 1):
+        if not line.strip():
+            continue
+        first, begun, where = not begun, True, f"{path}, line {number}"
+        cells = [cell.strip() for cell in line.rstrip().split("\t")] if "\t" in line.strip() else line.split()
+        if first and _is_header(cells):
+            continue
+        if len(cells) == 4:  # TREC's second column says nothing
+            del cells[1]
+        if len(cells) != 3 or not cells[0] or not cells[1]:
+            raise InputError(f"{where}: {JUDGEMENT}.")
+        query, document, grade = cells[0], cells[1], _grade(cells[2], where)
+        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise InputError(
+                f"{where}: judges {document} for {query} as {grade}, but an earlier line as {qrels[query][document]}."
+            )
+    if not qrels:
+        raise InputError(f"{path} has no judgements.")
+    return qrels
+
+
+JUDGEMENT = "must be query-id, corpus-id and a whole number, by tabs, or TREC's query, 0, document and a whole number"
+
+
+def counted(number: int, noun: str, kind: str = "") -> str:
+    """As "1 judged query", "3 documents"; `noun` is a plural."""
+    one = noun.removesuffix("ies") + "y" if noun.endswith("ies") else noun.removesuffix("s")
+    return " ".join(word for word in (f"{number:,}", kind, one if number == 1 else noun) if word)
+
+
+def few(ids: Iterable[str]) -> str:
+    """Some ids in a sentence: the first ones, and how many more."""
+    ids = list(ids)
+    more = len(ids) - NAMED
+    return ", ".join(ids) if more <= 1 else f"{', '.join(ids[:NAMED])} and {more} more"
+
+
+def _is_header(cells: list[str]) -> bool:
+    names = [cell.lower().replace("_", "-") for cell in cells]
+    if len(names) < 3 or _is_number(names[-1]):
+        return False
+    return names[0] in HEADERS[0] or names[-1] in HEADERS[1]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _grade(text: str, where: str) -> int:
+    if not _is_number(text):
+        raise InputError(f"{where}: {JUDGEMENT}.")
+    value = float(text)
+    if not abs(value) <= MAX_GRADE:
+        raise InputError(f"{where}: the score is {text}, but must lie between -{MAX_GRADE} and {MAX_GRADE}.")
+    if value != math.floor(value):
+        raise InputError(f"{where}: the score is {text}, but must be a whole number.")
+    return int(value)
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    if value is None or _is_nan(value):
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f'{where}: "{name}" is {str(value)[:60]}, but must be text.')
+    return value
+
+
+def _is_nan(value: Any) -> bool:
+    """What is left out, as pandas writes it."""
+    return isinstance(value, float) and math.isnan(value)
