@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not end the ranking
             stream.reconfigure(errors="replace")
-    warnings.showwarning = _say_warning
+    shown_before, warnings.showwarning = warnings.showwarning, _say_warning
     try:
         status = options.run(options)
         sys.stdout.flush()
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{error.filename} cannot be used" if error.filename else "the output cannot be written"
         print(f"m0: {what}: {error.strerror or error}.", file=sys.stderr)
         return 2
+    finally:
+        warnings.showwarning = shown_before
 
 
 def _say_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

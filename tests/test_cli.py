@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from m0.cli import format_table, main
+from m0.hub import locate
 from tests.conftest import noise
 
 
@@ -302,3 +303,36 @@ def test_a_full_disk_gets_a_sentence(tiny_directory, folder):
 def test_a_picture_as_a_query_without_the_flag_is_said(capsys, tiny_directory, folder):
     _, _, err = run(capsys, "rank", folder / "sub" / "c.png", folder / "a.txt", "--model", tiny_directory)
     assert "is read as text; --image-query shows the picture" in err
+
+
+def test_warnings_are_said_as_the_other_messages_are(tmp_path, capsys):
+    import warnings
+
+    before = warnings.showwarning
+    (tmp_path / "documents.jsonl").write_text('"a needle"\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = warnings.showwarning
+        assert main(["rank", "README.md", str(tmp_path / "documents.jsonl")]) == 0
+        assert warnings.showwarning is before
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).symlink_to(locate("m0-nano").resolve() / name)
+    settings = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "max_pixels": 12544}))
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": {**settings, "max_pixels": 25088}}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["rank", "q", str(tmp_path / "documents.jsonl"), "--model", str(folder)]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "contradicts" in line]
+    assert line.startswith("m0: ")
+    assert "UserWarning" not in line
+
+
+def test_without_the_matrix(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a needle that points north")
+    arguments = ["explain", "compass", str(tmp_path / "a.txt"), "--json"]
+    for extra, expected in (([], True), (["--no-matrix"], False), (["--no-matrix", "--method", "occlusion"], False)):
+        assert main([*arguments, *extra]) == 0
+        assert ("interaction" in json.loads(capsys.readouterr().out)["results"][0]) is expected
