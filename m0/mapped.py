@@ -24,8 +24,9 @@ DONTNEED = 4
 
 
 def release(weights: Iterable[Tensor]) -> int:
-    """Give back the memory of those weights, or parts of them, that are as a mapped file has them; the number of bytes.
+    """Give back the memory of those weights, or parts of them, that are as a mapped file has them; the number of bytes asked for.
 
+    More may go: where the system keeps a file in huge pages of 2 MiB, all of such a page goes with the first part of it.
     What was changed after it was mapped is a page of its own, no longer of the file, and stays. So does everything where the system
     does not say which pages these are. Nothing is lost, and values do not change.
     """

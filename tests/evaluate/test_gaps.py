@@ -170,8 +170,7 @@ def test_many_gaps_make_one_short_sentence(write):
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_judgements_as_tools_write_them(write, qrels, encoding):
-    if encoding == "utf-16" and qrels.startswith("\ufeff"):
-        pytest.skip("two marks")
+    qrels = qrels.lstrip("\ufeff") if encoding == "utf-16" else qrels  # which has a mark of its own
     dataset = Dataset.load(write(qrels=qrels, encoding=encoding))
     assert dataset.qrels["q1"]["d1"] == 1
     assert dataset.qrels.keys() == {"q1"}
