@@ -12,11 +12,8 @@ import re
 import sys
 import threading
 from collections import OrderedDict
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding as Tokenized
 from tokenizers import Tokenizer
 
@@ -60,7 +57,7 @@ FIRST_PER_TOKEN = 6
 """Characters that are tried first for each token wanted, of a longer text; twice as many where they do not suffice."""
 
 CACHE_BYTES, ENTRY_BYTES = 4 << 20, 128 << 10
-TOKEN_BYTES, RECORD_BYTES = 110, 1000
+TOKEN_BYTES, RECORD_BYTES = 90, 900
 """What one token and one text's record take in memory, as measured (tests/test_truncation.py)."""
 
 
@@ -71,21 +68,19 @@ class Beginning:
         self.encoded, self.characters, self.whole = encoded, characters, whole
         self.count = len(encoded)
 
-    @cached_property
-    def offsets(self) -> NDArray[np.int64]:
-        """First character of each token in the text as it was given, and the one after the last, (tokens, 2)."""
-        return np.asarray(self.encoded.offsets, dtype=np.int64).reshape(-1, 2)
-
     def cut(self, text: str, keep: int) -> tuple[int, int]:
         """At most `keep` tokens, which are fewer than there are, and the characters they take, by whole characters
         (see `m0.graphemes`): one made of several tokens is kept whole or not at all."""
-        starts, ends = self.offsets[: keep + 1].T
+        offsets = self.encoded.offsets
         # Where a cluster ends can be seen from there on: a longer one is taken apart.
-        if (known := edges(text[: int(ends[-1]) + 2 * LONGEST])) is not None:
-            starts, ends = known[0][starts], known[1][ends]
-        while keep > 0 and starts[keep] < ends[keep - 1]:
+        if (known := edges(text[: offsets[keep][1] + 2 * LONGEST])) is None:
+            while keep > 0 and offsets[keep][0] < offsets[keep - 1][1]:
+                keep -= 1
+            return keep, offsets[keep][0] if keep else 0
+        before, behind = known
+        while keep > 0 and before[offsets[keep][0]] < behind[offsets[keep - 1][1]]:
             keep -= 1
-        return keep, int(starts[keep]) if keep else 0
+        return keep, int(before[offsets[keep][0]]) if keep else 0
 
 
 class FirstTokens:

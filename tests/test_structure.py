@@ -10,14 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "m0"
 # Lower rows know of upper rows only (see docs/README.md).
 ROWS = [
-    ["errors", "mapped"],
+    ["errors", "mapped", "graphemes"],
     ["parallel"],
     ["config"],
-    ["rotary", "linear"],
+    ["rotary", "linear", "truncation"],
     ["attention"],
     ["fused", "images"],
-    ["vision", "decoder", "head", "prompt"],
-    ["model"],
+    ["vision", "decoder", "head", "stream"],
+    ["model", "prompt"],
     ["batch", "cascade", "tensor_parallel"],
     ["checkpoint", "quantize"],
     ["hub", "lora", "documents"],
