@@ -64,8 +64,8 @@ TOKEN_BYTES, RECORD_BYTES = 90, 900
 class Beginning:
     """The first tokens of a text: all of them, or more than were wanted."""
 
-    def __init__(self, encoded: Tokenized, characters: int, whole: bool) -> None:
-        self.encoded, self.characters, self.whole = encoded, characters, whole
+    def __init__(self, encoded: Tokenized, whole: bool) -> None:
+        self.encoded, self.whole = encoded, whole
         self.count = len(encoded)
 
     def cut(self, text: str, keep: int) -> tuple[int, int]:
@@ -84,7 +84,7 @@ class Beginning:
 
 
 class FirstTokens:
-    """A tokenizer that stops early, and remembers short texts: a query is asked for once a document.
+    """A tokenizer that stops early, and remembers what it read: a query is asked for once a document.
 
     Any number of threads may use it.
     """
@@ -93,22 +93,24 @@ class FirstTokens:
         self.tokenizer, self.whole_characters, self.cache_bytes = tokenizer, whole_characters, cache_bytes
         self.places = _places(tokenizer)
         self.cached_bytes = 0
-        self._cache: OrderedDict[tuple[str, int], Beginning] = OrderedDict()
+        self._cache: OrderedDict[str, Tokenized] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, text: str, wanted: int) -> Beginning:
         """All tokens of a text, or more than `wanted` of them where it has more: how many depends on these two alone."""
-        if sys.getsizeof(text) > ENTRY_BYTES:
-            return self._tokenize(text, wanted)
-        key = text, wanted
-        with self._lock:
-            if (found := self._cache.get(key)) is not None:
-                self._cache.move_to_end(key)
-                return found
-        found = self._tokenize(text, wanted)
-        if _cost(key, found) <= min(ENTRY_BYTES, self.cache_bytes):
-            self._keep(key, found)
-        return found
+        size = len(text)
+        if self.places and size > max(self.whole_characters, WHOLE_PER_TOKEN * wanted):
+            size = FIRST_PER_TOKEN * wanted + LONGEST
+        while self.places and size < len(text):
+            place = self.places.search(text, size)
+            if place is None:
+                break
+            size = place.start()
+            encoded = self._encode(text[:size])
+            if len(encoded) > wanted:
+                return Beginning(encoded, False)
+            size *= 2
+        return Beginning(self._encode(text), True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and other processes begin with an empty cache and a lock of their own."""
@@ -119,33 +121,29 @@ class FirstTokens:
             self._cache.clear()
             self.cached_bytes = 0
 
-    def _keep(self, key: tuple[str, int], found: Beginning) -> None:
+    def _encode(self, text: str) -> Tokenized:
+        """All of a text, remembered where it is short."""
+        if sys.getsizeof(text) > ENTRY_BYTES:
+            return self.tokenizer.encode(text, add_special_tokens=False)
         with self._lock:
-            if key in self._cache:  # another thread was faster
-                return
-            self._cache[key] = found
-            self.cached_bytes += _cost(key, found)
+            if (found := self._cache.get(text)) is not None:
+                self._cache.move_to_end(text)
+                return found
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        cost = _cost(text, found)
+        if cost > min(ENTRY_BYTES, self.cache_bytes):
+            return found
+        with self._lock:
+            if text not in self._cache:  # another thread may have been faster
+                self._cache[text] = found
+                self.cached_bytes += cost
             while self.cached_bytes > self.cache_bytes:
                 self.cached_bytes -= _cost(*self._cache.popitem(last=False))
-
-    def _tokenize(self, text: str, wanted: int) -> Beginning:
-        size = len(text)
-        if self.places and size > max(self.whole_characters, WHOLE_PER_TOKEN * wanted):
-            size = FIRST_PER_TOKEN * wanted + LONGEST
-        while self.places and size < len(text):
-            place = self.places.search(text, size)
-            if place is None:
-                break
-            size = place.start()
-            encoded = self.tokenizer.encode(text[:size], add_special_tokens=False)
-            if len(encoded) > wanted:
-                return Beginning(encoded, size, False)
-            size *= 2
-        return Beginning(self.tokenizer.encode(text, add_special_tokens=False), len(text), True)
+        return found
 
 
-def _cost(key: tuple[str, int], found: Beginning) -> int:
-    return RECORD_BYTES + sys.getsizeof(key[0]) + TOKEN_BYTES * found.count
+def _cost(text: str, encoded: Tokenized) -> int:
+    return RECORD_BYTES + sys.getsizeof(text) + TOKEN_BYTES * len(encoded)
 
 
 def _places(tokenizer: Tokenizer) -> re.Pattern[str] | None:
