@@ -9,6 +9,7 @@ no character that anybody reads, and is taken apart into code points here, but n
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 
 import numpy as np
@@ -135,7 +136,15 @@ def _pairs() -> NDArray[np.bool_]:
 
 
 PROPERTIES, PAIRS = _properties(), _pairs()
-BEFORE_CONSONANT = np.isin(np.arange(19), [EXTEND, LINKER, LONE_LINKER, JOINER])
+MARKS, LINKERS, CONJUNCT_MARKS, BEFORE_CONSONANT = (
+    np.isin(np.arange(19), kinds)
+    for kinds in (
+        [EXTEND, LINKER, NON_JOINER],
+        [LINKER, LONE_LINKER],
+        [EXTEND, JOINER],
+        [EXTEND, LINKER, LONE_LINKER, JOINER],
+    )
+)
 
 
 def continues(text: str) -> NDArray[np.bool_] | None:
@@ -143,11 +152,19 @@ def continues(text: str) -> NDArray[np.bool_] | None:
     if text.isascii() and "\r\n" not in text:
         return None
     kinds = PROPERTIES[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
+    if not kinds.any():
+        return None
     found = np.zeros(len(text), dtype=bool)
     before, here = kinds[:-1], kinds[1:]
     found[1:] = PAIRS[before, here]
-    _join_pictographs(kinds, found, (before == JOINER) & (here == PICTOGRAPH))
-    _join_consonants(kinds, found, BEFORE_CONSONANT[before] & (here == CONSONANT))
+    # GB11: a pictograph, its marks, a joiner, a pictograph.
+    places = np.flatnonzero((before == JOINER) & (here == PICTOGRAPH)) + 1
+    if places.size:
+        found[places] |= _last_but(kinds, MARKS)[np.maximum(places - 2, 0)] == PICTOGRAPH
+    # GB9c: a sign that makes conjuncts, and marks, before a consonant.
+    places = np.flatnonzero(BEFORE_CONSONANT[before] & (here == CONSONANT)) + 1
+    if places.size:
+        found[places] |= LINKERS[_last_but(kinds, CONJUNCT_MARKS)[places - 1]]
     _join_flags(kinds, found)
     if not found.any():
         return None
@@ -155,29 +172,17 @@ def continues(text: str) -> NDArray[np.bool_] | None:
     return found
 
 
-def _join_pictographs(kinds: NDArray[np.uint8], found: NDArray[np.bool_], where: NDArray[np.bool_]) -> None:
-    """GB11: a pictograph, its marks, a joiner, a pictograph."""
-    for place in (np.flatnonzero(where) + 1).tolist():
-        first = place - 2
-        while first >= 0 and EXTEND <= kinds[first] <= NON_JOINER and kinds[first] != LONE_LINKER:
-            first -= 1
-        found[place] |= first >= 0 and kinds[first] == PICTOGRAPH
-
-
-def _join_consonants(kinds: NDArray[np.uint8], found: NDArray[np.bool_], where: NDArray[np.bool_]) -> None:
-    """GB9c: a sign that makes conjuncts, and marks, before a consonant."""
-    for place in (np.flatnonzero(where) + 1).tolist():
-        first = place - 1
-        while first >= 0 and kinds[first] in (EXTEND, JOINER):
-            first -= 1
-        found[place] |= first >= 0 and kinds[first] in (LINKER, LONE_LINKER)
+def _last_but(kinds: NDArray[np.uint8], skipped: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """For each character the class of the last one up to it that is not skipped; of the text's first where there is none."""
+    return kinds[np.maximum.accumulate(np.where(skipped[kinds], 0, np.arange(len(kinds))))]
 
 
 def _join_flags(kinds: NDArray[np.uint8], found: NDArray[np.bool_]) -> None:
     """GB12 and GB13: regional indicators are flags two by two."""
     second = -1
-    for place in np.flatnonzero(kinds == FLAG).tolist():
-        if place and kinds[place - 1] == FLAG and second != place - 1:
+    places = np.flatnonzero(kinds == FLAG).tolist()
+    for last, place in itertools.pairwise(places):
+        if last == place - 1 and second != last:
             found[place], second = True, place
 
 
@@ -185,9 +190,10 @@ def _take_apart(text: str, found: NDArray[np.bool_]) -> None:
     """Break clusters of more than LONGEST code points."""
     starts = np.flatnonzero(~found)
     ends = np.append(starts[1:], len(text))
-    long = ends - starts > LONGEST // 4  # no character has more than four code points in NFD
-    for start, end in zip(starts[long].tolist(), ends[long].tolist(), strict=True):
-        if len(unicodedata.normalize("NFD", text[start:end])) > LONGEST:
+    long = np.flatnonzero(ends - starts > LONGEST // 4).tolist()  # no character has more than four code points in NFD
+    for start, end in ((int(starts[number]), int(ends[number])) for number in long):
+        # Python takes quadratic time to normalize many marks in the wrong order, so it is not asked to.
+        if end - start > LONGEST or len(unicodedata.normalize("NFD", text[start:end])) > LONGEST:
             for place in range(start + 1, end):
                 found[place] = _composes(text[max(start, place - 3) : place], text[place])
 

@@ -358,7 +358,11 @@ class PromptEncoder:
     def _fixed_tokens(self, sides: Mapping[Side, Sequence[Part]]) -> int:
         """Tokens that cannot be cut: the template, the score token, pictures with their frames."""
         query, document = ([part for part in sides[side] if isinstance(part, Picture)] for side in ("query", "document"))
-        return len(self._write(query, document, ()))
+        return len(self._write(query, document, ())) if query or document else self._template_tokens
+
+    @cached_property
+    def _template_tokens(self) -> int:
+        return len(self._write([], [], ()))
 
     def _write(self, query: Sequence[Part], document: Sequence[Part], cut: tuple[Cut | CutPages, ...]) -> Encoding:
         """The prompt's tokens with their origins."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate, repeat
+from operator import gt
 from typing import Literal, NamedTuple
 
 from tokenizers import Tokenizer
@@ -97,39 +100,36 @@ class Stream:
             return
         text = "".join(self.texts)
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        starts, ends = zip(*encoded.offsets, strict=True) if len(encoded) else ((), ())
         origins: list[Origin] = []
-        found = iter(encoded.offsets)
-        here = next(found, None)
         for first, stop, side, part in self.spans:
-            if first == stop:
+            begin = bisect_right(ends, first, len(origins))
+            end = bisect_left(starts, stop, begin)
+            if first == stop or begin == end:
                 continue
-            while here and here[1] <= first:
-                origins.append(TEMPLATE)
-                here = next(found, None)
-            inside = []
-            while here and here[0] < stop:
-                inside.append((max(here[0], first) - first, min(here[1], stop) - first))
-                here = next(found, None)
-            origins += [Origin(side, part, *place) for place in _spread(text[first:stop], inside)]
+            origins += [TEMPLATE] * (begin - len(origins))
+            columns = _spread(
+                text[first:stop],
+                [start - first if start > first else 0 for start in starts[begin:end]],
+                [(end if end < stop else stop) - first for end in ends[begin:end]],
+            )
+            rows = zip(repeat(side), repeat(part), *columns, repeat(None), repeat(None), strict=False)
+            origins += map(Origin._make, rows)
         origins += [TEMPLATE] * (len(encoded) - len(origins))
         self.add_tokens(encoded.ids, origins)
         self.texts, self.length, self.spans = [], 0, []
 
 
-def _spread(text: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _spread(text: str, starts: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
     """Where tokens stand in a text -> the same by whole characters, and so that no character is left over: a tokenizer that
     composes characters says of its token that it is the first of those which went into it."""
     if (known := edges(text)) is not None:
-        before, behind = (edge.tolist() for edge in known)
-        places = [(before[start], behind[end]) for start, end in places]
-    reached = 0
-    for number, (start, end) in enumerate(places):
-        if start > reached:
-            if number:
-                places[number - 1] = (places[number - 1][0], start)
-            else:
-                places[number] = (0, end)
-        reached = max(reached, end)
-    if places and reached < len(text):
-        places[-1] = (places[-1][0], len(text))
-    return places
+        starts, ends = known[0][starts].tolist(), known[1][ends].tolist()
+    starts[0] = 0
+    if any(map(gt, starts[1:], ends)):
+        reached = list(accumulate(ends, max))
+        ends = [
+            max(end, start) if start > most else end for end, start, most in zip(ends, [*starts[1:], 0], reached, strict=True)
+        ]
+    ends[-1] = max(ends[-1], len(text)) if max(ends) < len(text) else ends[-1]
+    return starts, ends

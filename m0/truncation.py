@@ -12,11 +12,8 @@ import re
 import sys
 import threading
 from collections import OrderedDict
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding as Tokenized
 from tokenizers import Tokenizer
 
@@ -60,36 +57,34 @@ FIRST_PER_TOKEN = 6
 """Characters that are tried first for each token wanted, of a longer text; twice as many where they do not suffice."""
 
 CACHE_BYTES, ENTRY_BYTES = 4 << 20, 128 << 10
-TOKEN_BYTES, RECORD_BYTES = 110, 1000
+TOKEN_BYTES, RECORD_BYTES = 90, 900
 """What one token and one text's record take in memory, as measured (tests/test_truncation.py)."""
 
 
 class Beginning:
     """The first tokens of a text: all of them, or more than were wanted."""
 
-    def __init__(self, encoded: Tokenized, characters: int, whole: bool) -> None:
-        self.encoded, self.characters, self.whole = encoded, characters, whole
+    def __init__(self, encoded: Tokenized, whole: bool) -> None:
+        self.encoded, self.whole = encoded, whole
         self.count = len(encoded)
-
-    @cached_property
-    def offsets(self) -> NDArray[np.int64]:
-        """First character of each token in the text as it was given, and the one after the last, (tokens, 2)."""
-        return np.asarray(self.encoded.offsets, dtype=np.int64).reshape(-1, 2)
 
     def cut(self, text: str, keep: int) -> tuple[int, int]:
         """At most `keep` tokens, which are fewer than there are, and the characters they take, by whole characters
         (see `m0.graphemes`): one made of several tokens is kept whole or not at all."""
-        starts, ends = self.offsets[: keep + 1].T
+        offsets = self.encoded.offsets
         # Where a cluster ends can be seen from there on: a longer one is taken apart.
-        if (known := edges(text[: int(ends[-1]) + 2 * LONGEST])) is not None:
-            starts, ends = known[0][starts], known[1][ends]
-        while keep > 0 and starts[keep] < ends[keep - 1]:
+        if (known := edges(text[: offsets[keep][1] + 2 * LONGEST])) is None:
+            while keep > 0 and offsets[keep][0] < offsets[keep - 1][1]:
+                keep -= 1
+            return keep, offsets[keep][0] if keep else 0
+        before, behind = known
+        while keep > 0 and before[offsets[keep][0]] < behind[offsets[keep - 1][1]]:
             keep -= 1
-        return keep, int(starts[keep]) if keep else 0
+        return keep, int(before[offsets[keep][0]]) if keep else 0
 
 
 class FirstTokens:
-    """A tokenizer that stops early, and remembers short texts: a query is asked for once a document.
+    """A tokenizer that stops early, and remembers what it read: a query is asked for once a document.
 
     Any number of threads may use it.
     """
@@ -98,22 +93,24 @@ class FirstTokens:
         self.tokenizer, self.whole_characters, self.cache_bytes = tokenizer, whole_characters, cache_bytes
         self.places = _places(tokenizer)
         self.cached_bytes = 0
-        self._cache: OrderedDict[tuple[str, int], Beginning] = OrderedDict()
+        self._cache: OrderedDict[str, Tokenized] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, text: str, wanted: int) -> Beginning:
         """All tokens of a text, or more than `wanted` of them where it has more: how many depends on these two alone."""
-        if sys.getsizeof(text) > ENTRY_BYTES:
-            return self._tokenize(text, wanted)
-        key = text, wanted
-        with self._lock:
-            if (found := self._cache.get(key)) is not None:
-                self._cache.move_to_end(key)
-                return found
-        found = self._tokenize(text, wanted)
-        if _cost(key, found) <= min(ENTRY_BYTES, self.cache_bytes):
-            self._keep(key, found)
-        return found
+        size = len(text)
+        if self.places and size > max(self.whole_characters, WHOLE_PER_TOKEN * wanted):
+            size = FIRST_PER_TOKEN * wanted + LONGEST
+        while self.places and size < len(text):
+            place = self.places.search(text, size)
+            if place is None:
+                break
+            size = place.start()
+            encoded = self._encode(text[:size])
+            if len(encoded) > wanted:
+                return Beginning(encoded, False)
+            size *= 2
+        return Beginning(self._encode(text), True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and other processes begin with an empty cache and a lock of their own."""
@@ -124,33 +121,29 @@ class FirstTokens:
             self._cache.clear()
             self.cached_bytes = 0
 
-    def _keep(self, key: tuple[str, int], found: Beginning) -> None:
+    def _encode(self, text: str) -> Tokenized:
+        """All of a text, remembered where it is short."""
+        if sys.getsizeof(text) > ENTRY_BYTES:
+            return self.tokenizer.encode(text, add_special_tokens=False)
         with self._lock:
-            if key in self._cache:  # another thread was faster
-                return
-            self._cache[key] = found
-            self.cached_bytes += _cost(key, found)
+            if (found := self._cache.get(text)) is not None:
+                self._cache.move_to_end(text)
+                return found
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        cost = _cost(text, found)
+        if cost > min(ENTRY_BYTES, self.cache_bytes):
+            return found
+        with self._lock:
+            if text not in self._cache:  # another thread may have been faster
+                self._cache[text] = found
+                self.cached_bytes += cost
             while self.cached_bytes > self.cache_bytes:
                 self.cached_bytes -= _cost(*self._cache.popitem(last=False))
-
-    def _tokenize(self, text: str, wanted: int) -> Beginning:
-        size = len(text)
-        if self.places and size > max(self.whole_characters, WHOLE_PER_TOKEN * wanted):
-            size = FIRST_PER_TOKEN * wanted + LONGEST
-        while self.places and size < len(text):
-            place = self.places.search(text, size)
-            if place is None:
-                break
-            size = place.start()
-            encoded = self.tokenizer.encode(text[:size], add_special_tokens=False)
-            if len(encoded) > wanted:
-                return Beginning(encoded, size, False)
-            size *= 2
-        return Beginning(self.tokenizer.encode(text, add_special_tokens=False), len(text), True)
+        return found
 
 
-def _cost(key: tuple[str, int], found: Beginning) -> int:
-    return RECORD_BYTES + sys.getsizeof(key[0]) + TOKEN_BYTES * found.count
+def _cost(text: str, encoded: Tokenized) -> int:
+    return RECORD_BYTES + sys.getsizeof(text) + TOKEN_BYTES * len(encoded)
 
 
 def _places(tokenizer: Tokenizer) -> re.Pattern[str] | None:

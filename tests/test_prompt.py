@@ -2,6 +2,7 @@
 
 import base64
 import io
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from m0.config import RerankerConfig
 from m0.errors import CheckpointError, ImageError, InputError, TooLongError
+from m0.graphemes import edges
 from m0.images import ImageSettings, Picture
 from m0.prompt import Limits, PromptEncoder, load_tokenizer, read_parts
 from tests.conftest import NANO, noise
@@ -245,3 +247,124 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
     ordinary = PromptEncoder(load_tokenizer(NANO / "tokenizer.json"), config.replace(image_token_id=300))
     with pytest.raises(CheckpointError, match="image_token_id is 300, which is the text"):
         ordinary.check_tokenizer(path)
+
+
+FORMS = [
+    "한국어 문서를 찾습니다", "Zażółć gęślą jaźń, příliš žluťoučký kůň", "Tiếng Việt có nhiều dấu thanh", "ガギグゲゴ ぱぴぷぺぽ バス",
+    "ё й Ї ґ", "ά έ ή ΐ ᾧ", "क़ ख़ ग़ ज़ हिन्दी क्षत्रिय", "ড় ঢ় য় ো ৌ", "ொ ோ ௌ தமிழ்", "ೊ ೋ ಕನ್ನಡ", "ൊ ോ മലയാളം", "ෝ ෞ සිංහල", "ྲྀ བོད་", "ဦး မြန်မာ",
+    "שָׁלוֹם שּׁ", "أ إ آ ؤ ئ مَرْحَبًا", "Å \u212b \u1e9b\u0323 \u0344", "\U0001d15e \U0001d160 𝄞", "豈 更 \U0002f800", "👩‍👩‍👧 👍🏽 🇨🇭🇩🇪", "≠ ≮ ⫝̸",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FORMS)
+@pytest.mark.parametrize("tokenizer", ["nano_prompt", "qwen2_prompt"])
+def test_composed_and_decomposed_texts_are_cut_alike(tokenizer, text, request):
+    """At every limit the same tokens, whole characters, and each of them in some token."""
+    prompt = request.getfixturevalue(tokenizer)
+    forms = [text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)]
+    known = [edges(form) for form in forms]
+    for limit in range(1, 60):
+        found = []
+        for form, edge in zip(forms, known, strict=True):
+            try:
+                encoding = encode(prompt, form, form, max_query_length=limit, max_doc_length=limit)
+            except TooLongError:
+                found.append(None)
+                continue
+            found.append(encoding.token_ids.tolist())
+            for side in ("query", "document"):
+                (kept,) = encoding.parts[side]
+                assert edge is None or edge[0][len(kept)] == len(kept)
+                assert form.startswith(kept)
+                places = [(origin.start, origin.end) for origin in encoding.origins if origin.side == side]
+                assert {place for a, b in places for place in range(a, b)} == set(range(len(kept)))
+                assert edge is None or all(edge[0][a] == a and edge[1][b] == b for a, b in places)
+        assert found[0] == found[1] == found[2]
+    assert found[0] is not None
+
+
+@pytest.mark.parametrize("tokenizer", ["nano_prompt", "qwen2_prompt"])
+def test_a_character_of_many_code_points_is_kept_whole_or_not_at_all(tokenizer, request):
+    prompt = request.getfixturevalue(tokenizer)
+    family = "👨‍👩‍👧‍👦"
+    tokens = len(prompt.tokenizer.encode(family, add_special_tokens=False))
+    with pytest.raises(TooLongError, match="no room for a character of the document's text"):
+        encode(prompt, "q", family, max_doc_length=tokens - 1)
+    assert encode(prompt, "q", f"{family}{family}", max_doc_length=2 * tokens - 1).parts["document"] == [family]
+    word = len(prompt.tokenizer.encode("the", add_special_tokens=False))
+    assert encode(prompt, "q", f"the{family}", max_doc_length=word + tokens - 1).parts["document"] == ["the"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + "\u0301" * 500,
+        "x" + "\u0323\u0301\u0334" * 200,
+        "\u1100" * 300,
+        "\u200d".join("👩" * 90),
+        "क्" * 300,
+        "\u0301" * 300,
+    ],
+)
+@pytest.mark.parametrize("tokenizer", ["nano_prompt", "qwen2_prompt"])
+def test_what_looks_like_one_endless_character_is_cut_all_the_same(tokenizer, text, request):
+    prompt = request.getfixturevalue(tokenizer)
+    for limit in (6, 20, 64, 200):
+        encoding = encode(prompt, "q", text, max_doc_length=limit)
+        (kept,) = encoding.parts["document"]
+        assert 0 < len(kept) < len(text)
+        # Marks in the wrong order are others when they are cut and put in order, and the prompt's line end may cost a token.
+        assert 0.6 * limit < encoding.counts["document"] <= limit + 1
+        places = {place for o in encoding.origins if o.side == "document" for place in range(o.start, o.end)}
+        assert places == set(range(len(kept)))
+
+
+def test_marks_do_not_reach_across_parts(nano_prompt, qwen2_prompt):
+    """A part that begins with a mark, or with what ends a line: each token stays with its own part."""
+    for prompt in (nano_prompt, qwen2_prompt):
+        document = ["\u0301abc\r", "\n\u0338=", "\u1161\u11a8 가", "\u200d👩", noise(60, 60), "\u0327c"]
+        encoding = encode(prompt, "\u0301?", document)
+        for number, part in enumerate(document):
+            if isinstance(part, str):
+                places = {
+                    p for o in encoding.origins if (o.side, o.part) == ("document", number) for p in range(o.start, o.end)
+                }
+                assert places == set(range(len(part)))
+        assert encoding.counts["query"] >= 2
+
+
+@pytest.mark.parametrize("tokenizer", ["nano_prompt", "qwen2_prompt"])
+@pytest.mark.parametrize("part", ["word", "a few words here", "Ende."])
+def test_many_small_parts_fill_the_room_there_is(tokenizer, part, request):
+    """Each that is kept comes with a separator; those that are not leave none."""
+    prompt = request.getfixturevalue(tokenizer)
+    encoding = encode(prompt, "q", [part] * 3000, max_length=400, max_query_length=10)
+    assert 397 <= len(encoding) <= 400
+    kept = [text for text in encoding.parts["document"] if text]
+    ids = encoding.token_ids.tolist()
+    written = "**Document**:\n" + "\n".join(kept) + "\n**Query**:\nq"
+    assert prompt.tokenizer.encode(written, add_special_tokens=False).ids == ids[:-1]
+    assert len(kept) + len(encoding.cut) - (kept[-1] != part) == 3000
+    assert encoding.cut[-1].kept == 0
+    assert encoding.cut[-1].tokens is None
+    # A picture behind them is there, and the empty text behind it brings no separator.
+    encoding = encode(prompt, "q", [*[part] * 3000, noise(60, 60), "", "more"], max_length=400)
+    assert len(encoding.pictures) == 1
+    assert len(encoding) <= 400
+
+
+def test_only_as_much_is_tokenized_as_the_limits_allow(nano_prompt):
+    """Parts beyond the limit are not looked at, and a limit above the prompt's does not matter."""
+    first = ["words and words " * 40] * 3
+    seen = []
+    prompt = PromptEncoder(nano_prompt.tokenizer, nano_prompt.config)
+    ask = prompt._tokenize
+    prompt._tokenize = lambda text, wanted: seen.append((len(text), wanted)) or ask(text, wanted)
+    encoding = encode(prompt, "q", first, max_length=100, max_doc_length=10_000)
+    assert seen == [(1, 100), (640, 100)]
+    assert [(cut.part, cut.kept > 0, cut.tokens is None) for cut in encoding.cut] == [
+        (0, True, False),
+        (1, False, True),
+        (2, False, True),
+    ]
+    assert "0 of 640 characters kept" in str(encoding.cut[1])
