@@ -15,7 +15,7 @@ ROWS = [
     ["calls", "parallel", "torchrun", "paths", "texts", "json_part", "depth", "frames"],
     ["config_file", "listed"],
     ["config"],
-    ["rotary", "linear", "truncation"],
+    ["rotary", "linear"],
     ["attention"],
     ["fused", "images"],
     ["stream", "vision", "decoder", "head"],
