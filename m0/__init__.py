@@ -6,19 +6,22 @@ reranker = Reranker.from_pretrained("m0-nano")
 ranking = reranker.rank("red heart", ["ein rotes Herz", {"image": "heart.png"}])
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from m0._moved import MovedModules
+
 if TYPE_CHECKING:
-    from m0.cascade import Cascade
-    from m0.config import DecoderConfig, RerankerConfig, VisionConfig
-    from m0.documents import DocumentCache
+    from m0.checkpoints.adapters.config import LoRAConfig
+    from m0.engine.cascade import Cascade
+    from m0.engine.prefix_cache import DocumentCache
     from m0.errors import M0Error
-    from m0.lora import LoRAConfig
-    from m0.model import RerankerModel
+    from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
+    from m0.model.reranker_model import RerankerModel
     from m0.reranker import FailedDocument, RankedDocument, Ranking, Reranker
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Cascade",
     "DecoderConfig",
@@ -34,14 +37,16 @@ __all__ = [
     "VisionConfig",
 ]
 _HOMES = {
-    "cascade": ("Cascade",),
-    "config": ("DecoderConfig", "RerankerConfig", "VisionConfig"),
-    "documents": ("DocumentCache",),
+    "engine.cascade": ("Cascade",),
+    "model.config": ("DecoderConfig", "RerankerConfig", "VisionConfig"),
+    "engine.prefix_cache": ("DocumentCache",),
     "errors": ("M0Error",),
-    "lora": ("LoRAConfig",),
+    "checkpoints.adapters.config": ("LoRAConfig",),
     "model": ("RerankerModel",),
     "reranker": ("FailedDocument", "RankedDocument", "Ranking", "Reranker"),
 }
+if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+    sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 
-from m0.cli import main
+from m0.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

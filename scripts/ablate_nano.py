@@ -56,9 +56,10 @@ from train_nano import (
     see_evenly,
 )
 
-from m0.checkpoint import load_checkpoint
-from m0.lora import Adapters, LoRAConfig
-from m0.model import RerankerModel
+from m0.checkpoints.adapters.config import LoRAConfig
+from m0.checkpoints.adapters.switching import Adapters
+from m0.checkpoints.files import load_checkpoint
+from m0.model.reranker_model import RerankerModel
 
 LORA = LoRAConfig(r=16, alpha=32.0)  # on every linear layer of the decoder
 

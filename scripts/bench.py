@@ -74,10 +74,10 @@ class Bench:
     @cached_property
     def pair(self) -> tuple[Any, Any]:
         from m0 import Reranker
-        from m0.documents import DocumentCache
-        from m0.hub import locate
-        from m0.images import ImageSettings
-        from m0.prompt import load_tokenizer
+        from m0.checkpoints.hub import locate
+        from m0.engine.prefix_cache import DocumentCache
+        from m0.inputs.images import ImageSettings
+        from m0.inputs.prompt import load_tokenizer
         from tests.parity.reference import full_size_pair
 
         reference, model = full_size_pair(torch.bfloat16)
@@ -88,7 +88,7 @@ class Bench:
     def another(self) -> Any:
         """Ours once more, of the same weights in the same memory."""
         from m0 import Reranker, RerankerModel
-        from m0.documents import DocumentCache
+        from m0.engine.prefix_cache import DocumentCache
 
         with torch.device("meta"):
             model = RerankerModel(self.ours.model.config)
@@ -220,7 +220,7 @@ class Bench:
         self.compare("picture", what, lambda: self.our_scores(some), lambda: self.their_scores(some))
 
     def kept(self) -> None:
-        from m0.documents import DocumentCache
+        from m0.engine.prefix_cache import DocumentCache
 
         some, nothing = [self.encode(800, text(14))], self.ours.documents
         self.ours.documents = DocumentCache()
@@ -282,7 +282,7 @@ class Bench:
 
     def attention(self, length: int) -> float:
         """Seconds of all layers' attention alone on one sequence."""
-        from m0.attention import Attend, Packing
+        from m0.model.attention import Attend, Packing
 
         config = self.ours.model.config.decoder
         attend, packing = Attend(), Packing([length], causal=True)
@@ -300,8 +300,8 @@ class Bench:
 
     def nano(self) -> None:
         from m0 import Reranker
-        from m0.documents import DocumentCache
-        from m0.quantize import has_kernels
+        from m0.engine.prefix_cache import DocumentCache
+        from m0.engine.quantize import has_kernels
         from tests.parity.reference import ReferenceReranker, share_back
 
         plain = Reranker.from_pretrained("m0-nano", dtype="float32", device="cpu")
@@ -339,7 +339,7 @@ class Bench:
         self.turns("int8", ours, lambda: rounded.logits_of(some), lambda: self.our_scores(some), 1.6)
 
     def gpu(self) -> None:
-        from m0.quantize import has_float8
+        from m0.engine.quantize import has_float8
 
         if not torch.cuda.is_available():
             self.row("gpu", "64 pairs, text and pictures: there is no GPU here", "", "", "", BARS["gpu"])
@@ -372,7 +372,7 @@ class Bench:
             )
 
     def groups(self) -> None:
-        from m0.quantize import Int8Linear
+        from m0.engine.quantize import Int8Linear
 
         linear = self.ours.model.decoder.layers[0].mlp.down_proj
         x, largest = torch.randn(1664, linear.in_features).bfloat16(), torch.rand(linear.in_features)
@@ -484,8 +484,8 @@ def stage_of(stage: str, folder: Path) -> None:
 def their_reranker(folder: Path) -> tuple[Callable[[list[Any]], Any], Any]:
     """transformers' from_pretrained, with the score head as the vendor's class has it; and something that writes prompts."""
     from m0 import RerankerConfig
-    from m0.images import ImageSettings
-    from m0.prompt import PromptEncoder, load_tokenizer, read_parts
+    from m0.inputs.images import ImageSettings
+    from m0.inputs.prompt import PromptEncoder, load_tokenizer, read_parts
     from tests.parity.reference import from_pretrained
 
     reference = from_pretrained(folder)

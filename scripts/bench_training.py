@@ -24,10 +24,10 @@ LIMIT_GIB = 20.0
 
 def write_checkpoint(folder: Path) -> None:
     """In a process of its own, so that its memory does not count."""
-    from m0.checkpoint import save_checkpoint
-    from m0.config import RerankerConfig
-    from m0.hub import locate
-    from m0.model import RerankerModel
+    from m0.checkpoints.files import save_checkpoint
+    from m0.checkpoints.hub import locate
+    from m0.model.config import RerankerConfig
+    from m0.model.reranker_model import RerankerModel
 
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("meta"):

@@ -201,7 +201,7 @@ def prepare(folder: Path) -> None:
 
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from m0 import RerankerModel
-    from m0.checkpoint import save_checkpoint
+    from m0.checkpoints.files import save_checkpoint
     from tests.conftest import fill_randomly, tiny_config
 
     config = tiny_config()
@@ -235,10 +235,10 @@ def compare(folder: Path) -> tuple[int, int, list[str]]:
     import torch
     from safetensors.torch import load_file
 
-    from m0.checkpoint import load_checkpoint
+    from m0.checkpoints.adapters.switching import Adapters
+    from m0.checkpoints.files import load_checkpoint
     from m0.errors import M0Error
-    from m0.lora import Adapters
-    from m0.rotary import mrope_positions
+    from m0.model.rotary import mrope_positions
 
     inputs, faults, equal, absent = load_file(folder / "inputs.safetensors"), [], 0, 0
 

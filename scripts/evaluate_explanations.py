@@ -37,8 +37,8 @@ from m0 import Reranker
 from m0.evaluate.metrics import estimate
 from m0.explain import METHODS, explain
 from m0.explain.perturb import Game, players_of
+from m0.inputs.prompt import Encoding
 from m0.interp.grid import correlation, ranks
-from m0.prompt import Encoding
 
 SEED = 5
 STEPS = 8

@@ -43,7 +43,7 @@ from PIL import Image, ImageFilter
 from m0 import Reranker
 from m0.evaluate.bm25 import BM25
 from m0.evaluate.metrics import Estimate, estimate, per_query
-from m0.images import resize
+from m0.inputs.images import resize
 
 SEED = 11
 MARKS = ("<!-- figures: written by scripts/evaluate_nano.py -->", "<!-- end of figures -->")

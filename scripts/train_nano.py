@@ -13,7 +13,7 @@
 6. `nano/circuit.py` writes all this into a decoder that compares means and matches words.
 7. Cross-encoder: all but the vision tower is trained on lists of documents and queries, every query against every document of
    its list. Its sections are those that the words have not learned by heart, for else it would never need to match words. Each
-   document is read once and is the parent of all its queries (`m0.attention.Packing`). Loss: listwise softmax over each query's
+   document is read once and is the parent of all its queries (`m0.model.attention.Packing`). Loss: listwise softmax over each query's
    documents (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which fixes the scale that
    softmax leaves open.
 
@@ -48,9 +48,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m0.checkpoint import load_checkpoint, save_checkpoint
-from m0.config import DecoderConfig, RerankerConfig, VisionConfig
-from m0.model import RerankerModel
+from m0.checkpoints.files import load_checkpoint, save_checkpoint
+from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
+from m0.model.reranker_model import RerankerModel
 
 SHARES = {"words": 0.07, "seeing": 0.65, "words again": 0.06, "cross-encoder": 0.22}
 """Of the time."""

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from m0 import DecoderConfig, Reranker, RerankerConfig, RerankerModel, VisionConfig
-from m0.checkpoint import save_checkpoint
-from m0.images import ImageSettings
-from m0.prompt import PromptEncoder, load_tokenizer
+from m0.checkpoints.files import save_checkpoint
+from m0.inputs.images import ImageSettings
+from m0.inputs.prompt import PromptEncoder, load_tokenizer
 
 NANO = Path(__file__).parent.parent / "weights" / "m0-nano"
 QWEN2 = Path(__file__).parent / "data" / "qwen2-tokenizer.json.xz"

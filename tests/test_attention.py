@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-import m0.attention
-from m0.attention import Attend, Packing
+import m0.model.attention
+from m0.model.attention import Attend, Packing
 
 
 def textbook(query, key, value, allowed):
@@ -81,8 +81,8 @@ def test_the_kernel_for_any_length_is_told_the_same(monkeypatch, lengths, causal
     key, value = torch.randn(2, sum(lengths), 2, 8, dtype=torch.float64)
     expected = Attend()(query, key, value, packing)
     last = Attend()(query[packing.last], key, value, packing, last_only=True) if causal else None
-    monkeypatch.setattr(m0.attention, "has_ragged_kernel", lambda query: True)
-    monkeypatch.setattr(m0.attention, "varlen_kernel", lambda: varlen_by_hand)
+    monkeypatch.setattr(m0.model.attention, "has_ragged_kernel", lambda query: True)
+    monkeypatch.setattr(m0.model.attention, "varlen_kernel", lambda: varlen_by_hand)
     torch.testing.assert_close(Attend()(query, key, value, packing), expected)
     if causal:
         torch.testing.assert_close(Attend()(query[packing.last], key, value, packing, last_only=True), last)
@@ -90,9 +90,9 @@ def test_the_kernel_for_any_length_is_told_the_same(monkeypatch, lengths, causal
 
 @pytest.fixture
 def found_anew():
-    m0.attention.varlen_kernel.cache_clear()
+    m0.model.attention.varlen_kernel.cache_clear()
     yield
-    m0.attention.varlen_kernel.cache_clear()
+    m0.model.attention.varlen_kernel.cache_clear()
 
 
 def with_heads(query, key, value, query_ends, key_ends, most_queries, most_keys, *, window_size=(-1, -1), enable_gqa=False):
@@ -109,7 +109,7 @@ def without_heads(query, key, value, query_ends, key_ends, most_queries, most_ke
 def test_every_version_of_pytorchs_kernel_is_called_as_it_wants(monkeypatch, found_anew, kernel):
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
-    monkeypatch.setattr(m0.attention, "has_ragged_kernel", lambda query: True)
+    monkeypatch.setattr(m0.model.attention, "has_ragged_kernel", lambda query: True)
     query, (key, value) = torch.randn(7, 4, 8), torch.randn(2, 7, 2, 8)
     packing = Packing([4, 3], True)
     expected = textbook(query, key, value, allowed_by([4, 3], True, [None, None]))
@@ -119,7 +119,7 @@ def test_every_version_of_pytorchs_kernel_is_called_as_it_wants(monkeypatch, fou
 def test_a_kernel_without_windows_is_left_alone(monkeypatch, found_anew):
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, is_causal=False: None)
-    assert m0.attention.varlen_kernel() is None
+    assert m0.model.attention.varlen_kernel() is None
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_long_pictures_of_one_size_may_have_a_kernel_prepared(monkeypatch, lengt
         calls.append(1)
         return varlen_by_hand(*args, **settings)
 
-    monkeypatch.setattr(m0.attention, "has_ragged_kernel", lambda query: True)
-    monkeypatch.setattr(m0.attention, "varlen_kernel", lambda: kernel)
-    monkeypatch.setattr(m0.attention, "LONG", 4)
+    monkeypatch.setattr(m0.model.attention, "has_ragged_kernel", lambda query: True)
+    monkeypatch.setattr(m0.model.attention, "varlen_kernel", lambda: kernel)
+    monkeypatch.setattr(m0.model.attention, "LONG", 4)
     query, key, value = torch.randn(3, sum(lengths), 2, 8, dtype=torch.float64)
     packing, attend = Packing(lengths, causal), Attend()
     expected = attend(query, key, value, packing)

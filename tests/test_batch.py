@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from m0.batch import Batch
-from m0.images import prepare_picture
+from m0.engine.batch import Batch
+from m0.inputs.images import prepare_picture
 from tests.conftest import noise
 
 QUERIES = ["short", "a rather longer query than that", "été", "!", "short"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from m0 import LoRAConfig, Reranker
-from m0.calls import CallLock
-from m0.documents import DocumentCache
+from m0.engine.prefix_cache import DocumentCache
 from m0.errors import InputError
 from m0.interp.edits import zero
+from m0.locks import CallLock
 from tests.conftest import noise
 
 QUERY = "network"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m0.checkpoint import (
+from m0.checkpoints.files import (
     list_tensors,
     load_checkpoint,
     open_safetensors,
@@ -19,9 +19,9 @@ from m0.checkpoint import (
     save_checkpoint,
     their_key,
 )
-from m0.config import DecoderConfig
 from m0.errors import CheckpointError, M0Error
-from m0.model import RerankerModel
+from m0.model.config import DecoderConfig
+from m0.model.reranker_model import RerankerModel
 from tests.conftest import tiny_config
 
 
@@ -279,7 +279,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(stored, model, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("m0.checkpoint.save_file", full)
+    monkeypatch.setattr("m0.checkpoints.files.save_file", full)
     with pytest.raises(M0Error, match="No space left"):
         save_checkpoint(model, stored)
     assert (stored / "model.safetensors").read_bytes() == before
@@ -301,7 +301,7 @@ def test_a_failed_write_of_shards_leaves_no_mixture(model, tmp_path, monkeypatch
             raise OSError(28, "No space left on device")
         save_file(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr("m0.checkpoint.save_file", full)
+    monkeypatch.setattr("m0.checkpoints.files.save_file", full)
     with pytest.raises(M0Error, match="No space left"):
         save_checkpoint(model, tmp_path, max_shard_bytes=100_000)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -310,7 +310,7 @@ def test_a_failed_write_of_shards_leaves_no_mixture(model, tmp_path, monkeypatch
 MEASURE = """
 import resource, sys, torch
 from pathlib import Path
-from m0.checkpoint import load_checkpoint
+from m0.checkpoints.files import load_checkpoint
 torch.set_num_threads(1)
 import m0.reranker
 def peak():
@@ -392,6 +392,6 @@ def test_a_file_that_goes_while_it_is_opened(tmp_path, monkeypatch):
     def gone(*_args, **_kwargs):
         raise RuntimeError("unable to open file <x> in read-only mode: No such file or directory (2)")
 
-    monkeypatch.setattr("m0.checkpoint.safe_open", gone)
+    monkeypatch.setattr("m0.checkpoints.files.safe_open", gone)
     with pytest.raises(CheckpointError, match="No such file"):
         open_safetensors(tmp_path / "x.safetensors")

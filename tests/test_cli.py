@@ -11,8 +11,9 @@ import sys
 import pytest
 import torch
 
-from m0.cli import format_table, main
-from m0.hub import locate
+from m0.checkpoints.hub import locate
+from m0.cli.main import main
+from m0.cli.tables import format_table
 from tests.conftest import noise
 
 
@@ -88,7 +89,7 @@ def test_a_full_disk_for_kept_documents_is_told_and_nothing_else_changes(
     # Long enough to be worth keeping.
     (folder / "long.jsonl").write_text(json.dumps("ein rotes Herz " * 40) + "\n" + json.dumps("zwei Zeilen " * 40) + "\n")
     _, expected, _ = rank_json(capsys, tiny_directory, "q", folder / "long.jsonl", "--dtype", "float32")
-    monkeypatch.setattr("m0.documents.write_beside", full)
+    monkeypatch.setattr("m0.engine.prefix_cache.write_beside", full)
     kept = tmp_path_factory.mktemp("kept")
     status, report, err = rank_json(
         capsys, tiny_directory, "q", folder / "long.jsonl", "--dtype", "float32", "--documents-folder", kept
@@ -111,7 +112,7 @@ def test_a_picture_in_base64_is_no_path(capsys, tiny_directory, tmp_path):
 
 
 def test_help_comes_before_pytorch():
-    code = "import sys\nfrom m0.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = "import sys\nfrom m0.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -180,7 +181,7 @@ def test_the_table_fits_and_cannot_steer_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     table = format_table([(0.5, "a-very-long-name-" * 4, "\x1b[31mred\x1b[0m and 日本語の文章 " * 9), (0.25, "短い", "x")])
     assert "\x1b" not in table
-    from m0.table import _width
+    from m0.cli.tables import _width
 
     assert all(_width(line) <= 70 for line in table.splitlines())
 
@@ -223,7 +224,7 @@ def test_a_table_of_nothing_is_not_printed(capsys, tiny_directory, folder):
 
 
 def test_the_table_of_near_certain_relevances(capsys, tiny_directory, folder, monkeypatch):
-    monkeypatch.setattr("m0.reranker.relevance", lambda logits, bias: torch.sigmoid(logits + 30))
+    monkeypatch.setattr("m0.engine.ranking.relevance", lambda logits, bias: torch.sigmoid(logits + 30))
     status, out, _ = run(capsys, "rank", "q", folder / "a.txt", folder / "sub" / "b.md", "--model", tiny_directory)
     assert status == 0
     logits = [float(line.split()[2]) for line in out.splitlines()[1:]]
@@ -258,7 +259,7 @@ def test_names_that_the_terminal_cannot_write(tiny_directory, tmp_path, encoding
     for name in ("ä.txt".encode(), b"\xff\xfe.txt"):
         with open(os.path.join(folder, name), "w") as file:
             file.write("words")
-    command = [sys.executable, "-m", "m0.cli", "rank", "q", folder, "--model", str(tiny_directory), *flags]
+    command = [sys.executable, "-m", "m0.cli.main", "rank", "q", folder, "--model", str(tiny_directory), *flags]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

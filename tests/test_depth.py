@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from m0.errors import ImageError
-from m0.images import ImageSettings, open_image, prepare_picture
+from m0.inputs.images import ImageSettings, open_image, prepare_picture
 
 HEIGHT, WIDTH = 28, 56
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from m0.cli import _parser
+from m0.cli.arguments import parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "weights").rglob("*.md")])
@@ -130,7 +130,7 @@ def test_what_counts_as_a_block():
 # --- commands -----------------------------------------------------------------------------------------------------------
 
 PROGRAMS = ("m0", "torchrun", "python", "make", "pip", "source")
-COMMANDS = next(action.choices for action in _parser()._actions if action.choices and "rank" in action.choices)
+COMMANDS = next(action.choices for action in parser()._actions if action.choices and "rank" in action.choices)
 MAKE = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 EXTRAS = set(
     re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("optional-dep")[2], re.MULTILINE)
@@ -145,7 +145,7 @@ def arguments_of(words):
     """What m0 is given by a command line of its own, of torchrun or of Python; None where it is another program's."""
     if words[0] == "m0":
         return words[1:]
-    for module in ("m0", "m0.cli"):
+    for module in ("m0", "m0.cli.main"):
         if module in words and words[words.index(module) - 1] == "-m":
             return words[words.index(module) + 1 :]
     return None
@@ -154,7 +154,7 @@ def arguments_of(words):
 def check_command(line):
     words = shlex.split(line, comments=True)
     if (arguments := arguments_of(words)) is not None:
-        _parser().parse_args(arguments)
+        parser().parse_args(arguments)
     elif words[0] == "make":
         assert set(words[1:]) <= MAKE
     elif words[0] == "pip":

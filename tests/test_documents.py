@@ -10,11 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from m0 import Reranker
-from m0.batch import compute_states
-from m0.documents import DocumentCache
+from m0.checkpoints.adapters.config import LoRAConfig
+from m0.engine import scoring
+from m0.engine.batch import compute_states
+from m0.engine.prefix_cache import DocumentCache
+from m0.engine.prefixes import weights_key
 from m0.errors import CheckpointError, InputError
 from m0.interp.edits import scale
-from m0.lora import LoRAConfig
 from tests.conftest import noise
 
 WORDS = "the network must be configured after the system was installed on the disk "
@@ -165,16 +167,16 @@ def test_a_fused_optimizer_forgets(fresh, documents):
 
 def test_rows_of_a_weight_changed_behind_pytorchs_back(fresh, documents):
     """Of each quarter of a weight some numbers are looked at."""
-    before = fresh._weights_key()
+    before = weights_key(fresh)
     weight = fresh.model.decoder.layers[1].self_attn.q_proj.weight
     for quarter in weight.data.chunk(4):
         kept = quarter.clone()
         quarter.zero_()
-        assert fresh._weights_key() != before
+        assert weights_key(fresh) != before
         quarter.copy_(kept)
-        assert fresh._weights_key() == before
+        assert weights_key(fresh) == before
     fresh.model.head[-1].bias.data += 1.0  # a single number
-    assert fresh._weights_key() != before
+    assert weights_key(fresh) != before
 
 
 def test_the_same_matrices_with_another_alpha_are_another_adapter(fresh, documents, tmp_path):
@@ -195,19 +197,17 @@ def test_the_same_matrices_with_another_alpha_are_another_adapter(fresh, documen
 
 
 def test_what_is_held_at_once_has_a_limit(fresh, monkeypatch):
-    from m0 import reranker
-
     pairs = [("network", f"{number} {WORDS * 6}") for number in range(40)]
     expected = fresh.logits(pairs)
     held = []
-    take = reranker.Reranker._take_states
+    take = scoring.cached_prefixes
 
-    def watched(self, *args):
-        found = take(self, *args)
+    def watched(*args):
+        found = take(*args)
         held.append(sum(map(len, found.values())))
         return found
 
-    monkeypatch.setattr(reranker.Reranker, "_take_states", watched)
+    monkeypatch.setattr(scoring, "cached_prefixes", watched)
     assert fresh.logits(pairs, batch_tokens=64) == pytest.approx(expected, abs=1e-5)
     assert 0 < max(held) <= 4 * 64 + 100
 
@@ -272,7 +272,8 @@ def test_other_models_do_not_read_them(fresh, documents, folder):
 
 def test_a_document_of_many_queries_is_computed_once(fresh, monkeypatch):
     """Of more than meet one copy of it, in one call."""
-    monkeypatch.setattr("m0.reranker.MAX_SIBLING_TOKENS", 40)
+    monkeypatch.setattr("m0.engine.batching.MAX_GROUP_TOKENS", 40)
+    monkeypatch.setattr("m0.engine.prefixes.MAX_GROUP_TOKENS", 40)
     pairs = [(f"query number {i}", WORDS * 8) for i in range(12)]
     expected = Reranker.logits_of(fresh, [fresh.encode(*pair) for pair in pairs[:1]])
     sizes = []
@@ -341,7 +342,7 @@ def test_a_folder_that_refuses(fresh, documents, expected, folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     fresh.documents = DocumentCache(folder=folder / "new")
-    monkeypatch.setattr("m0.documents.write_beside", full)
+    monkeypatch.setattr("m0.engine.prefix_cache.write_beside", full)
     fresh.prepare(documents)
     assert fresh.documents.counts.unwritten == len(documents)
     torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
@@ -381,7 +382,7 @@ def test_a_file_that_goes_while_it_is_read_is_not_called_damaged(fresh, document
         raise CheckpointError("gone")
 
     fresh.documents = DocumentCache(folder=folder)
-    monkeypatch.setattr("m0.documents.open_safetensors", gone)
+    monkeypatch.setattr("m0.engine.prefix_cache.open_safetensors", gone)
     torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
     assert fresh.documents.counts.computed
     assert (fresh.documents.counts.read, fresh.documents.counts.damaged) == (0, 0)
@@ -397,7 +398,7 @@ def while_computing(monkeypatch, act):
             waiting.pop()()
         return found
 
-    monkeypatch.setattr("m0.reranker.compute_states", watched)
+    monkeypatch.setattr("m0.engine.prefixes.compute_states", watched)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -528,7 +529,8 @@ def test_two_sets_in_turn_do_not_push_each_other_out(fresh):
 
 def test_documents_of_many_queries_are_computed_once_without_room(fresh, monkeypatch):
     """The queries of one document that go into several batches, where nothing more can be kept."""
-    monkeypatch.setattr("m0.reranker.MAX_SIBLING_TOKENS", 40)
+    monkeypatch.setattr("m0.engine.batching.MAX_GROUP_TOKENS", 40)
+    monkeypatch.setattr("m0.engine.prefixes.MAX_GROUP_TOKENS", 40)
     documents = texts(6)
     room_for(fresh, 0.4, documents)
     fresh.prepare(documents)

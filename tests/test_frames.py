@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m0.cascade import Cascade
-from m0.cli import main
-from m0.frames import Frame, frame_of
-from m0.images import prepare_picture
-from m0.prompt import CutPages
+from m0.cli.main import main
+from m0.engine.cascade import Cascade
+from m0.inputs.frames import Frame, frame_of
+from m0.inputs.images import prepare_picture
+from m0.inputs.prompt import CutPages
 
 PAGES = [Image.new("RGB", (60, 56), colour) for colour in ("white", "red", "blue")]
 

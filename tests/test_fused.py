@@ -5,12 +5,12 @@ import pickle
 import pytest
 import torch
 
-import m0.quantize
+import m0.engine.quantize
 from m0 import Reranker
-from m0.attention import Attend
+from m0.engine.quantize import RoundToFloat8
 from m0.errors import InputError
-from m0.fused import Fusible
-from m0.quantize import RoundToFloat8
+from m0.model.attention import Attend
+from m0.model.fused import Fusible
 from tests.conftest import apart, final_states, noise
 
 PAIRS = [("two dogs", "a text"), ("two dogs", "another, longer text of dogs"), ("cats", [noise(84, 56, 1), "and a text"])]
@@ -67,8 +67,8 @@ def test_without_a_compiler_nothing_changes(fresh, monkeypatch):
 
 def test_what_is_quantized_after_compiling_is_compiled_too(fresh, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
-    monkeypatch.setattr(m0.quantize, "FLOAT8_MULTIPLE", 8)
+    monkeypatch.setattr(m0.engine.quantize, "has_float8", lambda device: True)
+    monkeypatch.setattr(m0.engine.quantize, "FLOAT8_MULTIPLE", 8)
     fresh.compile()
     fresh.quantize("float8")
     rounding = [module for module in fresh.model.modules() if isinstance(module, RoundToFloat8)]
@@ -77,7 +77,7 @@ def test_what_is_quantized_after_compiling_is_compiled_too(fresh, monkeypatch):
 
 
 def test_what_is_not_compiled_stays_so_when_it_is_quantized(fresh, monkeypatch):
-    monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
-    monkeypatch.setattr(m0.quantize, "FLOAT8_MULTIPLE", 8)
+    monkeypatch.setattr(m0.engine.quantize, "has_float8", lambda device: True)
+    monkeypatch.setattr(m0.engine.quantize, "FLOAT8_MULTIPLE", 8)
     fresh.quantize("float8")
     assert not any("function" in module.__dict__ for module in fresh.model.modules() if isinstance(module, RoundToFloat8))

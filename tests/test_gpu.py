@@ -10,10 +10,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from m0 import Cascade, DocumentCache, Reranker, RerankerModel
-from m0.attention import Attend, Packing, has_ragged_kernel
+from m0.engine.quantize import Float8Linear, has_float8
 from m0.errors import InputError
 from m0.interp.edits import zero
-from m0.quantize import Float8Linear, has_float8
+from m0.model.attention import Attend, Packing, has_ragged_kernel
 from tests.conftest import NANO, fill_randomly, noise, tiny_config
 from tests.test_attention import CASES, allowed_by, textbook
 from tests.test_quantize import float8_product
@@ -93,8 +93,8 @@ def compiled(ours, _):
     ours.compile()
     counters.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("m0.fused.SMALL", 0)
-        patch.setattr("m0.attention.LONG", 4)
+        patch.setattr("m0.model.fused.SMALL", 0)
+        patch.setattr("m0.model.attention.LONG", 4)
         found = [ours.logits([pair])[0] for pair in PAIRS]
     assert counters["frames"]["ok"]
     return found
@@ -194,7 +194,7 @@ def test_in_8_bits(expected, how, bound, monkeypatch):
     if how == "float8":
         ours.documents = DocumentCache(max_bytes=0)
         ours.compile()
-        monkeypatch.setattr("m0.fused.SMALL", 0)
+        monkeypatch.setattr("m0.model.fused.SMALL", 0)
         assert 1e-4 < change() < bound
 
 

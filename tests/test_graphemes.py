@@ -8,8 +8,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from m0 import graphemes
-from m0.graphemes import LONGEST, PROPERTIES, clusters, continues, edges
+from m0.inputs import graphemes
+from m0.inputs.graphemes import LONGEST, PROPERTIES, clusters, continues, edges
 
 EXAMPLES = {
     "latin": ["e\u0301", "x\u0302\u0323", "ﬁ"],

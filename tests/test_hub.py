@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import pytest
 
+from m0.checkpoints.hub import default_target, fetch, locate
 from m0.errors import DownloadError
-from m0.hub import default_target, fetch, locate
 
 
 def test_m0_nano_is_shipped():
@@ -57,7 +57,7 @@ OFFLINE = """
 import sys
 from m0.errors import DownloadError
 from m0 import Reranker
-from m0.hub import fetch
+from m0.checkpoints.hub import fetch
 for call in (Reranker.from_pretrained, fetch):
     try:
         call("nobody/no-such-model")
@@ -142,7 +142,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 FETCH = """
 import sys
-from m0.cli import main
+from m0.cli.main import main
 status = main(["fetch", "someone/small"])
 status = status or main(["info", "someone/small"])
 status = status or (main(["fetch", "nobody/nothing"]) != 2)
@@ -191,7 +191,7 @@ def test_a_model_is_fetched_into_weights_and_found_there(tmp_path, tiny_director
 AGAIN = """
 from pathlib import Path
 from m0.errors import DownloadError
-from m0.hub import fetch
+from m0.checkpoints.hub import fetch
 hub = Path("hub")
 fetch("someone/small")
 for old, new in (("model.safetensors", "model.safetensors.index.json"), ("processor_config.json", "preprocessor_config.json")):

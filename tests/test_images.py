@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from m0.errors import ImageError
-from m0.images import ImageSettings, prepare_picture, resize, smart_resize
+from m0.inputs.images import ImageSettings, prepare_picture, resize, smart_resize
 from tests.conftest import noise
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from m0 import linear
-from m0.attention import Attend, Packing
-from m0.linear import WIDENED, Linear, by_float32
+from m0.model import linear
+from m0.model.attention import Attend, Packing
+from m0.model.linear import WIDENED, Linear, by_float32
 from tests.conftest import noise
 
 PAIR = ("two dogs", [noise(84, 112), "a dog and a cat " * 40])

@@ -11,7 +11,7 @@ import torch
 
 from m0.errors import InputError
 from m0.evaluate import Dataset, evaluate
-from m0.listed import listed, listed_pairs
+from m0.inputs.listed import listed, listed_pairs
 from tests.conftest import noise
 
 WORDS = ["ein rotes Herz", "zwei Hunde", "a needle"]
@@ -290,7 +290,7 @@ def test_a_mapping_of_pairs_says_items():
 
 def test_examples_for_quantizing(tiny_directory):
     from m0 import Reranker
-    from m0.quantize import has_kernels
+    from m0.engine.quantize import has_kernels
 
     if not has_kernels():
         pytest.skip("no kernels for 8 bits here")

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from m0 import LoRAConfig
+from m0.checkpoints.adapters.switching import Adapters
 from m0.errors import AdapterError
-from m0.lora import Adapters
 
 KINDS = [{}, {"use_rslora": True}, {"use_dora": True}]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import m0.mapped
-import m0.reranker
+import m0.checkpoints.mapped_memory
+import m0.engine.visual_features
 from m0 import DocumentCache, Reranker
-from m0.mapped import PAGES, release
+from m0.checkpoints.mapped_memory import PAGES, release
 from tests.conftest import NANO, noise
 
 needs_linux = pytest.mark.skipif(not PAGES.exists(), reason="needs Linux's table of pages")
@@ -84,7 +84,7 @@ def test_what_no_file_holds_is_left_alone(tiny):
 def test_where_the_system_does_not_say(mapped, monkeypatch, tmp_path):
     weights(mapped.model)
     for table in (tmp_path / "missing", tmp_path):
-        monkeypatch.setattr(m0.mapped, "PAGES", table)
+        monkeypatch.setattr(m0.checkpoints.mapped_memory, "PAGES", table)
         assert release(mapped.model.parameters()) == 0
 
 
@@ -95,9 +95,9 @@ def test_tower_and_decoder_take_turns(mapped, monkeypatch, kept):
     mapped.documents = DocumentCache(max_bytes=2**30 if kept else 0)
     expected = mapped.rank("compass", documents)
     mapped.documents = DocumentCache(max_bytes=2**30 if kept else 0)
-    monkeypatch.setattr(m0.reranker, "TURN_TOKENS", 50)
+    monkeypatch.setattr(m0.engine.visual_features, "RELEASE_TOKENS", 50)
     given = []
-    monkeypatch.setattr(m0.reranker, "release", lambda weights: given.append(release(weights)))
+    monkeypatch.setattr(m0.engine.visual_features, "release", lambda weights: given.append(release(weights)))
     if kept:
         mapped.prepare(documents)
     found = mapped.rank("compass", documents, batch_tokens=100)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from m0.attention import Packing
 from m0.errors import InputError
-from m0.model import RerankerModel
-from m0.rotary import mrope_positions
+from m0.model.attention import Packing
+from m0.model.reranker_model import RerankerModel
+from m0.model.rotary import mrope_positions
 from tests.conftest import fill_randomly, tiny_config
 
 SEQUENCES = [[6], [2, (2, 3), 5], [3, (1, 2), 1, (4, 2), 3], [12], [6]]

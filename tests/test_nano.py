@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from m0.checkpoint import list_tensors
+from m0.checkpoints.files import list_tensors
 from tests.conftest import NANO
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def names():
 
 
 def documents():
-    from m0.cli import read_sources
+    from m0.cli.sources import read_sources
 
     return [source.document for source in read_sources(str(DEMO / "documents.jsonl"))]
 

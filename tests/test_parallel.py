@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import m0.parallel
+import m0.engine.parallel
 from m0 import Cascade
-from m0.cli import main
+from m0.cli.main import main
+from m0.engine.parallel import usable_cores, use_cores
+from m0.engine.tensor_parallel import split
 from m0.errors import InputError
-from m0.parallel import usable_cores, use_cores
-from m0.tensor_parallel import split
 from tests.conftest import noise
 
 ROOT = Path(__file__).parent.parent
@@ -24,8 +24,8 @@ import json, sys
 import torch
 from m0 import Cascade, Reranker
 from m0.errors import M0Error
-from m0.parallel import processes
-from m0.tensor_parallel import split
+from m0.engine.parallel import processes
+from m0.engine.tensor_parallel import split
 from tests.conftest import noise
 from tests.test_parallel import DOCUMENTS
 
@@ -170,7 +170,7 @@ def test_threads(asked, variable, threads, monkeypatch):
     chosen = [5]
     monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1])
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(m0.parallel, "usable_cores", lambda: 2)
+    monkeypatch.setattr(m0.engine.parallel, "usable_cores", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from m0 import DocumentCache, LoRAConfig, Reranker, RerankerConfig
-from m0.checkpoint import load_image_settings, save_checkpoint
-from m0.cli import main
+from m0.checkpoints.files import load_image_settings, save_checkpoint
+from m0.cli.main import main
 from m0.errors import AdapterError, CheckpointError, ConfigError, DownloadError, ImageError, InputError
 from m0.evaluate import Dataset, evaluate, load_contrasts, read_run, write_run
-from m0.images import prepare_picture
+from m0.inputs.images import prepare_picture
 from m0.paths import literal, path_of
 from m0.train import TrainConfig
 from m0.train.data import Examples

@@ -6,11 +6,11 @@ import warnings
 import pytest
 
 from m0 import Reranker, RerankerConfig
-from m0.checkpoint import save_checkpoint
+from m0.checkpoints.files import save_checkpoint
+from m0.checkpoints.picture_files import load_image_settings
 from m0.errors import CheckpointError
-from m0.images import MEAN, STD, ImageSettings
-from m0.model import RerankerModel
-from m0.picture_files import load_image_settings
+from m0.inputs.images import MEAN, STD, ImageSettings
+from m0.model.reranker_model import RerankerModel
 from tests.conftest import noise, tiny_config
 
 FULL = {

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from m0 import progress
-from m0.cli import _worth_a_bar, main
-from m0.progress import Progress
+from m0.cli.main import main
+from m0.cli.ranking import worth_a_bar
+from m0.engine import progress
+from m0.engine.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -86,12 +87,6 @@ def test_nothing_unasked(clock, monkeypatch):
         assert stream.getvalue() == ""
 
 
-def test_the_old_place_still_has_it():
-    from m0.reranker import Progress as there
-
-    assert there is Progress
-
-
 def test_a_ranking_says_how_far_it_is(clock, monkeypatch, tiny):
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
@@ -117,7 +112,7 @@ def test_the_command_line_asks_for_it(clock, monkeypatch, tiny_directory, tmp_pa
     (tmp_path / "a.jsonl").write_text('"one"\n"two"\n"three"\n')
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    assert _worth_a_bar(1)
+    assert worth_a_bar(1)
     reader = progress.Progress.advance
 
     def slow(self, amount=1):
@@ -129,5 +124,5 @@ def test_the_command_line_asks_for_it(clock, monkeypatch, tiny_directory, tmp_pa
     assert "m0: reading: 33%, 80 s left" in log.getvalue()
     assert ("m0: explaining: 33%" in log.getvalue()) == (command == ["explain"])
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert not _worth_a_bar(7)
-    assert _worth_a_bar(8)
+    assert not worth_a_bar(7)
+    assert worth_a_bar(8)

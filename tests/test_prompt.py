@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings, strategies
 from PIL import Image
 
-from m0.config import RerankerConfig
 from m0.errors import CheckpointError, ImageError, InputError, TooLongError
-from m0.graphemes import edges
-from m0.images import ImageSettings, Picture
-from m0.prompt import Limits, PromptEncoder, load_tokenizer, read_parts
+from m0.inputs.graphemes import edges
+from m0.inputs.images import ImageSettings, Picture
+from m0.inputs.prompt import Limits, PromptEncoder, load_tokenizer
+from m0.inputs.reading import read_parts
+from m0.model.config import RerankerConfig
 from tests.conftest import NANO, noise
 
 SETTINGS = ImageSettings()

@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-import m0.quantize
+import m0.engine.quantize
 from m0 import DocumentCache, Reranker
-from m0.batch import Batch
-from m0.errors import AdapterError, CheckpointError, InputError, M0Error
-from m0.interp import attribution_patching
-from m0.lora import LoRAConfig
-from m0.quantize import (
+from m0.checkpoints.adapters.config import LoRAConfig
+from m0.engine.batch import Batch
+from m0.engine.quantize import (
     QUANTIZATIONS,
     Float8Linear,
     Int8Linear,
@@ -28,6 +26,8 @@ from m0.quantize import (
     score_damage,
     worth_keeping,
 )
+from m0.errors import AdapterError, CheckpointError, InputError, M0Error
+from m0.interp import attribution_patching
 from tests.conftest import NANO, apart, final_states, noise
 
 needs_kernels = pytest.mark.skipif(not has_kernels(), reason="PyTorch has no int8 kernels for this processor")
@@ -192,7 +192,7 @@ def test_examples_are_seen_whole(fresh, tiny_directory, tmp_path):
 
 def test_processors_that_overflow_are_refused(tiny_directory):
     """Without VNNI, oneDNN adds up in 16 bits."""
-    code = "from m0.quantize import has_kernels; print(has_kernels())"
+    code = "from m0.engine.quantize import has_kernels; print(has_kernels())"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=True
@@ -243,8 +243,8 @@ def test_float8_scores_stay_near(monkeypatch, fresh):
     before, states = fresh.score(pairs), final_states(fresh, pairs)
     with pytest.raises(InputError, match="NVIDIA GPU"):
         fresh.quantize("float8")
-    monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
-    monkeypatch.setattr(m0.quantize, "FLOAT8_MULTIPLE", 8)
+    monkeypatch.setattr(m0.engine.quantize, "has_float8", lambda device: True)
+    monkeypatch.setattr(m0.engine.quantize, "FLOAT8_MULTIPLE", 8)
     fresh.quantize("float8")
     assert fresh.score(pairs) == pytest.approx(before, abs=0.05)
     assert apart(final_states(fresh, pairs), states) < 0.15
@@ -410,7 +410,7 @@ def test_shares_without_examples_are_refused(fresh, monkeypatch):
         quantize(fresh.model, "int8-weights", plain=0.1)
     with pytest.raises(InputError, match="empty"):
         fresh.quantize("int8-weights", examples=[], plain=0.1)
-    monkeypatch.setattr(m0.quantize, "has_float8", lambda device: True)
+    monkeypatch.setattr(m0.engine.quantize, "has_float8", lambda device: True)
     with pytest.raises(InputError, match="float8 leaves no layers plain"):
         fresh.quantize("float8", plain=0.1)
     assert not is_quantized(fresh.model)

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings, strategies
 from PIL import Image
 
-import m0.reranker as reranker_module
 from m0 import Cascade, LoRAConfig, Reranker
-from m0.checkpoint import list_tensors
+from m0.checkpoints.files import list_tensors
+from m0.engine import batching
 from m0.errors import AdapterError, CheckpointError, DownloadError, ImageError, InputError, M0Error
 from tests.conftest import noise
 
@@ -140,10 +140,10 @@ def test_a_document_longer_than_a_batch_is_computed_once_for_its_queries(tiny, m
 
 
 def test_queries_that_meet_one_copy_of_a_document_have_a_limit(tiny, monkeypatch):
-    monkeypatch.setattr(reranker_module, "MAX_SIBLING_TOKENS", 60)
+    monkeypatch.setattr(batching, "MAX_GROUP_TOKENS", 60)
     encodings = [tiny.encode(f"a query of some words {number}", "a document") for number in range(30)]
     shared = encodings[0].counts["document"]
-    batches = list(reranker_module._batches(encodings, 10_000, set()))
+    batches = list(batching.batches(encodings, 10_000, set()))
     assert sorted(number for batch in batches for number in batch) == list(range(30))
     assert all(sum(len(encodings[number]) - shared for number in batch) <= 60 for batch in batches)
     assert len(batches) < 30

@@ -2,7 +2,7 @@
 
 import torch
 
-from m0.rotary import decoder_rotation, mrope_positions, patch_positions, rotate, vision_rotation
+from m0.model.rotary import decoder_rotation, mrope_positions, patch_positions, rotate, vision_rotation
 
 
 def test_patches_are_stored_block_by_block():

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from m0.cli import main
-from m0.sources import NAMED_KINDS, is_address, read_sources
+from m0.cli.main import main
+from m0.cli.sources import NAMED_KINDS, is_address, read_sources
 from tests.conftest import noise
 
 

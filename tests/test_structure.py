@@ -8,32 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "m0"
-# Lower rows know of upper rows only (see docs/README.md).
-ROWS = [
-    ["errors", "mapped", "progress", "graphemes"],
-    ["lora_config", "truncation"],
-    ["calls", "parallel", "torchrun", "paths", "texts", "json_part", "depth", "frames"],
-    ["config_file", "listed"],
-    ["config"],
-    ["rotary", "linear"],
-    ["attention"],
-    ["fused", "images"],
-    ["stream", "vision", "decoder", "head"],
-    ["prompt"],
-    ["model"],
-    ["batch", "cascade", "tensor_parallel", "picture_files"],
-    ["checkpoint", "quantize"],
-    ["peft_format"],
-    ["hub", "lora", "documents"],
-    ["interp"],
-    ["explain"],
-    ["reranker"],
-    ["train", "evaluate"],
-    ["sources", "table"],
-    ["cli", "__init__"],
-    ["__main__"],
-]
-LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+GROUND = {"errors", "paths", "json_part", "locks", "_moved"}
+"""Files that any room may use, and that use nothing but each other."""
+ROOMS = ["model", "inputs", "checkpoints", "engine", "interp", "explain", "reranker", ("evaluate", "train"), "cli"]
+"""Each knows of those before it only; rooms of one floor do not know of each other."""
+FLOOR = {name: floor for floor, some in enumerate(ROOMS) for name in ((some,) if isinstance(some, str) else some)}
+ENTRANCES = {"__init__", "__main__"}
+MOST_LINES, MOST_OF_A_FUNCTION = 400, 60
+"""Of code, without the docstring; longer only with a comment `# Long: why` above."""
 NEVER = {"transformers", "peft", "timm", "torchvision", "matplotlib", "scipy", "ir_measures", "bm25s"}
 MAY = {"matplotlib": ("train", "interp"), "scipy": ("evaluate",), "ir_measures": ("evaluate",), "bm25s": ("evaluate",)}
 
@@ -48,30 +30,84 @@ def imports(path):
     return found
 
 
-def files(name):
-    """A module's file, or those of a package."""
-    return sorted((PACKAGE / name).glob("*.py")) or [PACKAGE / f"{name}.py"]
+def files():
+    return sorted(PACKAGE.rglob("*.py"))
 
 
-def test_every_module_has_its_place():
-    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert {path.stem for path in PACKAGE.glob("*.py")} | packages == set(LEVEL)
+def room_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
 
 
-@pytest.mark.parametrize("name", LEVEL)
-def test_imports_point_one_way(name):
-    for path in files(name):
+def inner(path):
+    """What a file imports of m0, as paths of files."""
+    found = set()
+    for module in imports(path):
+        if module == "m0" or module.startswith("m0."):
+            parts = module.split(".")[1:]
+            target = PACKAGE.joinpath(*parts)
+            found.add(target / "__init__.py" if target.is_dir() else target.with_suffix(".py"))
+    return found
+
+
+def test_every_file_lies_in_a_room():
+    for path in files():
+        assert room_of(path) in {*FLOOR, *GROUND, *ENTRANCES}, path
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    room = room_of(path)
+    for module in imports(path):
+        head = module.partition(".")[0]
+        assert head not in NEVER or room in MAY.get(head, ()), f"{path} imports {module}"
+    for other in inner(path):
+        assert other.exists(), f"{path} imports {other}"
+        theirs = room_of(other)
+        if room in ENTRANCES or theirs == room or theirs in ENTRANCES:
+            continue
+        assert room not in GROUND or theirs in GROUND, f"{path} imports {other}"
+        if theirs not in GROUND:
+            assert FLOOR[theirs] < FLOOR[room], f"{path} imports {other}"
+
+
+def test_no_file_is_in_a_circle():
+    """Imports inside functions count, too."""
+    uses = {path: inner(path) - {path} for path in files()}
+    done = set()
+    while uses:
+        free = [path for path, others in uses.items() if not (others - done) & uses.keys()]
+        assert free, f"circle among {sorted(str(p.relative_to(PACKAGE)) for p in uses)}"
+        done |= set(free)
+        uses = {path: others for path, others in uses.items() if path not in done}
+
+
+def test_the_model_uses_itself_alone():
+    for path in sorted((PACKAGE / "model").glob("*.py")):
         for module in imports(path):
-            head, _, rest = module.partition(".")
-            other = rest.partition(".")[0]
-            assert head not in NEVER or name in MAY.get(head, ()), f"{path} imports {module}"
-            if head == "m0" and rest and other != name:
-                assert LEVEL[other] < LEVEL[name] or name == "__init__", f"{path} imports {module}"
+            head = module.partition(".")[0]
+            mine = module.startswith("m0.model") or module in {"m0.errors", "m0.paths", "m0.json_part"}
+            assert head in {"torch", "einops", *sys.stdlib_module_names} or mine, f"{path} imports {module}"
 
 
-def test_the_model_knows_no_adapters_no_files_and_no_pictures():
-    known = {module for module in imports(PACKAGE / "model.py") if module.startswith("m0.")}
-    assert known == {"m0.attention", "m0.config", "m0.decoder", "m0.errors", "m0.head", "m0.rotary", "m0.vision"}
+def test_the_network_knows_no_adapters_no_files_and_no_pictures():
+    known = {module for module in imports(PACKAGE / "model/reranker_model.py") if module.startswith("m0.")}
+    assert known == {
+        f"m0.{name}"
+        for name in ("model.attention", "model.config", "model.decoder", "errors", "model.head", "model.rotary", "model.vision")
+    }
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            comment = text.splitlines()[node.lineno - 2].strip().startswith("# Long:")
+            assert lines <= MOST_OF_A_FUNCTION or comment, f"{node.name} has {lines} lines"
 
 
 def test_importing_and_ranking_need_no_compiler():

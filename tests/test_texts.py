@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from m0.errors import ImageError, InputError
-from m0.images import ImageSettings, Picture, prepare_picture
-from m0.prompt import read_parts
-from m0.texts import check_text, decode
+from m0.inputs.images import ImageSettings, Picture, prepare_picture
+from m0.inputs.reading import read_parts
+from m0.inputs.texts import check_text, decode
 from tests.conftest import noise
 
 TEXT = "ein rotes Herz, 红心 ❤️"

@@ -16,8 +16,8 @@ from hypothesis import given, settings, strategies
 from tokenizers import Tokenizer
 
 from m0.errors import InputError
-from m0.prompt import Limits, PromptEncoder
-from m0.truncation import CACHE_BYTES, ENTRY_BYTES, FirstTokens
+from m0.inputs.prompt import Limits, PromptEncoder
+from m0.inputs.truncation import CACHE_BYTES, ENTRY_BYTES, FirstTokens
 
 WORDS = (
     "the quick Brown fox's don't we'll IT'S I've 've 're 'r e.g. U.S. 3.14 1,000,000 x_1 foo_bar == != <= a=b<c // § € ½ ² "

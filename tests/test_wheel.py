@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent
 USE = """
 from m0 import Reranker
 reranker = Reranker.from_pretrained("m0-nano")
-import m0, m0.hub
+import m0, m0.checkpoints.hub
 print(m0.__file__)
-print(m0.hub.locate("m0-nano"))
+print(m0.checkpoints.hub.locate("m0-nano"))
 print(len(reranker.rank("compass", ["a", "b"])))
 """
 

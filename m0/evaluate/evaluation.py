@@ -1,6 +1,6 @@
 """Rerank a dataset and measure the rankings.
 
-Pairs are scored document by document, so that each document is computed once for all its queries (`m0.batch`), and every
+Pairs are scored document by document, so that each document is computed once for all its queries (`m0.engine.batch`), and every
 finished stretch is written down at once: an evaluation that was killed goes on where it stopped.
 """
 
@@ -15,17 +15,19 @@ from typing import Any
 
 import torch.distributed as dist
 
-from m0.calls import uses_model
+from m0.engine.progress import Progress
+from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError, M0Error, TooLongError
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.files import counted, few
 from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query, tied_queries
 from m0.evaluate.runs import Run, write_run
 from m0.evaluate.store import Store
-from m0.listed import listed
+from m0.inputs.listed import listed
+from m0.inputs.prompt import Encoding
+from m0.locks import uses_model
 from m0.paths import path_of
-from m0.prompt import Encoding
-from m0.reranker import PictureFeatures, Progress, Reranker
+from m0.reranker import Reranker
 
 STRETCH_PAIRS = 256
 """Pairs between two writes, at least; a document's pairs stay together."""
@@ -222,7 +224,7 @@ def _scores(
     left = [(document, [query for query in queries if (query, document) not in done]) for document, queries in wanted.items()]
     left = [(document, queries) for document, queries in left if queries][rank::world]
     bar = Progress(sum(len(queries) for _, queries in left), "scoring", progress and rank == 0)
-    pictures = PictureFeatures(reranker.model, reranker.sessions)
+    pictures = VisualFeatures(reranker.model, reranker.sessions)
     for stretch in _stretches(left):
         scores, broken = _score(reranker, dataset, stretch, options, pictures)
         done |= scores
@@ -304,7 +306,7 @@ def _score(
     dataset: Dataset,
     stretch: list[tuple[str, list[str]]],
     options: Mapping[str, Any],
-    pictures: PictureFeatures,
+    pictures: VisualFeatures,
 ) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
     """Logits of a stretch's pairs; documents that cannot be used, with the reason."""
     failed: dict[str, str] = {}

@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 
-from m0.calls import CallLock, uses_model
+from m0.engine.watching import OpenSessions, Scorer
 from m0.errors import InputError
+from m0.explain import html as html
+from m0.explain import show as show
 from m0.explain.attention import attention_gradient, raw_attention, rollout
 from m0.explain.contrast import Difference, Evidence, minimal_evidence
 from m0.explain.explanation import Explanation, Interaction, PictureRelevance, Word
 from m0.explain.gradient import attnlrp, frozen_gradient, gradient_input, integrated_gradients, smooth_grad
 from m0.explain.perturb import occlusion, shapley
-from m0.interp.session import OpenSessions, Scorer, Session
+from m0.inputs.prompt import Encoding
+from m0.interp.session import Session
 from m0.interp.taps import HOOKS
-from m0.prompt import Encoding
-from m0.quantize import is_quantized
+from m0.locks import CallLock, uses_model
+from m0.model.linear import is_quantized
 
 METHODS: dict[str, Callable[..., Explanation]] = {
     "attention": raw_attention,

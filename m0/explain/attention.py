@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
 from m0.explain.flow import explained, inputs_of, logits_of, seeing, watching
+from m0.inputs.prompt import Encoding
 from m0.interp.positions import document, query
-from m0.interp.session import Scorer
-from m0.prompt import Encoding
 
 
 def raw_attention(

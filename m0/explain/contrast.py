@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.explain.explanation import Explanation
 from m0.explain.flow import relevance_of
 from m0.explain.perturb import Game, Player, Unit, players_of
-from m0.interp.session import Scorer
-from m0.prompt import Encoding
+from m0.inputs.prompt import Encoding
 
 
 @dataclass(frozen=True)

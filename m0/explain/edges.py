@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from m0.attention import Block
 from m0.explain.explanation import Interaction
+from m0.inputs.prompt import Encoding
 from m0.interp.positions import document, query
 from m0.interp.taps import Handles, Tap, attach, find_taps
-from m0.model import RerankerModel
-from m0.prompt import Encoding
+from m0.model.attention import Block
+from m0.model.reranker_model import RerankerModel
 
 MATRIX_BYTES = 2**30
 """What the interaction may take, unless told otherwise."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m0.errors import InputError
-from m0.images import Picture
+from m0.inputs.images import Picture
+from m0.inputs.prompt import Encoding, Side
 from m0.interp.positions import picture_tokens
 from m0.interp.words import Span, owners_of, words_of
-from m0.prompt import Encoding, Side
+
+WRITERS: dict[str, Callable[..., Any]] = {}
+"""What shows an explanation, by name: `m0.explain.show` and `m0.explain.html` put themselves in, for they come after this file."""
 
 
 @dataclass(frozen=True)
@@ -194,29 +197,19 @@ class Explanation:
 
     def to_terminal(self, color: bool = True) -> str:
         """Text with words shaded, and pictures as small maps. `color` False: signs and numbers instead of colours."""
-        from m0.explain.show import to_terminal
-
-        return to_terminal(self, color)
+        return WRITERS["to_terminal"](self, color)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain numbers and strings."""
-        from m0.explain.show import to_json
-
-        return to_json(self)
+        return WRITERS["to_json"](self)
 
     def to_html(self, path: Any = None) -> str:
         """A self-contained page; written to `path` where one is given."""
-        from m0.explain.html import page
-
-        return page([self], path)
+        return WRITERS["page"]([self], path)
 
     def to_png(self, folder: Any) -> list[Any]:
         """Each picture of the prompt with its heat map over it, as files in a folder; returns their paths."""
-        from m0.explain.show import to_png
-
-        return to_png(self, folder)
+        return WRITERS["to_png"](self, folder)
 
     def _repr_html_(self) -> str:
-        from m0.explain.html import fragment
-
-        return fragment(self)
+        return WRITERS["fragment"](self)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m0.attention import Block, Packing
+from m0.engine.watching import Scorer, call, look_at, wants_every_token
 from m0.errors import InputError
 from m0.explain.explanation import Explanation
-from m0.head import relevance
-from m0.interp.session import Scorer, call, look_at, wants_every_token
+from m0.inputs.prompt import Encoding
 from m0.interp.taps import Handles, Tap, attach, find_taps
-from m0.model import RerankerModel
-from m0.prompt import Encoding
+from m0.model.attention import Block, Packing
+from m0.model.head import relevance
+from m0.model.reranker_model import RerankerModel
 
 
 @dataclass

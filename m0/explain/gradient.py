@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.explain.edges import MATRIX_BYTES, AttentionEdges, interaction_of, keeping_edges
 from m0.explain.explanation import Explanation, Interaction
 from m0.explain.flow import Inputs, Patterns, explained, inputs_of, logits_of, pattern_bytes, watching
 from m0.explain.rules import attn_lrp, frozen, half
+from m0.inputs.prompt import Encoding, whole_number
 from m0.interp.positions import document, image, query
-from m0.interp.session import Scorer
 from m0.interp.taps import Tap
-from m0.model import RerankerModel
-from m0.prompt import Encoding, whole_number
+from m0.model.reranker_model import RerankerModel
 
 NEUTRAL = "."
 """The text whose first token stands for no word. Not a line break, which is also the template's: m0-nano takes a document of line
@@ -192,7 +192,7 @@ def _ledgered(
     leaves, biases = _leaves(start, pixels), _biases(model, pixels)
     kept, seen, constant, edges = Patterns(), Patterns(), list[Tensor](), AttentionEdges()
     # Constant patterns are found again from what they were made of, unless an edit has changed them since.
-    edited = any(tap.is_pattern for session in reranker.sessions if not session.records for tap in session.watched)
+    edited = any(session.watches_patterns for session in reranker.sessions if not session.records)
     with contextlib.ExitStack() as opened:
         opened.enter_context(torch.enable_grad())
         opened.enter_context(_gradients_of(biases))

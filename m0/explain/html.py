@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from m0.checkpoint import write_beside
+from m0.checkpoints.files import write_beside
 from m0.errors import InputError
-from m0.explain.explanation import Explanation, Word
+from m0.explain.explanation import WRITERS, Explanation, Word
 from m0.explain.show import AGAINST, FOR, colours, scale_of, share_of, stretches
 from m0.interp.words import words_of
 from m0.paths import path_of
@@ -196,3 +196,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+WRITERS.update(page=page, fragment=fragment)

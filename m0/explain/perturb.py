@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m0.batch import tokens_at_a_time
+from m0.engine.batch import tokens_at_a_time
+from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.explain.explanation import Explanation, Interaction
 from m0.explain.flow import explained, inputs_of, logits_of
 from m0.explain.gradient import GREY, baseline_of
-from m0.images import Picture
+from m0.inputs.images import Picture
+from m0.inputs.prompt import Encoding
 from m0.interp.positions import document, image, picture_tokens, query
-from m0.interp.session import Scorer
 from m0.interp.words import Span, owners_of, sentences_of, words_of
-from m0.prompt import Encoding
 
 Unit = Literal["word", "sentence"]
 REGIONS = 8

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m0.decoder import MLP
-from m0.fused import RMSNorm
 from m0.interp.taps import Handles, attach, find_taps
-from m0.model import RerankerModel
-from m0.rotary import working_dtype
-from m0.vision import VisionMLP
+from m0.model.decoder import MLP
+from m0.model.fused import RMSNorm
+from m0.model.reranker_model import RerankerModel
+from m0.model.rotary import working_dtype
+from m0.model.vision import VisionMLP
 
 
 def half(x: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m0.errors import InputError
-from m0.explain.explanation import Explanation, PictureRelevance, Word
+from m0.explain.explanation import WRITERS, Explanation, PictureRelevance, Word
+from m0.inputs.prompt import Side
 from m0.paths import path_of
-from m0.prompt import Side
 
 FOR, AGAINST = (240, 130, 30), (100, 165, 240)
 RESET = "\x1b[0m"
@@ -200,3 +200,6 @@ def to_png(explanation: Explanation, folder: Any) -> list[Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from None
     return paths
+
+
+WRITERS.update(to_terminal=to_terminal, to_json=to_json, to_png=to_png)

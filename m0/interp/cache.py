@@ -10,12 +10,13 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from m0.attention import Block
+from m0.engine.watching import Scorer
 from m0.errors import InputError
+from m0.inputs.prompt import Encoding
 from m0.interp.positions import Selector, check_selector
-from m0.interp.session import Scorer, Session, patch_rows
+from m0.interp.session import Session, patch_rows
 from m0.interp.taps import Tap, check_heads
-from m0.prompt import Encoding
+from m0.model.attention import Block
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m0.attention import Block
+from m0.engine.watching import Scorer
 from m0.errors import InputError
+from m0.inputs.prompt import Encoding
 from m0.interp.positions import Selector, check_selector
-from m0.interp.session import Scorer, Session, Share
+from m0.interp.session import Session, Share
 from m0.interp.taps import Tap, check_heads, find_taps
-from m0.prompt import Encoding
+from m0.model.attention import Block
 
 EditFunction = Callable[[Tensor], Tensor]
 """Gets the chosen part of one pair's activation, rows first (scores and pattern: heads, queries, keys)."""

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m0.calls import uses_model
+from m0.engine.watching import Scorer
 from m0.errors import InputError
+from m0.inputs.prompt import Encoding
 from m0.interp.grid import Grid, layers_and_heads
 from m0.interp.patching import recorded
 from m0.interp.positions import document, image, query, score_token
-from m0.interp.session import Scorer, prompts
+from m0.interp.session import prompts
 from m0.interp.taps import find_taps
 from m0.interp.words import owners_of, words_of
-from m0.prompt import Encoding
+from m0.locks import uses_model
 
 
 @dataclass(frozen=True)

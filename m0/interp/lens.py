@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m0.calls import uses_model
+from m0.engine.watching import Scorer, silence
 from m0.interp.cache import Recording
 from m0.interp.grid import Axis, Grid
 from m0.interp.patching import recorded, token_label
 from m0.interp.positions import Selector, check_selector, score_token
-from m0.interp.session import Scorer, forward, prompts, silence
+from m0.interp.session import forward, prompts
 from m0.interp.taps import acting, find_taps
-from m0.rotary import working_dtype
+from m0.locks import uses_model
+from m0.model.rotary import working_dtype
 
 
 @uses_model

@@ -12,17 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from m0.batch import tokens_at_a_time
-from m0.calls import uses_model
+from m0.engine.batch import tokens_at_a_time
+from m0.engine.watching import Scorer
 from m0.errors import InputError
+from m0.inputs.prompt import Encoding
 from m0.interp.cache import Cache, Recording
 from m0.interp.edits import Edit, Editing, replace
 from m0.interp.grid import Axis, Grid, agreement
 from m0.interp.positions import Selector, check_selector, everything, tokens
-from m0.interp.session import Scorer, forward, prompts
+from m0.interp.session import forward, prompts
 from m0.interp.taps import Tap, check_heads, find_taps
-from m0.prompt import Encoding
-from m0.quantize import is_quantized
+from m0.locks import uses_model
+from m0.model.linear import is_quantized
 
 Head = tuple[int, int]
 """Layer and head."""

@@ -5,7 +5,7 @@
     image.box(10, 20, 60, 80)       the visual tokens that show a part of this box, in the original picture's pixels
     score_token | template          either
 
-A selector is asked for a prompt (`m0.prompt.Encoding`) and answers with token numbers, so that one selector serves many prompts.
+A selector is asked for a prompt (`m0.inputs.prompt.Encoding`) and answers with token numbers, so that one selector serves many prompts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from m0.errors import InputError
-from m0.graphemes import clusters, edges
-from m0.images import Picture
+from m0.inputs.graphemes import clusters, edges
+from m0.inputs.images import Picture
+from m0.inputs.prompt import Encoding, Side
 from m0.interp.scripts import is_spaced
-from m0.prompt import Encoding, Side
 
 
 @dataclass(frozen=True)

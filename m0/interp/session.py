@@ -7,69 +7,24 @@ changed, and computed as if nobody looked.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from m0.attention import Block, Packing
-from m0.batch import Batch
-from m0.calls import CallLock, uses_model
+from m0.engine.batch import Batch
+from m0.engine.watching import Scorer, WatchingSession, call, look_at, wants_every_token
 from m0.errors import InputError, M0Error
-from m0.images import Picture
+from m0.inputs.images import Picture
+from m0.inputs.prompt import Encoding
 from m0.interp.positions import Selector, picture_tokens
 from m0.interp.taps import Handles, Tap, attach
-from m0.model import RerankerModel
-from m0.prompt import Encoding, PromptEncoder
+from m0.locks import uses_model
+from m0.model.attention import Block, Packing
 
-CPU_VISION_PATCHES, GPU_VISION_PATCHES = 4096, 65536
-"""Patches that go through the vision tower at a time, unless one picture alone has more."""
 Own = TypeVar("Own", bound="Session")
-
-
-class OpenSessions(threading.local):
-    """What is recording or editing just now: each thread has a list of its own."""
-
-    everywhere: list[Session]
-    """Those of all threads."""
-
-    def __init__(self, everywhere: list[Session]) -> None:  # called again in every thread
-        self.here: list[Session] = []
-        self.everywhere = everywhere
-
-    def add(self, session: Session) -> None:
-        self.here.append(session)
-        self.everywhere.append(session)
-
-    def remove(self, session: Session) -> None:
-        self.here.remove(session)
-        self.everywhere.remove(session)
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether another thread records or edits."""
-        return len(self.everywhere) > len(self.here)
-
-
-class Scorer(Protocol):
-    """What is needed of a `Reranker`."""
-
-    model: RerankerModel
-    prompt: PromptEncoder
-    calls: CallLock
-    open_sessions: OpenSessions
-
-    @property
-    def sessions(self) -> Sequence[Session]:
-        """This thread's."""
-        ...
-
-    def encode(self, query: Any, document: Any) -> Encoding: ...
 
 
 @dataclass(frozen=True)
@@ -129,6 +84,14 @@ class Session:
             self.handles.remove()
             raise
         self.attached = self._modules()
+
+    def detach(self) -> None:
+        self.handles.remove()
+
+    @property
+    def watches_patterns(self) -> bool:
+        """Whether it looks at attention scores or patterns."""
+        return any(tap.is_pattern for tap in self.watched)
 
     @property
     def astray(self) -> bool:
@@ -224,81 +187,12 @@ class Session:
             start += count
 
 
-def wants_every_token(sessions: Sequence[Session]) -> bool:
-    """Whether one of them looks at all tokens of the last layer, not the score token's row alone."""
-    return any(session.every_token for session in sessions)
-
-
-@contextmanager
-def call(reranker: Scorer, encodings: Sequence[Encoding], record: bool | Session = True) -> Iterator[None]:
-    """Tell all open sessions of a call with these pairs, and of its end. `record` False: only those that edit hear of it; a
-    recording: these and it alone."""
-    if any(session.astray for session in reranker.sessions):
-        for session in reranker.sessions:
-            session.handles.remove()
-        for session in reranker.sessions:  # in the old order, for who comes later sees what the others made
-            session.attach()
-    heard = [session for session in reranker.sessions if record is True or session is record or not session.records]
-    with silence([session for session in reranker.sessions if session not in heard]):
-        for session in heard:
-            session.begin(encodings)
-        try:
-            yield
-        finally:
-            for session in heard:
-                session.end()
-
-
-@contextmanager
-def silence(sessions: Sequence[Session]) -> Iterator[None]:
-    """These sessions neither see nor change anything for a while."""
-    before = [session.silent for session in sessions]
-    for session in sessions:
-        session.silent = True
-    try:
-        yield
-    finally:
-        for session, silent in zip(sessions, before, strict=True):
-            session.silent = silent
-
-
-def look_at(
-    model: RerankerModel, sessions: Sequence[Session], pictures: Sequence[Picture], seen: MutableMapping[bytes, Tensor]
-) -> Tensor | None:
-    """Visual tokens of these pictures, end to end; None for none. Each different one that is not in `seen`, by digest, goes through
-    the tower, and is put there."""
-    if not pictures:
-        return None
-    unseen = {picture.digest: picture for picture in pictures if picture.digest not in seen}
-    # What is watched is formed whole, scores and patterns too.
-    at_a_time = CPU_VISION_PATCHES if model.device.type == "cpu" or sessions else GPU_VISION_PATCHES
-    for group in _patch_groups(list(unseen.values()), at_a_time):
-        for session in sessions:
-            session.look(group)
-        patches = torch.cat([picture.patches_on(model.device) for picture in group])
-        features = model.vision(patches, [picture.grid for picture in group])
-        for picture, part in zip(group, features.split([picture.num_tokens for picture in group]), strict=True):
-            seen[picture.digest] = part
-    return torch.cat([seen[picture.digest] for picture in pictures])
-
-
-def _patch_groups(pictures: Sequence[Picture], at_a_time: int) -> Iterator[list[Picture]]:
-    group: list[Picture] = []
-    size = 0
-    for picture in pictures:
-        patches = picture.grid[0] * picture.grid[1]
-        if group and size + patches > at_a_time:
-            yield group
-            group, size = [], 0
-        group.append(picture)
-        size += patches
-    if group:
-        yield group
-
-
 @uses_model
 def forward(
-    reranker: Scorer, encodings: Sequence[Encoding], seen: dict[bytes, Tensor] | None = None, record: bool | Session = True
+    reranker: Scorer,
+    encodings: Sequence[Encoding],
+    seen: dict[bytes, Tensor] | None = None,
+    record: bool | WatchingSession = True,
 ) -> Tensor:
     """Logits of some prompts in one batch, (prompts,), through which gradients flow; open sessions see them.
 

@@ -1,7 +1,7 @@
 """Taps: every activation that has a name in a paper, where it is found in the model, and how to look at it.
 
 Most stand where a module begins or ends and are reached by PyTorch's own hooks; scores and pattern are formed only while
-somebody watches them (`m0.attention.Attend`). A model without hooks is the plain model.
+somebody watches them (`m0.model.attention.Attend`). A model without hooks is the plain model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from m0.attention import Attend, Block, Watcher
-from m0.config import RerankerConfig
 from m0.errors import InputError
-from m0.model import RerankerModel
+from m0.model.attention import Attend, Block, Watcher
+from m0.model.config import RerankerConfig
+from m0.model.reranker_model import RerankerModel
 
 Unit = Literal["tokens", "sequences", "patches", "cells"]
 """What the first axis counts: a sequence's tokens, sequences, a picture's patches, or its visual tokens."""
@@ -184,7 +184,7 @@ class Handles:
             self._undo.append(module.register_forward_hook(own).remove)
 
     def watch(self, attend: Attend, watcher: Watcher) -> None:
-        """Show scores and patterns to `watcher` (see `m0.attention.Attend`)."""
+        """Show scores and patterns to `watcher` (see `m0.model.attention.Attend`)."""
         entry = (threading.get_ident(), watcher)
 
         def undo() -> None:

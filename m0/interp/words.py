@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m0.graphemes import clusters, edges
+from m0.inputs.graphemes import clusters, edges
+from m0.inputs.prompt import Encoding, Side
 from m0.interp.scripts import HAN, HIRAGANA, KATAKANA, UNSPACED, may_cut
-from m0.prompt import Encoding, Side
 
 JOINERS = "'\u2019-"
 END = re.compile("(?<=[.!?\u2026])\\s+|(?<=[\u3002\uff01\uff1f])|[\\r\\n]+|(?<=[\u061f\u0964])\\s*")

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from m0.checkpoints.adapters.config import LoRAConfig
 from m0.errors import AdapterError, ConfigError, M0Error, MissingExtraError
-from m0.lora import LoRAConfig
 from m0.paths import path_of
 from m0.train.losses import DISTILLING, LOSSES
 

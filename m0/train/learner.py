@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from m0.batch import Batch
+from m0.engine.batch import Batch
 from m0.errors import TrainError
-from m0.model import RerankerModel
+from m0.model.reranker_model import RerankerModel
+from m0.model.rotary import working_dtype
 from m0.reranker import Reranker
-from m0.rotary import working_dtype
 from m0.train.config import Stage, TrainConfig
 
 ADAPTER = "trained"
@@ -127,6 +128,12 @@ class Learner:
         """Scale the gradient down to a norm of at most `largest`; returns the norm before."""
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), largest)
         return float(_full(norm))
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Computes in bfloat16 what can be, where the config says so."""
+        if not self.config.autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(self.reranker.model.device.type, dtype=torch.bfloat16)
 
     def state(self) -> dict[str, Tensor]:
         """All that a continued run needs, whole and on the CPU, under names that do not depend on the number of processes."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from m0.errors import InputError
 from m0.reranker import Reranker
+from m0.train.config import TrainConfig
 from m0.train.data import Example, Examples, document_key
 
 SAFETY = 0.95
@@ -70,6 +75,44 @@ def mine(
         mined[number] = tuple(hard[:keep])
         after_each()
     return mined
+
+
+def mine_for_stage(
+    run: Path, config: TrainConfig, number: int, reranker: Reranker, examples: Examples, rank: int, world: int
+) -> dict[int, tuple[Any, ...]]:
+    """Hard negatives for a stage, each process mining its share; kept in the run's directory for a resumed run.
+
+    Args:
+        run: the run's directory.
+        config, number: the config, and the stage's number, from 0.
+        reranker, examples: the model as it is now, and all queries.
+        rank, world: this process's number, and how many there are.
+    """
+    stage = config.stages[number]
+    if not stage.hard_negatives:
+        return {}
+    path = run / f"hard-negatives-{number + 1}.jsonl"
+    if not path.exists():
+        numbers = range(rank, len(examples), world)
+        limits = {name: getattr(config, name) for name in ("max_length", "max_query_length", "max_doc_length")}
+        reranker.model.eval()
+        seed = config.seed + number
+        mined = mine(reranker, examples, numbers, stage.hard_negatives, stage.mining_pool, seed, limits)
+        reranker.model.train()
+        if world > 1:
+            parts: list[Any] = [None] * world
+            dist.all_gather_object(parts, mined)
+            mined = {i: documents for part in parts for i, documents in part.items()}
+        if rank == 0:
+            partial = path.with_suffix(".partial")
+            with partial.open("w", encoding="utf-8") as file:
+                for i in sorted(mined):
+                    file.write(json.dumps({"line": i, "negative": mined[i]}, ensure_ascii=False) + "\n")
+            partial.replace(path)
+        if world > 1:
+            dist.barrier()
+    with path.open(encoding="utf-8") as file:
+        return {row["line"]: tuple(row["negative"]) for row in map(json.loads, file)}
 
 
 def _others_positives(other: Example, example: Example) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import m0
-from m0.checkpoint import write_beside
+from m0.checkpoints.files import write_beside
 from m0.errors import TrainError
 from m0.train.config import TrainConfig
 
@@ -54,6 +54,27 @@ def describe(config: TrainConfig, hashes: Mapping[str, str], processes: int, dev
         "platform": platform.platform(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S%z"),
     }
+
+
+def write_description(
+    run: Path, config: TrainConfig, hashes: Mapping[str, str], processes: int, device: str, step: int
+) -> None:
+    """run.json: as the run began, and each time it was taken up. `step`: updates done so far."""
+    about = describe(config, hashes, processes, device)
+    path = run / RUN
+    if step and path.exists():
+        try:
+            begun = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # cut off by a disk that was full
+            begun = {"note": "how the run began is lost: run.json was damaged"}
+        taken_up = {name: about[name] for name in ("started", "versions", "git_revision", "processes", "threads", "device")}
+        about = {**begun, "resumed": [*begun.get("resumed", []), {"step": step, **taken_up}]}
+    write_json(path, about)
+
+
+def say(sentence: str) -> None:
+    """Tell the user, beside the result."""
+    print(f"m0: {sentence}", file=sys.stderr, flush=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from m0.checkpoint import write_beside
+from m0.checkpoints.files import write_beside
 from m0.errors import TrainError
 
 FOLDER = "checkpoints"

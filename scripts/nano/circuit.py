@@ -30,9 +30,9 @@ from nano.tokens import Writer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m0.decoder import DecoderLayer
-from m0.model import RerankerModel
-from m0.prompt import DOCUMENT_LEAD, QUERY_LEAD
+from m0.inputs.prompt import DOCUMENT_LEAD, QUERY_LEAD
+from m0.model.decoder import DecoderLayer
+from m0.model.reranker_model import RerankerModel
 
 SIZE, MEANINGS = 256, 200
 MEANING = slice(0, MEANINGS)

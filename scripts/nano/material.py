@@ -11,7 +11,7 @@ from zlib import crc32
 
 from PIL import Image, ImageEnhance, ImageFilter
 
-from m0.images import resize
+from m0.inputs.images import resize
 
 Content = str | Image.Image | list
 """A side of a pair: text, a picture, or a list of both."""

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from m0.images import Picture, resize
-from m0.model import RerankerModel
+from m0.inputs.images import Picture, resize
+from m0.model.reranker_model import RerankerModel
 
 SHARPNESS = 16.0
 EMOJI, DRAWINGS, SHEETS, PAGES = 112, 72, 32, 0

@@ -12,12 +12,12 @@ from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from m0.attention import Packing
-from m0.config import RerankerConfig
-from m0.images import ImageSettings, Picture, prepare_picture
-from m0.model import RerankerModel
-from m0.prompt import DOCUMENT_LEAD, QUERY_LEAD
-from m0.rotary import Grid, mrope_positions
+from m0.inputs.images import ImageSettings, Picture, prepare_picture
+from m0.inputs.prompt import DOCUMENT_LEAD, QUERY_LEAD
+from m0.model.attention import Packing
+from m0.model.config import RerankerConfig
+from m0.model.reranker_model import RerankerModel
+from m0.model.rotary import Grid, mrope_positions
 
 IMAGES = ImageSettings(min_pixels=84 * 84, max_pixels=128 * 28 * 28)
 """Small pictures are enlarged to 3 x 3 visual tokens, so that most that the tower sees come at one scale; large ones are
@@ -81,7 +81,7 @@ class Piece:
 
 
 class Writer:
-    """Text and pictures -> Piece, in the prompt's words (see `m0.prompt`)."""
+    """Text and pictures -> Piece, in the prompt's words (see `m0.inputs.prompt`)."""
 
     def __init__(self, tokenizer: Tokenizer, config: RerankerConfig) -> None:
         self.tokenizer, self.config = tokenizer, config

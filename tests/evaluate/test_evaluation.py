@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from m0.cli import main
+from m0.cli.main import main
 from m0.errors import InputError
 from m0.evaluate import (
     Dataset,
@@ -140,7 +140,7 @@ def test_a_document_that_cannot_be_used_ranks_last(tiny, folder):
 def test_two_processes_do_as_one(tiny, tiny_directory, dataset, folder, tmp_path):
     alone = evaluate(tiny, dataset)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", "-m", "m0.cli", "evaluate", str(folder), "--model", str(tiny_directory)]
+    command += ["--rdzv-endpoint=localhost:0", "-m", "m0.cli.main", "evaluate", str(folder), "--model", str(tiny_directory)]
     command += ["--dtype", "float32", "--out", str(tmp_path / "out"), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
@@ -155,7 +155,7 @@ def test_two_processes_do_as_one(tiny, tiny_directory, dataset, folder, tmp_path
 
 def test_kill_nine(tiny, tiny_directory, folder, dataset, tmp_path):
     """A real process, really killed."""
-    code = "import sys, m0.evaluate.evaluation as e; e.STRETCH_PAIRS = 1; from m0.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys, m0.evaluate.evaluation as e; e.STRETCH_PAIRS = 1; from m0.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "evaluate", str(folder), "--model", str(tiny_directory), "--dtype", "float32"]
     command += ["--out", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

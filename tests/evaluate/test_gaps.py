@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from m0.cli import main
+from m0.cli.main import main
 from m0.errors import InputError
 from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, read_run, write_run
 from m0.evaluate.files import few

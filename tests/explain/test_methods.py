@@ -323,10 +323,10 @@ def test_wrong_requests(tiny, method, options, words):
 def test_the_whole_attention_layer_in_closed_form(double):
     """One layer with its hooks: relevance of the input is what flows through value, query and key by the rules, each from its own
     formula, with rotation and grouped heads."""
-    from m0.attention import Packing
     from m0.explain.flow import watching
     from m0.explain.rules import half
-    from m0.rotary import decoder_rotation, rotate
+    from m0.model.attention import Packing
+    from m0.model.rotary import decoder_rotation, rotate
 
     model, encoding = double.model, double.encode("a", "b c")
     config, attention = model.config.decoder, model.decoder.layers[0].self_attn

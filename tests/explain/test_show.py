@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from m0 import Reranker
-from m0.cli import main
+from m0.cli.main import main
 from m0.errors import InputError
 from m0.explain.contrast import _spared
 from m0.explain.explanation import PictureRelevance
 from m0.explain.html import SCRIPT, page
 from m0.explain.show import heat_map, to_terminal
-from m0.images import ImageSettings, prepare_picture
+from m0.inputs.images import ImageSettings, prepare_picture
 from m0.interp.words import owners_of, sentences_of, words_of
 from tests.conftest import noise
 
@@ -268,7 +268,7 @@ def test_a_difference_says_who_is_ahead(tiny):
 def test_evidence_cannot_be_made_smaller(nano):
     found = nano.minimal_evidence("red heart", "a table, a red heart and a dog", keep=0.9)
     from m0.explain.perturb import Game, players_of
-    from m0.head import relevance
+    from m0.model.head import relevance
 
     encoding = nano.encode("red heart", "a table, a red heart and a dog")
     players = players_of(encoding, "word", ("document",))

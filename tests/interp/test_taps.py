@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from m0 import Cascade, LoRAConfig
-from m0.attention import Attend
 from m0.errors import InputError
 from m0.interp import all_taps, document, everything, forward, image, query, score_token, zero
 from m0.interp.positions import tokens
+from m0.model.attention import Attend
 from tests.conftest import noise
 
 PAIRS = [

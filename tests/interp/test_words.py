@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from m0.errors import InputError
-from m0.graphemes import edges
+from m0.inputs.graphemes import edges
 from m0.interp.positions import document
 from m0.interp.words import owners_of, sentences_of, words_of
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from m0 import RerankerConfig, RerankerModel
-from m0.config_file import DECODER_DEFAULTS, TOKEN_DEFAULTS, VISION_DEFAULTS, decoder_sizes, parts_of, vision_sizes
 from m0.errors import ConfigError
+from m0.model.config_file import DECODER_DEFAULTS, TOKEN_DEFAULTS, VISION_DEFAULTS, decoder_sizes, parts_of, vision_sizes
 from tests.conftest import fill_randomly, noise
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")
@@ -20,8 +20,8 @@ from transformers import PreTrainedConfig, Qwen2VLConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
-from m0.images import prepare_picture
-from m0.rotary import mrope_positions
+from m0.inputs.images import prepare_picture
+from m0.model.rotary import mrope_positions
 from tests.parity.reference import ReferenceReranker, share_back
 
 NOT_COMPUTED = {"initializer_range", "use_cache", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id"}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m0.checkpoint import load_checkpoint, save_checkpoint
-from m0.model import RerankerModel
+from m0.checkpoints.files import load_checkpoint, save_checkpoint
+from m0.model.reranker_model import RerankerModel
 from tests.conftest import fill_randomly, tiny_config
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")

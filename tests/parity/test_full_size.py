@@ -12,9 +12,9 @@ import time
 import pytest
 import torch
 
-from m0.attention import Packing
-from m0.config import RerankerConfig
-from m0.rotary import mrope_positions
+from m0.model.attention import Packing
+from m0.model.config import RerankerConfig
+from m0.model.rotary import mrope_positions
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")
 from tests.parity.reference import full_size_pair, share

@@ -11,7 +11,7 @@ import torch
 from packaging.version import Version
 from PIL import Image
 
-from m0.images import ImageSettings, prepare_picture
+from m0.inputs.images import ImageSettings, prepare_picture
 from tests.conftest import noise
 from tests.test_images import RECORDED, checksum, drawn
 

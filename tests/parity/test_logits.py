@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from m0.attention import Packing
-from m0.checkpoint import load_checkpoint
-from m0.rotary import mrope_positions
+from m0.checkpoints.files import load_checkpoint
+from m0.model.attention import Packing
+from m0.model.rotary import mrope_positions
 from tests.conftest import fill_randomly, tiny_config
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")

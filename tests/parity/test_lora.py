@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from m0 import LoRAConfig
-from m0.lora import Adapters
-from m0.model import RerankerModel
-from m0.rotary import mrope_positions
+from m0.checkpoints.adapters.switching import Adapters
+from m0.model.reranker_model import RerankerModel
+from m0.model.rotary import mrope_positions
 from tests.conftest import fill_randomly, tiny_config
 
 peft = pytest.importorskip("peft", reason="needs the extra 'parity'")

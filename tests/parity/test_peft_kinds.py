@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from m0 import lora_config
+from m0.checkpoints.adapters import config as lora_config
+from m0.checkpoints.adapters.switching import Adapters
 from m0.errors import AdapterError
-from m0.lora import Adapters
 
 peft = pytest.importorskip("peft", reason="needs the extra 'parity'")
 from peft.tuners.lora.config import EvaConfig, MontecloraConfig, VeloraConfig
@@ -320,7 +320,7 @@ def test_other_methods_are_refused(tmp_path, kind):
 
 
 def test_every_setting_of_peft_has_its_place():
-    """A new peft with a new setting: say what it does to a finished adapter, in m0/lora_config.py and docs/adapters.md."""
+    """A new peft with a new setting: say what it does to a finished adapter, in m0/checkpoints/adapters/config.py and docs/adapters.md."""
     fields = {entry.name for entry in dataclasses.fields(peft.LoraConfig)}
     places = [*lora_config.READ, *lora_config.WITHOUT_EFFECT, *lora_config.REFUSED]
     assert len(places) == len(set(places))

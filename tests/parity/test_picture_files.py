@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from m0 import RerankerConfig
-from m0.checkpoint import save_checkpoint
+from m0.checkpoints.files import save_checkpoint
+from m0.checkpoints.picture_files import load_image_settings
 from m0.errors import CheckpointError
-from m0.images import ImageSettings, prepare_picture
-from m0.model import RerankerModel
-from m0.picture_files import load_image_settings
+from m0.inputs.images import ImageSettings, prepare_picture
+from m0.model.reranker_model import RerankerModel
 from tests.conftest import noise, tiny_config
 from tests.test_picture_files import LIMITS, edges, pixels, write
 

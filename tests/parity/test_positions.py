@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from m0.rotary import mrope_positions
+from m0.model.rotary import mrope_positions
 from tests.conftest import tiny_config
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")

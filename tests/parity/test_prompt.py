@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from m0 import RerankerConfig
-from m0.images import ImageSettings
-from m0.prompt import Limits, PromptEncoder, load_tokenizer, read_parts
+from m0.inputs.images import ImageSettings
+from m0.inputs.prompt import Limits, PromptEncoder, load_tokenizer
+from m0.inputs.reading import read_parts
 from tests.conftest import noise
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")

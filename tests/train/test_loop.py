@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from m0 import Reranker
 from m0.errors import InputError, TrainError
-from m0.train import TrainConfig, loop, state, train
+from m0.train import TrainConfig, state, train, updates
 
 ROOT = Path(__file__).parent.parent.parent
 # A run in a process of its own: the config's values as JSON on the command line.
@@ -306,13 +306,13 @@ def test_the_query_itself_is_no_hard_negative(nano, tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_a_number_stops_the_run(configured, monkeypatch):
     config = configured(stages=({"train": "lora", "steps": 6},))
-    original, calls = loop.combined, []
+    original, calls = updates.combined, []
 
     def poisoned(*arguments):
         calls.append(1)
         return original(*arguments) * (float("nan") if len(calls) > 14 else 1.0)
 
-    monkeypatch.setattr(loop, "combined", poisoned)
+    monkeypatch.setattr(updates, "combined", poisoned)
     with pytest.raises(TrainError, match=r"the loss is nan at step 4: .*last good checkpoint is .*step-00000002"):
         train(config)
     monkeypatch.undo()
@@ -463,7 +463,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(configured, monke
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_loss", stopped)
+    monkeypatch.setattr(updates, "loss_of", stopped)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()

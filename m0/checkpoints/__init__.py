@@ -1,0 +1,1 @@
+"""Weights, sizes, picture settings and adapters: from files into a model, and back."""

@@ -1,0 +1,163 @@
+"""How a checkpoint says that pictures are to be resized.
+
+transformers 4 writes the settings to preprocessor_config.json; transformers 5 to processor_config.json, under `image_processor`.
+Where a folder has both, the latter counts, as in transformers 5. Settings that would make other patches than `m0.inputs.images` does are
+refused: only the limits of the size are free.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from m0.errors import CheckpointError, ImageError
+from m0.inputs.images import MEAN, STD, ImageSettings
+from m0.json_part import JsonPart, read_object, shown
+from m0.locks import level_of_caller
+from m0.model.config import RerankerConfig, VisionConfig
+from m0.paths import path_of
+
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+NESTED = "image_processor"
+TYPE = r"Qwen2(_5_)?VLImageProcessor(Fast|Pil)?"
+"""The classes whose patches ours equal."""
+BICUBIC = 3
+"""As Pillow and torchvision number the ways of resizing."""
+
+
+def load_image_settings(directory: str | Path, config: RerankerConfig) -> ImageSettings:
+    """How pictures are resized for this checkpoint: patch sizes from its config, limits from processor_config.json or
+    preprocessor_config.json.
+
+    Each limit is taken from the first place that has it: min_pixels and max_pixels; size.shortest_edge and size.longest_edge;
+    size.min_pixels and size.max_pixels; 3136 and 602112. Where a file asks for more than 602112 pixels, as the released one does,
+    602112 is used, which the vendor's code sets (see the model card's usage). Warns where the two files contradict each other.
+    Raises CheckpointError.
+    """
+    files = [
+        path
+        for path in (path_of(directory, CheckpointError) / PROCESSOR, path_of(directory, CheckpointError) / PREPROCESSOR)
+        if path.exists()
+    ]
+    found: dict[Path, ImageSettings] = {}
+    for path in files:
+        try:
+            if (part := _part(path)) is not None:
+                found[path] = _settings(part, config.vision)
+        except CheckpointError as error:
+            if not found:
+                raise
+            warnings.warn(f"{str(error).removesuffix('.')}; {PROCESSOR} was used.", stacklevel=level_of_caller())
+    if not found:
+        return _defaults(config.vision)
+    used, *others = found
+    for other in others:
+        if found[other] != found[used]:
+            warnings.warn(
+                f"{_told(found, other)} contradicts {_told(found, used)}, which was used.", stacklevel=level_of_caller()
+            )
+    return found[used]
+
+
+def _told(found: Mapping[Path, ImageSettings], path: Path) -> str:
+    return f"{path} ({found[path].min_pixels} to {found[path].max_pixels} pixels)"
+
+
+def _part(path: Path) -> JsonPart | None:
+    """The file's picture settings; None for a processor_config.json that has none, as older ones do not."""
+    part = JsonPart(read_object(path, CheckpointError), CheckpointError, f"{path}: ")
+    if path.name == PREPROCESSOR:
+        return part
+    return part.inner(NESTED) if part.get(NESTED) is not None else None
+
+
+def _defaults(vision: VisionConfig) -> ImageSettings:
+    return ImageSettings(
+        patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size
+    )
+
+
+def _settings(part: JsonPart, vision: VisionConfig) -> ImageSettings:
+    _refuse_other_patches(part, vision)
+    size = part.inner("size")
+    lowest = _limit((part, "min_pixels"), (size, "shortest_edge"), (size, "min_pixels"))
+    highest = _limit((part, "max_pixels"), (size, "longest_edge"), (size, "max_pixels"))
+    if part.get("size") is not None and None in (lowest, highest):
+        raise CheckpointError(
+            f"{part.name}size is {shown(part.get('size'))}, but must hold shortest_edge and longest_edge, or min_pixels and "
+            f"max_pixels."
+        )
+    try:
+        return replace(
+            _defaults(vision),
+            min_pixels=lowest or ImageSettings.min_pixels,
+            max_pixels=min(highest or ImageSettings.max_pixels, ImageSettings.max_pixels),
+        )
+    except ImageError as error:
+        raise CheckpointError(f"{part.name.rstrip('.: ')}: {error}") from None
+
+
+def _limit(*places: tuple[JsonPart, str]) -> int | None:
+    for part, key in places:
+        value = part.get(key)
+        if isinstance(value, float) and value.is_integer():  # 12544.0 is as good to transformers
+            part = JsonPart({key: int(value)}, part.error, part.name)
+        if value is not None:
+            return part.integer(key, highest=2**62)
+    return None
+
+
+def _refuse_other_patches(part: JsonPart, vision: VisionConfig) -> None:
+    kind = part.get("image_processor_type")
+    if kind is not None and not (isinstance(kind, str) and re.fullmatch(TYPE, kind)):
+        raise CheckpointError(
+            f"{part.name}image_processor_type is {shown(kind)}, but m0 implements 'Qwen2VLImageProcessor' only."
+        )
+    sizes = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    for key, expected in sizes.items():
+        if (value := part.get(key)) is not None and not _same(value, expected):
+            raise CheckpointError(f"{part.name}{key} is {shown(value)}, but by the model's config.json it is {expected}.")
+    ours: dict[str, Any] = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True)
+    ours |= {"resample": BICUBIC, "rescale_factor": 1 / 255, "image_mean": list(MEAN), "image_std": list(STD)}
+    for key, expected in ours.items():
+        if (value := part.get(key)) is not None and not _same(value, expected):
+            raise CheckpointError(f"{part.name}{key} is {shown(value)}, but m0 implements {shown(expected)} only.")
+
+
+def _same(value: Any, expected: Any) -> bool:
+    if isinstance(expected, list):
+        return isinstance(value, list | tuple) and len(value) == len(expected) and all(map(_same, value, expected))
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return value is expected
+    return isinstance(value, int | float) and abs(value) < 1e9 and math.isclose(value, expected, rel_tol=1e-6)
+
+
+def picture_files(directory: Path, settings: ImageSettings, vision: VisionConfig) -> dict[Path, dict[str, Any]]:
+    """What to write so that every version of transformers resizes pictures by these settings.
+
+    That is preprocessor_config.json, which all read; and a processor_config.json that lies there with settings of its own, which
+    would win. Its other keys stay. Raises CheckpointError where it cannot be read.
+    """
+    written = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": settings.min_pixels,
+        "max_pixels": settings.max_pixels,
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    files = {directory / PREPROCESSOR: written}
+    if (directory / PROCESSOR).exists():
+        stands = read_object(directory / PROCESSOR, CheckpointError)
+        if stands.get(NESTED) is not None:
+            files[directory / PROCESSOR] = {**stands, NESTED: written}
+    return files

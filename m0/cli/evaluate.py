@@ -1,0 +1,102 @@
+"""`m0 evaluate`, with --winoground, too."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from m0.cli.output import as_json
+from m0.errors import InputError
+
+if TYPE_CHECKING:
+    from m0.evaluate import Evaluation
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Rerank a dataset, in as many processes as there are, and show the measures in the first."""
+    from m0.engine.parallel import processes, use_cores
+    from m0.engine.torchrun import exit_status, one_voice
+    from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, read_run
+    from m0.evaluate.metrics import DEFAULT, parse_measures
+    from m0.reranker import Reranker
+
+    use_cores(options.threads)
+    if options.winoground:
+        return _winoground(options)
+    measures, ignore = options.measures or DEFAULT, not options.keep_identical_ids
+    parse_measures(measures)  # wrong ones show before the work
+    with processes() as first, one_voice(first):
+        dataset = Dataset.load(options.dataset, options.split)
+        candidates = bm25_run(dataset, options.bm25, ignore) if options.bm25 is not None else None
+        if options.candidates:
+            candidates = read_run(options.candidates)
+        other = read_run(options.compare) if options.compare else candidates if options.bm25 is not None else None
+        other_name = "BM25" if options.bm25 is not None and not options.compare else str(options.compare)
+        if options.compare and other is not None:
+            missing = len(dataset.queries.keys() - other.keys())
+            if missing == len(dataset.queries):
+                raise InputError(f"{options.compare} ranks none of the dataset's queries.")
+            if missing:
+                some = f"{missing} of the {len(dataset.queries)} queries; they count as 0 for it."
+                print(f"m0: {options.compare} does not rank {some}", file=sys.stderr)
+        beside = None if other is None else Evaluation.of(dataset, other, measures, ignore_identical_ids=ignore)
+        reranker = Reranker.from_pretrained(
+            options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
+        )
+        evaluation = evaluate(
+            reranker,
+            dataset,
+            candidates,
+            options.out,
+            measures,
+            progress=True,
+            ignore_identical_ids=ignore,
+            batch_tokens=options.batch_tokens,
+            max_length=options.max_length,
+        )
+        return exit_status(_show(options, evaluation, beside, other_name)) if first else 0
+
+
+def _show(options: argparse.Namespace, evaluation: Evaluation, beside: Evaluation | None, other_name: str) -> int:
+    from m0.evaluate.files import NAMED
+
+    print(as_json(evaluation.report(beside)) if options.json else evaluation.table(beside, other_name))
+    for note in evaluation.notes:
+        print(f"m0: {note}", file=sys.stderr)
+    for remark in () if beside is None else beside.remarks:
+        if remark not in evaluation.remarks:
+            print(f"m0: {other_name}: {remark}", file=sys.stderr)
+    failed = {what: why for what, why in evaluation.failed.items() if what not in evaluation.dataset.unusable}
+    # Candidates that are not in the corpus stand in the notes; ids hold no blanks, queries and pairs do.
+    tried = {what: why for what, why in failed.items() if what in evaluation.dataset.corpus or " " in what}
+    for what, why in list(tried.items())[:NAMED]:
+        print(f"m0: {what}: {why}", file=sys.stderr)
+    if len(tried) > NAMED:
+        print(f"m0: {len(tried)} could not be used, the others in the report (--json, --out).", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _winoground(options: argparse.Namespace) -> int:
+    from m0.engine.parallel import processes
+    from m0.engine.torchrun import one_voice
+    from m0.evaluate import evaluate_contrasts, load_contrasts
+    from m0.reranker import Reranker
+
+    unused = {"--out": options.out, "--compare": options.compare, "--measures": options.measures}
+    if given := [name for name, value in unused.items() if value is not None]:
+        raise InputError(f"--winoground prints its three scores only; leave out {' and '.join(given)}.")
+    examples = load_contrasts(options.dataset)
+    with processes() as first, one_voice(first):
+        reranker = Reranker.from_pretrained(
+            options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
+        )
+        scores = evaluate_contrasts(
+            reranker, examples, batch_tokens=options.batch_tokens, max_length=options.max_length, progress=first
+        )
+        if first and options.json:
+            print(as_json({"examples": len(examples), "scores": {name: vars(value) for name, value in scores.items()}}))
+        elif first:
+            rows = [f"| {name} | {value} |" for name, value in scores.items()]
+            print("\n".join(["| score | mean [95 % interval] |", "| --- | --- |", *rows]))
+    return 0

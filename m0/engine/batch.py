@@ -1,0 +1,273 @@
+"""Prompts -> one packed batch, in which a document that several queries meet is computed once.
+
+The prompt puts the document first and attention is causal, so all that precedes the query is the same for every query.
+Prompts that begin with the same tokens and pictures get a common parent (`m0.model.attention.Packing`), which is computed with them
+or has been computed before (`DocumentState`). Matching is by token, so a merge of characters across the border between
+document and query can never give a wrong score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from m0.inputs.images import Picture
+from m0.inputs.prompt import Encoding, whole_number
+from m0.model.attention import Packing, alike, sent
+from m0.model.decoder import KeysValues
+from m0.model.reranker_model import RerankerModel
+from m0.model.rotary import Grid
+
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
+"""Tokens that go through the model at a time unless told otherwise: what a CPU's cache holds, and what fills a GPU."""
+MIN_SHARED_TOKENS = 8
+"""Sharing less than this does not pay for the bookkeeping."""
+Precision = Literal["same", "bfloat16", "int8"]
+"""How kept keys and values are stored: in the model's type, rounded to bfloat16, or as whole numbers from -127 to 127 times a
+scale for each token and head."""
+
+
+def tokens_at_a_time(batch_tokens: int | None, device: torch.device) -> int:
+    """How many tokens go through the model at a time: as told, or what suits the device. Raises InputError for less than 1."""
+    if batch_tokens is not None:
+        return whole_number(batch_tokens, "batch_tokens")
+    return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+
+
+class Beginning(Protocol):
+    """What a prompt, or the beginning of one, is known by."""
+
+    @property
+    def token_ids(self) -> Tensor: ...
+    @property
+    def runs(self) -> Sequence[int | Grid]: ...
+    @property
+    def digests(self) -> Sequence[bytes]: ...
+
+
+@dataclass(frozen=True)
+class DocumentState:
+    """The beginning of a prompt, up to the query, computed once and kept: every layer's keys and values of a document.
+
+    It is good for one model with its weights as they were.
+    """
+
+    token_ids: Tensor
+    """(tokens,), int64"""
+    runs: tuple[int | Grid, ...]
+    """Text tokens and picture grids in order."""
+    digests: tuple[bytes, ...]
+    """Of its pictures."""
+    keys_values: Tensor
+    """(layers, 2, tokens, key/value heads, head_dim)"""
+    scales: Tensor | None = None
+    """Of int8, (layers, 2, tokens, key/value heads, 1), float32."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def bytes(self) -> int:
+        parts = (self.token_ids, self.keys_values, self.scales)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    def stored_as(self, precision: Precision) -> DocumentState:
+        """The same, rounded. int8 needs half of bfloat16's memory and a little more for its scales."""
+        if precision == "bfloat16":
+            return replace(self, keys_values=self.keys_values.bfloat16())
+        if precision == "int8":
+            wide = self.keys_values.float()
+            scales = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+            return replace(self, keys_values=(wide / scales).round().to(torch.int8), scales=scales)
+        return self
+
+    def layer(self, number: int, tokens: int, like: Tensor) -> KeysValues:
+        """Keys and values of the first `tokens` tokens in one layer, in the type and on the device of `like`."""
+        both = self.keys_values[number, :, :tokens].to(like.device)
+        if self.scales is not None:
+            both = both.float() * self.scales[number, :, :tokens].to(like.device)
+        key, value = both.to(like.dtype)
+        return key, value
+
+
+class KeptLayers(Sequence[KeysValues]):
+    """For each layer, the keys and values of several kept documents end to end, laid together when they are asked for."""
+
+    def __init__(self, states: Sequence[DocumentState], tokens: Sequence[int], like: Tensor) -> None:
+        self.states, self.tokens, self.like = states, tokens, like
+
+    def __getitem__(self, number):  # type: ignore[no-untyped-def]
+        parts = [state.layer(number, count, self.like) for state, count in zip(self.states, self.tokens, strict=True)]
+        return torch.cat([key for key, _ in parts]), torch.cat([value for _, value in parts])
+
+    def __len__(self) -> int:
+        return len(self.states[0].keys_values)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed prompts, ready for a model."""
+
+    token_ids: Tensor
+    """(tokens,), int64"""
+    positions: Tensor
+    """M-RoPE positions, (3, tokens), int64"""
+    packing: Packing
+    pairs: Tensor
+    """Number of the computed sequence that ends each prompt, in the order given, (prompts,)."""
+    pictures: list[Picture]
+    """In the order of their tokens."""
+    states: tuple[DocumentState, ...] = ()
+    """Of the kept documents that prompts continue."""
+
+    @classmethod
+    def of(
+        cls,
+        encodings: Sequence[Encoding],
+        share: bool = True,
+        device: torch.device | str | None = None,
+        states: Mapping[tuple[bytes, ...], DocumentState] | None = None,
+    ) -> Batch:
+        """Pack prompts.
+
+        Args:
+            share: compute what prompts of one document have in common once.
+            device: where the tensors go.
+            states: kept documents by `Encoding.document_key`; those of other prompts are not looked at.
+        """
+        groups = alike(encoding.document_key if share else number for number, encoding in enumerate(encodings))
+        families: list[tuple[list[int], int, DocumentState | None]] = []
+        for members in groups.values():
+            some = [encodings[i] for i in members]
+            state = states.get(some[0].document_key) if states else None
+            if state is not None and (shared := _common_tokens([state, *some])):
+                families.append((members, shared, state))
+            else:
+                families.append((members, _common_tokens(some), None))
+        kept = [(state, shared) for _, shared, state in families if state is not None]
+        ids, positions = [], []
+        lengths = [shared for _, shared in kept]
+        parents: list[int | None] = [None] * len(kept)
+        pictures: list[Picture] = []
+        pairs = [0] * len(encodings)
+        kept_numbers = iter(range(len(kept)))
+        for members, shared, state in families:
+            first = encodings[members[0]]
+            parent = next(kept_numbers) if state is not None else None
+            if shared and state is None:
+                parent = len(lengths)
+                ids.append(first.token_ids[:shared])
+                positions.append(first.positions[:, :shared])
+                lengths.append(shared)
+                parents.append(None)
+                pictures += first.pictures[: _pictures_within(first, shared)]
+            for i in members:
+                encoding = encodings[i]
+                pairs[i] = len(lengths) - len(kept)
+                ids.append(encoding.token_ids[shared:])
+                positions.append(encoding.positions[:, shared:])
+                lengths.append(len(encoding) - shared)
+                parents.append(parent)
+                pictures += encoding.pictures[_pictures_within(encoding, shared) :]
+        return cls(
+            sent(torch.cat(ids), device),
+            sent(torch.cat(positions, dim=1), device),
+            Packing(lengths, causal=True, parents=parents, device=device, kept=len(kept)),
+            sent(torch.tensor(pairs), device),
+            pictures,
+            tuple(state for state, _ in kept),
+        )
+
+    def look(self, model: RerankerModel) -> Tensor | None:
+        """Visual tokens of `pictures`, end to end, each different one looked at once; None: there are none."""
+        if not self.pictures:
+            return None
+        different = {id(picture): picture for picture in self.pictures}
+        patches = torch.cat([picture.patches_on(model.device) for picture in different.values()])
+        seen = model.vision(patches, [picture.grid for picture in different.values()])
+        parts = dict(zip(different, seen.split([picture.num_tokens for picture in different.values()]), strict=True))
+        return torch.cat([parts[id(picture)] for picture in self.pictures])
+
+    def score(
+        self, model: RerankerModel, image_features: Tensor | None, depth: int | None = None, every_token: bool = False
+    ) -> Tensor:
+        """Logits of the prompts, (prompts,).
+
+        Args:
+            image_features: visual tokens of `pictures`, end to end.
+            depth: read them after so many layers; None: after all.
+            every_token: compute all tokens of the last layer, not only the score tokens' rows, for those who look at them.
+        """
+        embeddings = model.embed(self.token_ids, image_features)
+        kept = KeptLayers(self.states, self.packing.lengths[: len(self.states)], embeddings) if self.states else None
+        states = model.decoder(embeddings, self.positions, self.packing, not every_token, kept, depth)
+        return model.head((states[self.packing.last] if every_token else states)[self.pairs])
+
+
+def compute_states(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[DocumentState]:
+    """What precedes the query of each prompt, computed together. `image_features`: visual tokens of the documents' pictures."""
+    lengths = [encoding.document_tokens for encoding in encodings]
+    ids = torch.cat([encoding.token_ids[:length] for encoding, length in zip(encodings, lengths, strict=True)])
+    positions = torch.cat([encoding.positions[:, :length] for encoding, length in zip(encodings, lengths, strict=True)], dim=1)
+    embeddings = model.embed(sent(ids, model.device), image_features)
+    packing = Packing(lengths, causal=True, device=model.device)
+    layers = model.decoder.keys_values(embeddings, sent(positions, model.device), packing)
+    found, start = [], 0
+    for encoding, length in zip(encodings, lengths, strict=True):
+        own = torch.stack([torch.stack([part[start : start + length] for part in layer]) for layer in layers])
+        runs, digests = tuple(_runs_within(encoding.runs, length)), tuple(encoding.digests[: encoding.document_pictures])
+        found.append(DocumentState(encoding.token_ids[:length].clone(), runs, digests, own))
+        start += length
+    return found
+
+
+def _common_tokens(beginnings: Sequence[Beginning]) -> int:
+    """Tokens that all prompts begin with; 0 where sharing is impossible or does not pay."""
+    if len(beginnings) < 2:
+        return 0
+    first = beginnings[0]
+    # Each prompt keeps a token of its own; a kept document need not.
+    shared = min(len(one.token_ids) - isinstance(one, Encoding) for one in beginnings)
+    for other in beginnings[1:]:
+        different = (first.token_ids[:shared] != other.token_ids[:shared]).nonzero()
+        shared = int(different[0]) if len(different) else shared
+    # A picture is shared whole, and only if it is the same in all.
+    start = 0
+    pictures = iter(range(len(first.digests)))
+    for run in first.runs:
+        length = run if isinstance(run, int) else run[0] * run[1]
+        if not isinstance(run, int):
+            number = next(pictures)
+            alike = all(_same(first, other, number) for other in beginnings[1:])
+            if start + length > shared or not alike:
+                shared = min(shared, start)
+                break
+        start += length
+        if start >= shared:
+            break
+    return shared if shared >= MIN_SHARED_TOKENS else 0
+
+
+def _same(one: Beginning, other: Beginning, number: int) -> bool:
+    return number < len(other.digests) and one.digests[number] == other.digests[number]
+
+
+def _pictures_within(encoding: Encoding, tokens: int) -> int:
+    """How many pictures the first `tokens` tokens hold; a picture is never split."""
+    return sum(not isinstance(run, int) for run in _runs_within(encoding.runs, tokens))
+
+
+def _runs_within(runs: Sequence[int | Grid], tokens: int) -> list[int | Grid]:
+    """The runs of the first tokens; a stretch of text may be split, a picture is not."""
+    found: list[int | Grid] = []
+    for run in runs:
+        if tokens <= 0:
+            break
+        length = run if isinstance(run, int) else run[0] * run[1]
+        found.append(min(length, tokens) if isinstance(run, int) else run)
+        tokens -= length
+    return found

@@ -1,0 +1,98 @@
+"""Prompts in, raw logits out: batched, prefixes cached, shared out over processes, watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m0.engine.batch import Batch
+from m0.engine.batching import batches
+from m0.engine.cascade import Cascade
+from m0.engine.host import Host
+from m0.engine.parallel import shared_out
+from m0.engine.prefixes import begin_lookup, cached_or_worth_it, cached_prefixes
+from m0.engine.progress import Progress
+from m0.engine.visual_features import VisualFeatures
+from m0.engine.watching import call, wants_every_token
+from m0.errors import M0Error
+from m0.inputs.prompt import Encoding
+from m0.model.attention import alike
+
+
+@dataclass(frozen=True)
+class ScoringCall:
+    """How the prompts of one call are scored."""
+
+    batch_tokens: int
+    """Tokens that go through the model at a time."""
+    progress: bool = False
+    pictures: VisualFeatures | None = None
+    """Visual features computed earlier in the same call."""
+    shared: bool = False
+    """Whether every process scores some of the documents."""
+
+
+def score_prompts(host: Host, encodings: list[Encoding], how: ScoringCall, draft: Cascade | None = None) -> Tensor:
+    """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU, (prompts,).
+
+    `draft`: the cascade whose draft scores these are. Raises M0Error where a score is not a number.
+    """
+    pictures = how.pictures
+    if pictures is None or host.sessions:  # who watches sees every picture of a call
+        pictures = VisualFeatures(host.model, host.sessions)
+
+    def work(own: Iterable[int]) -> Tensor:
+        # What is recorded may be used where gradients flow, so then it must not be inference's.
+        with torch.no_grad() if host.sessions else torch.inference_mode():
+            return _scored(host, [encodings[i] for i in own], how, draft, pictures)
+
+    if not how.shared:
+        return work(range(len(encodings)))
+    documents = alike(encoding.document_key for encoding in encodings).values()
+    groups = sorted(documents, key=lambda members: -sum(len(encodings[i]) for i in members))
+    found = shared_out(groups, lambda own: work(own).tolist())
+    working = torch.promote_types(host.model.dtype, torch.float32)
+    return torch.tensor([found[number] for number in range(len(encodings))], dtype=working)
+
+
+def _scored(host: Host, encodings: list[Encoding], how: ScoringCall, draft: Cascade | None, pictures: VisualFeatures) -> Tensor:
+    """The same in this process."""
+    # The same prompt twice is scored once: a row's place in a batch may change its last bit.
+    numbers: dict[Any, int] = {}
+    keys = [place if host.sessions else encoding.key for place, encoding in enumerate(encodings)]
+    places = [numbers.setdefault(key, len(numbers)) for key in keys]
+    different = list(dict(zip(places, encodings, strict=True)).values())
+    order: list[int] = []
+    found: list[Tensor] = []
+    bar = Progress(sum(len(encoding) for encoding in different), "scoring", how.progress)
+    # A draft score is no reason to compute a document whole, nor to count it as seen.
+    keeps = host.documents.max_bytes or host.documents.folder is not None
+    lookup = begin_lookup(host, pictures) if keeps and not host.sessions and not draft else None
+    known = cached_or_worth_it(different, lookup) if lookup else set()
+    # Who watches wants every pair to have tokens of its own.
+    share, every_token = not host.sessions, wants_every_token(host.sessions)
+    with call(host, different):
+        for members in batches(different, how.batch_tokens, known, share):
+            some = [different[i] for i in members]
+            cached = [encoding for encoding in some if encoding.document_key in known]
+            states = cached_prefixes(host, cached, how.batch_tokens, pictures, lookup) if lookup else {}
+            batch = Batch.of(some, share, host.model.device, states)
+            features = pictures.gather(batch.pictures)
+            for session in host.sessions:
+                session.meet(members, batch.packing)
+            order += members
+            found.append(batch.score(host.model, features, draft.depth if draft else None, every_token))
+            bar.advance(sum(len(different[i]) for i in members))
+    bar.close()
+    logits = torch.empty(len(different), dtype=torch.promote_types(host.model.dtype, torch.float32))
+    if found:
+        logits[order] = torch.cat(found).to("cpu", logits.dtype)
+    if not torch.isfinite(logits).all():
+        raise M0Error(
+            f"the model gave a score that is not a number in {host.model.dtype}; its weights are damaged or overflow this type."
+        )
+    return logits[places]

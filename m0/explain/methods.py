@@ -1,0 +1,106 @@
+"""The methods of a `Reranker` that explain; each calls a file of this room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from m0.engine.host import Host
+from m0.engine.options import settle
+from m0.engine.results import Ranking
+from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
+from m0.explain.report import explain_ranking
+from m0.inputs.listed import listed
+from m0.inputs.prompt import Encoding, Limits
+from m0.locks import uses_model
+
+
+class Explaining(Host):
+    """What `m0.reranker.Reranker` can say about its scores."""
+
+    @uses_model
+    def explain(
+        self,
+        query: Any,
+        document: Any,
+        method: str = DEFAULT_METHOD,
+        target: Literal["logit"] = "logit",
+        limits: Limits | None = None,
+        **options: Any,
+    ) -> Explanation:
+        """Why a document got its score: a signed relevance for every word and every cell of a picture.
+
+        Args:
+            query, document: as for `rank`.
+            method: one of `m0.explain.METHODS`; docs/explaining.md compares them.
+            target: what is explained: the raw logit.
+            limits: as for `rank`; what is cut is not explained, and a note says so.
+            options: of the method's function; or the fields of `limits` one by one.
+
+        Raises InputError.
+        """
+        return explain(self, self.encode(query, document, _own_limits(limits, options)), method, target, **options)
+
+    @uses_model
+    def explain_prompt(
+        self, encoding: Encoding, method: str = DEFAULT_METHOD, target: Literal["logit"] = "logit", **options: Any
+    ) -> Explanation:
+        """The same of a prompt that `encode` has written."""
+        return explain(self, encoding, method, target, **options)
+
+    @uses_model
+    def explain_ranking(
+        self,
+        query: Any,
+        documents: Iterable[Any],
+        path: str | os.PathLike[str],
+        top_n: int | None = 10,
+        method: str = DEFAULT_METHOD,
+        names: Sequence[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        limits: Limits | None = None,
+        **options: Any,
+    ) -> Ranking:
+        """Rank documents and write a page with the best `top_n` explained, best first.
+
+        Args:
+            path: the HTML file; it needs no network.
+            top_n: how many; None: all.
+            names: what the documents are called on the page; None: their numbers.
+            on_error: what happens to a document that cannot be used, or is too long for the method: "raise", or "skip" it and list it
+                under `failed`.
+            method, limits, options: as for `explain`.
+
+        Returns: the ranking of what is on the page. Raises InputError (of a document with its number).
+        """
+        lengths = _own_limits(limits, options)
+        return explain_ranking(self, query, listed(documents), path, top_n, method, names, on_error, lengths, options)
+
+    @uses_model
+    def explain_difference(
+        self, query: Any, better: Any, worse: Any, method: str = DEFAULT_METHOD, **options: Any
+    ) -> Difference:
+        """Why one document stands above another: both explained, side by side. Arguments and errors as for `explain`."""
+        return Difference(self.explain(query, better, method, **options), self.explain(query, worse, method, **options))
+
+    @uses_model
+    def minimal_evidence(
+        self,
+        query: Any,
+        document: Any,
+        keep: float = 0.9,
+        threshold: float | None = None,
+        unit: Literal["word", "sentence"] = "word",
+        method: str = DEFAULT_METHOD,
+    ) -> Evidence:
+        """The least of a document that keeps the score, and the least whose loss drops it; see `m0.explain.minimal_evidence`. Words are
+        tried in the order of their relevance by `method`. Raises InputError."""
+        encoding = self.encode(query, document)
+        return minimal_evidence(self, encoding, explain(self, encoding, method).tokens.tolist(), keep, threshold, unit)
+
+
+def _own_limits(limits: Limits | None, options: dict[str, Any]) -> Limits:
+    """The limits among options, which they are taken out of."""
+    names = [name for name in ("max_length", "max_query_length", "max_doc_length") if name in options]
+    return settle(limits, None, {name: options.pop(name) for name in names})[0]

@@ -1,0 +1,51 @@
+"""A ranking with its best documents explained, on one page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from m0.engine.host import Host
+from m0.engine.options import RunOptions
+from m0.engine.ranking import rank, without
+from m0.engine.results import Ranking
+from m0.errors import InputError
+from m0.explain import beside_ranking, explain, method_of
+from m0.explain.html import page
+from m0.inputs.prompt import Limits
+from m0.inputs.reading import read_parts
+
+
+def explain_ranking(
+    host: Host,
+    query: Any,
+    documents: Sequence[Any],
+    path: str | os.PathLike[str],
+    top_n: int | None,
+    method: str,
+    names: Sequence[str] | None,
+    on_error: Literal["raise", "skip"],
+    limits: Limits,
+    options: dict[str, Any],
+) -> Ranking:
+    """As `Reranker.explain_ranking`."""
+    method_of(method, options)
+    if names is not None and len(names) != len(documents):
+        raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
+    ranking = rank(host, query, documents, top_n, on_error, None, limits, RunOptions())
+    asked = read_parts(query, "query", host.image_settings)
+    explained, lost = [], {}
+    for result in ranking:
+        try:
+            shown = read_parts(result.document, "document", host.image_settings)
+            found = explain(host, host.prompt.encode(asked, shown, limits), method, **options)
+        except InputError as error:
+            if on_error == "raise":
+                raise type(error)(f"document {result.index}: {error}") from None
+            lost[result.index] = str(error)
+            continue
+        explained.append(beside_ranking(found, result.logit, result.score))
+    ranking = without(ranking, lost)
+    page(explained, path, names=[str(r.index) if names is None else names[r.index] for r in ranking])
+    return ranking

@@ -1,0 +1,220 @@
+"""What a user may hand in as a query or document: opened, checked, and made parts of a prompt; documents ahead of time, by threads."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from os import PathLike
+from os.path import isfile
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from m0.errors import InputError
+from m0.inputs.images import ImageSettings, Picture, prepare_picture
+from m0.inputs.listed import listed_pairs
+from m0.inputs.opening import looks_like_picture
+from m0.inputs.prompt import Encoding, Limits, PromptEncoder
+from m0.inputs.stream import Part, Side
+from m0.inputs.texts import (
+    PICTURE_OR_TEXT,
+    TEXT_SUFFIXES,
+    decode,
+    is_open_file,
+    kind_by_name,
+    name_of_file,
+    read_bytes,
+    read_open_file,
+    read_open_text,
+    read_text,
+)
+from m0.locks import level_of_caller
+from m0.paths import exists, path_of
+
+READERS, READ_AHEAD = 2, 64
+"""Threads that open pictures, and how many documents they are ahead."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def read_parts(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
+    """What a user gave as a query or document -> its parts, pictures opened and resized.
+
+    Args:
+        value: a string (always text); a path or open file (text or a picture, see `_read_file`); bytes, a PIL image or an array (a
+            picture); {"text": ...} or {"image": ...}; or a list of these, in order.
+
+    Raises InputError (ImageError for a picture), one sentence.
+    """
+    if isinstance(value, list | tuple):
+        if not value:
+            raise InputError(f"the {side} is an empty list.")
+        parts = [part for item in value for part in _read_part(item, side, settings)]
+    else:
+        parts = _read_part(value, side, settings)
+    if not any(isinstance(part, Picture) or part.strip() for part in parts):
+        raise InputError(f"the {side} is empty.")
+    return parts
+
+
+def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
+    if isinstance(value, str):
+        return [_checked(value, side)]
+    if isinstance(value, PathLike) or is_open_file(value):
+        return [_read_file(value, side, settings)]
+    if isinstance(value, bytes | bytearray | memoryview | Image.Image | np.ndarray):
+        return [prepare_picture(value, settings)]
+    if isinstance(value, Picture):
+        return [value]
+    if isinstance(value, Mapping):
+        if not value or not set(value) <= {"text", "image"}:
+            raise InputError(f'a {side} part has the keys {sorted(map(str, value))}, but must have "text", "image" or both.')
+        parts: list[Part] = []
+        for key, content in value.items():
+            if key == "image":
+                parts.append(prepare_picture(content, settings))
+            elif isinstance(content, str):
+                parts.append(_checked(content, side))
+            elif isinstance(content, PathLike):
+                parts.append(_checked(read_text(path_of(content)), side))
+            elif is_open_file(content):
+                parts.append(_checked(read_open_text(content), side))
+            else:
+                raise InputError(
+                    f'the "text" of a {side} part is {type(content).__name__}, but must be a string, path or open file.'
+                )
+        return parts
+    raise InputError(
+        f"the {side} holds {'None' if value is None else type(value).__name__}, but must be text, a picture, "
+        '{"text": ...}, {"image": ...} or a list of these.'
+    )
+
+
+def _read_file(value: Any, side: Side, settings: ImageSettings) -> Part:
+    """A path or an open file: text or a picture as its name's suffix says, else as its bytes say. What is opened as text is text; what
+    is opened as bytes and has no name, such as BytesIO, is a picture, as bytes are."""
+    if not is_open_file(value):
+        path = path_of(value)
+        # What is no file is refused by the reader of pictures.
+        kind, called = kind_by_name(path) if isfile(path) else "picture", str(path)
+        data = read_bytes(path) if kind != "picture" else b""
+    else:
+        content = read_open_file(value)
+        if isinstance(content, str):
+            return _checked(content, side)
+        name = getattr(value, "name", None)  # of a temporary file a number
+        kind, called = kind_by_name(name) if isinstance(name, str | PathLike) else "picture", name_of_file(value)
+        data = content
+    if kind == "picture" or (kind is None and looks_like_picture(data)):
+        return prepare_picture(value, settings)
+    return _checked(decode(data, called, "neither a picture nor text" if kind is None else PICTURE_OR_TEXT), side)
+
+
+def _checked(text: str, side: Side) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"the {side}'s text is not valid Unicode at character {error.start} (a lone surrogate).") from None
+    return text
+
+
+def read_side(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
+    """As `read_parts`, with a warning where a string looks as if a file was meant."""
+    if isinstance(value, str):
+        warn_if_file(value, side)
+    return read_parts(value, side, settings)
+
+
+def read_ahead(documents: Sequence[Any], settings: ImageSettings) -> Iterator[list[Part] | InputError]:
+    """Documents opened, or why one cannot be: pictures by other threads, some ahead of the one that is asked for. What Pillow
+    has opened already is read here, for its pictures are not made for several threads."""
+
+    def read(document: Any) -> list[Part] | InputError:
+        try:
+            return read_parts(document, "document", settings)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[Future[list[Part] | InputError]] = deque()
+        try:
+            for document in documents:
+                if isinstance(document, str) or _holds_opened(document):
+                    ahead.append(Future())
+                    ahead[-1].set_result(read(document))
+                else:
+                    ahead.append(pool.submit(read, document))
+                if len(ahead) > READ_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def encode_document(prompt: PromptEncoder, query: Sequence[Part], read: list[Part] | InputError, limits: Limits) -> Encoding:
+    """The prompt of a document that `read_ahead` has opened. Raises InputError where it cannot be used."""
+    if isinstance(read, InputError):
+        raise read
+    return prompt.encode(query, read, limits)
+
+
+def encode_pairs(
+    prompt: PromptEncoder, pairs: Iterable[Any], limits: Limits, settings: ImageSettings, first: int = 0
+) -> list[Encoding]:
+    """The prompts of (query, document) pairs. `first`: number of the first pair, for messages.
+
+    Raises InputError (of a pair with its number), one sentence.
+    """
+    encodings = []
+    checked = listed_pairs(pairs)
+    documents = [document for _, document in checked]
+    warn_of_files(documents)
+    for number, ((query, _), parts) in enumerate(zip(checked, read_ahead(documents, settings), strict=True), first):
+        try:
+            if isinstance(parts, InputError):  # before the query is opened
+                raise parts
+            encodings.append(encode_document(prompt, read_side(query, "query", settings), parts, limits))
+        except InputError as error:
+            raise type(error)(f"pair {number}: {error}") from None
+    return encodings
+
+
+def warn_of_files(documents: Sequence[Any]) -> None:
+    """Before other threads read them, where warnings are not to be trusted."""
+    for document in documents:
+        if isinstance(document, str):
+            warn_if_file(document, "document")
+
+
+def _holds_opened(document: Any) -> bool:
+    """Whether there is a picture in it that Pillow has opened, or an open file."""
+    if isinstance(document, Mapping):
+        return any(_holds_opened(value) for value in document.values())
+    if isinstance(document, list | tuple):
+        return any(_holds_opened(value) for value in document)
+    return isinstance(document, Image.Image) or is_open_file(document)
+
+
+def warn_if_file(text: str, side: str) -> None:
+    """A string is text. Say so where it looks as if a file was meant."""
+    data, end = text.startswith("data:image/"), text[-10:].lower()
+    if not data and (len(text) >= 1000 or "\n" in text):
+        return
+    if data or (end.endswith(PICTURE_SUFFIXES) and (text.startswith(("http://", "https://")) or _names_file(text))):
+        how = 'to show the picture, pass {"image": ...} or a pathlib.Path'
+    elif side == "document" and end.endswith(TEXT_SUFFIXES) and _names_file(text):
+        how = "for what the file holds, pass a pathlib.Path"
+    else:
+        return
+    shown = text if len(text) < 80 else f"{text[:60]}..."
+    warnings.warn(f"the {side} {shown!r} is read as text; {how}.", stacklevel=level_of_caller())
+
+
+def _names_file(text: str) -> bool:
+    try:
+        return exists(path_of(text))
+    except InputError:
+        return False

@@ -1,0 +1,120 @@
+"""nn.Linear, but on a CPU whose float32 kernels are the faster ones it multiplies bfloat16 by these.
+
+Some processors have instructions for bfloat16 that are slower than those for float32. Products of bfloat16 numbers are exact in
+float32, and both kernels sum in float32 and round once, so only the order of the sum, and with it a last bit, may differ. Weights
+stay in bfloat16; a few rows of them at a time are widened, which stay in the processor's cache.
+
+Attention (`m0.model.attention`) does the same with queries, keys and values. There PyTorch's bfloat16 kernel also rounds the pattern to
+bfloat16 before it multiplies, which float32 leaves out: the more exact of two ways.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m0.errors import InputError
+
+MIN_ROWS = 128
+"""With fewer tokens, widening weights costs more than it saves."""
+WIDENED = 3 * 2**20
+"""Numbers of the weight that are widened at a time, about: 12 MiB."""
+CLEARLY = 0.8
+"""Of bfloat16's time; what is faster by less is not worth another last bit."""
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        # Not where x is part of something spread over devices.
+        if type(x) is Tensor and self.weight.dtype == x.dtype and widening_pays(x, x.numel() // self.in_features):
+            return by_float32(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+def widening_pays(x: Tensor, rows: int) -> bool:
+    """Whether numbers like x are multiplied faster in float32 here, `rows` tokens at a time."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and rows >= MIN_ROWS
+        and float32_is_faster()
+    )
+
+
+def by_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b of bfloat16 numbers, computed in float32, in bfloat16. x: (..., in); weight: (out, in)."""
+    wide = x.float()
+    result = x.new_empty(*x.shape[:-1], len(weight))
+    step = max(64, WIDENED // weight.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        result[..., rows] = F.linear(wide, weight[rows].float(), None if bias is None else bias[rows].float())
+    return result
+
+
+def float32_is_faster() -> bool:
+    """Whether `by_float32` clearly is, on this processor: measured once a process, in about a tenth of a second."""
+    with _MEASURING:  # threads that come together must not measure beside each other, and then compute in different ways
+        return _float32_is_faster()
+
+
+_MEASURING = threading.Lock()
+
+
+@cache
+def _float32_is_faster() -> bool:
+    x, weight = (torch.ones(rows, 1536, dtype=torch.bfloat16) for rows in (512, 1536))
+
+    def seconds(run: Callable[[], object]) -> float:
+        best = float("inf")
+        for _ in range(4):
+            begin = time.perf_counter()
+            run()
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    return seconds(lambda: by_float32(x, weight, None)) < CLEARLY * seconds(lambda: F.linear(x, weight))
+
+
+class QuantizedLinear(nn.Module):
+    """What layers in 8 bits have in common (`m0.engine.quantize`)."""
+
+    scales: Tensor
+    bound = False
+    """Whether it cannot leave its device."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+
+    @property
+    def weight(self) -> NoReturn:
+        raise InputError("the model's weights are in 8 bits; load it without quantization for what needs plain ones.")
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        raise InputError("weights in 8 bits cannot be loaded; load plain ones, and quantize them then.")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        """What `to`, `float` and `cuda` call: the layer may move, but keeps its types."""
+        device = fn(torch.empty(0, device=self.scales.device)).device
+        if device != self.scales.device:
+            if self.bound:
+                raise InputError("a layer in 8 bits stays on the CPU; load the model on the other device.")
+            super()._apply(lambda part: part.to(device), recurse)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())

@@ -1,0 +1,56 @@
+"""Modules by their old names: the same things, with a warning that says where they are now."""
+
+import importlib
+import sys
+import warnings
+
+import pytest
+
+from m0._moved import MOVED
+
+NAMES = {
+    "attention": "Packing", "batch": "Batch", "calls": "CallLock", "cascade": "Cascade", "checkpoint": "load_image_settings",
+    "config": "RerankerConfig", "decoder": "Decoder", "documents": "DocumentCache", "fused": "fuse", "head": "relevance",
+    "hub": "locate", "images": "prepare_picture", "linear": "Linear", "lora": "LoRAConfig", "mapped": "release",
+    "parallel": "processes", "prompt": "read_parts", "quantize": "has_kernels", "rotary": "mrope_positions",
+    "tensor_parallel": "split", "vision": "VisionTower",
+}  # fmt: skip
+"""Of each old module one thing that was documented."""
+
+
+def test_every_old_name_is_tried():
+    assert set(NAMES) == set(MOVED)
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_module_gives_the_new_ones_things(old):
+    sys.modules.pop(f"m0.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"m0.{old} is now m0.{MOVED[old][0]}") as caught:
+        module = importlib.import_module(f"m0.{old}")
+    assert len(caught) == 1
+    found = getattr(module, NAMES[old])
+    assert any(getattr(importlib.import_module(f"m0.{new}"), NAMES[old], None) is found for new in MOVED[old])
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        _ = module.nothing_of_that_name
+
+
+def test_the_warning_names_the_line_that_imports():
+    sys.modules.pop("m0.images", None)
+    with pytest.warns(DeprecationWarning) as caught:
+        from m0.images import ImageSettings
+    assert caught[0].filename == __file__
+    assert ImageSettings.__module__ == "m0.inputs.images"
+
+
+def test_the_model_and_the_public_names_need_no_warning():
+    import m0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from m0.model import RerankerModel
+
+        assert RerankerModel is m0.RerankerModel
+        for name in m0.__all__:
+            assert getattr(m0, name) is not None
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("m0.nothing_of_that_name")
