@@ -320,7 +320,7 @@ def test_candidates_of_an_evaluation(tiny, tmp_path):
     for candidates, words in (
         ({"q": "d1"}, "the candidates of q is str, but must be a list"),
         ({"q": None}, "the candidates of q is NoneType"),
-        ({"q": [["d1", 1.0]]}, "which the corpus does not have"),
+        ({"q": [["d1", 1.0]]}, "but must hold ids, which are text"),
         (["d1"], "candidates is list, but must map queries to documents"),
     ):
         with pytest.raises(InputError, match=words):

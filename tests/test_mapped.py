@@ -17,24 +17,30 @@ needs_linux = pytest.mark.skipif(not PAGES.exists(), reason="needs Linux's table
 
 
 @pytest.fixture(params=["in pieces", "at once"])
-def mapped(request, tmp_path):
-    """In the type it is stored in. How a file was written decides how the system keeps it: what comes at once may lie in huge pages
-    of 2 MiB, and giving back a part of one gives back all of it."""
+def checkpoint(request, tmp_path):
+    """A file of its own. How it was written decides how the system keeps it: what comes at once may lie in huge pages of 2 MiB, and
+    giving back a part of one gives back all of it."""
     shutil.copytree(NANO, tmp_path / "nano", ignore=shutil.ignore_patterns("*.safetensors"))
     data = (NANO / "model.safetensors").read_bytes()
     step = len(data) if request.param == "at once" else 2**16
     with (tmp_path / "nano" / "model.safetensors").open("wb", buffering=0) as file:
         for start in range(0, len(data), step):
             file.write(data[start : start + step])
-    return Reranker.from_pretrained(tmp_path / "nano", dtype="float16", device="cpu")
+    return tmp_path / "nano"
 
 
-def of_weights() -> int:
-    """Bytes of the mapped weights that this process has in memory, as the system counts them."""
+@pytest.fixture
+def mapped(checkpoint):
+    """In the type it is stored in."""
+    return Reranker.from_pretrained(checkpoint, dtype="float16", device="cpu")
+
+
+def in_memory(checkpoint: Path) -> int:
+    """Bytes of its mapped weights that this process has in memory, as the system counts them."""
     total, counts = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
-            counts = line.endswith("model.safetensors")
+            counts = line.endswith(str(checkpoint / "model.safetensors"))
         elif counts and line.startswith("Rss:"):
             total += 1024 * int(line.split()[1])
     return total
@@ -45,12 +51,12 @@ def weights(model):
 
 
 @needs_linux
-def test_memory_is_given_back_and_values_stay(mapped):
+def test_memory_is_given_back_and_values_stay(mapped, checkpoint):
     expected = weights(mapped.model)  # reads all
-    before = of_weights()
+    before = in_memory(checkpoint)
     assert before > 25 * 2**20
     given = release(mapped.model.parameters())
-    assert of_weights() < 2**20  # but for pages that two weights share
+    assert in_memory(checkpoint) < 2**20  # but for pages that two weights share
     assert 0 < given <= before  # of a huge page, what went along with its neighbour is not counted
     assert release(mapped.model.parameters()) == 0  # there is nothing left
     for name, weight in mapped.model.state_dict().items():
