@@ -36,7 +36,7 @@ def test_an_old_module_gives_the_new_ones_things(old):
 
 def test_the_warning_names_the_line_that_imports():
     sys.modules.pop("m0.images", None)
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(DeprecationWarning, match="m0.images") as caught:
         from m0.images import ImageSettings
     assert caught[0].filename == __file__
     assert ImageSettings.__module__ == "m0.inputs.images"

@@ -7,7 +7,7 @@ import pytest
 
 from m0.cli.main import main
 from m0.cli.ranking import worth_a_bar
-from m0.engine import progress
+from m0.engine import progress, scoring
 from m0.engine.progress import Progress
 
 
@@ -90,13 +90,13 @@ def test_nothing_unasked(clock, monkeypatch):
 def test_a_ranking_says_how_far_it_is(clock, monkeypatch, tiny):
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    score = tiny._scored
+    score = scoring._scored
 
     def slow(*arguments):
         clock[0] += 20
         return score(*arguments)
 
-    monkeypatch.setattr(tiny, "_scored", slow)
+    monkeypatch.setattr(scoring, "_scored", slow)
     tiny.rank("q", [f"document {number} of many words" for number in range(30)], batch_tokens=16, progress=True)
     lines = log.getvalue().splitlines()
     assert len(lines) >= 3

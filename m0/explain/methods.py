@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from m0.engine.host import Host
@@ -57,7 +57,7 @@ class Explaining(Host):
         path: str | os.PathLike[str],
         top_n: int | None = 10,
         method: str = DEFAULT_METHOD,
-        names: Sequence[str] | None = None,
+        names: Iterable[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         limits: Limits | None = None,
         **options: Any,

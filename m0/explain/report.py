@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from m0.engine.host import Host
@@ -13,8 +13,10 @@ from m0.engine.results import Ranking
 from m0.errors import InputError
 from m0.explain import beside_ranking, explain, method_of
 from m0.explain.html import page
+from m0.inputs.listed import listed
 from m0.inputs.prompt import Limits
 from m0.inputs.reading import read_parts
+from m0.paths import path_of
 
 
 def explain_ranking(
@@ -24,13 +26,14 @@ def explain_ranking(
     path: str | os.PathLike[str],
     top_n: int | None,
     method: str,
-    names: Sequence[str] | None,
+    names: Iterable[str] | None,
     on_error: Literal["raise", "skip"],
     limits: Limits,
     options: dict[str, Any],
 ) -> Ranking:
     """As `Reranker.explain_ranking`."""
     method_of(method, options)
+    path, names = path_of(path), None if names is None else listed(names, "names")
     if names is not None and len(names) != len(documents):
         raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
     ranking = rank(host, query, documents, top_n, on_error, None, limits, RunOptions())
