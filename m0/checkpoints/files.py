@@ -261,7 +261,7 @@ def load_checkpoint(directory: Path, dtype: torch.dtype | None = None, device: t
 
 def save_checkpoint(
     model: RerankerModel,
-    directory: str | Path,
+    directory: str | os.PathLike[str],
     tokenizer_file: Path | None = None,
     dtype: torch.dtype | None = None,
     layout: str = "hub",
