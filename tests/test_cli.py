@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from m0.checkpoints.hub import locate
 from m0.cli.main import main
 from m0.cli.tables import format_table
 from tests.conftest import noise
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -337,3 +340,29 @@ def test_without_the_matrix(tmp_path, capsys):
     for extra, expected in (([], True), (["--no-matrix"], False), (["--no-matrix", "--method", "occlusion"], False)):
         assert main([*arguments, *extra]) == 0
         assert ("interaction" in json.loads(capsys.readouterr().out)["results"][0]) is expected
+
+
+def run_closed(redirections, *arguments, **options):
+    """The command in a shell that closes some of its streams."""
+    line = " ".join([sys.executable, "-m", "m0", *arguments, redirections])
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def test_closed_streams(tmp_path):
+    """As services and schedulers start programs; Python has None for such streams."""
+    (tmp_path / "a.txt").write_text("a needle that points north")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_closed("<&-", "rank", "compass", "-", cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr.strip().splitlines()[0]) == (2, "m0: standard input is closed.")
+    done = run_closed(">&-", "rank", "compass", "a.txt", cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run_closed("2>&-", "rank", "--json", "compass", "nope.txt", "a.txt", cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert [failed["name"] for failed in json.loads(done.stdout)["failed"]] == ["nope.txt"]
+
+
+def test_names_of_nothing(capsys):
+    assert main(["rank", "q", " ", "file:///somewhere/a.txt"]) == 2
+    said = capsys.readouterr().err
+    assert "a document is named by empty text" in said
+    assert "give the path without file://" in said

@@ -19,6 +19,7 @@ from m0.errors import M0Error
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status. What is wrong is said in one sentence."""
+    _open_closed_streams()
     options = parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not end the ranking
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = options.run(options)
         sys.stdout.flush()
         return status
-    except M0Error as error:
+    except (M0Error, UserWarning) as error:  # a warning where Python is told to raise them
         if not _said_by_first(f"m0: {error}"):
             print(f"m0: {error}", file=sys.stderr)
         return 2
@@ -45,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     finally:
         warnings.showwarning = shown_before
+
+
+def _open_closed_streams() -> None:
+    """Services and schedulers start programs with streams closed; Python has None for them then, and print() takes another stream."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _say_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -54,8 +54,8 @@ def read_sources(argument: str, say: Callable[[str], None] = say) -> Iterator[So
     if argument == "-":
         yield from _standard_input()
         return
-    if not argument:
-        yield Source("", error="a document is named by empty text.")
+    if not argument.strip():
+        yield Source(argument, error="a document is named by empty text.")
         return
     if is_address(argument):
         yield Source(short, {"image": argument})
@@ -71,7 +71,8 @@ def read_sources(argument: str, say: Callable[[str], None] = say) -> Iterator[So
         if is_directory:
             yield from _directory(path, say)
         elif not exists:
-            yield Source(argument, error=f"{argument} does not exist.")
+            hint = "; give the path without file://" if argument[:7].lower() == "file://" else ""
+            yield Source(argument, error=f"{argument} does not exist{hint}.")
         else:
             yield from _file(path, str(path) if argument.startswith("~") else argument)
 
@@ -82,6 +83,9 @@ def is_address(argument: str) -> bool:
 
 
 def _standard_input() -> Iterator[Source]:
+    if sys.stdin is None:  # as services and schedulers start programs
+        yield Source("-", error="standard input is closed.")
+        return
     try:
         stream = getattr(sys.stdin, "buffer", None)
         text = sys.stdin.read() if stream is None else decode(stream.read(), "standard input")
