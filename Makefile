@@ -48,19 +48,19 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build
 
 nano: $(VENV)/.dev  ## m0-nano from raw packages to weights and figures (npm and apt-get needed; about 2 hours on 2 cores, or MINUTES=…)
-	$(BIN)/python scripts/build_nano_data.py
-	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC)) $(BIN)/python scripts/train_nano.py $(if $(MINUTES),--minutes $(MINUTES))
-	$(BIN)/python scripts/evaluate_nano.py --write weights/m0-nano/README.md
+	PYTHONPATH=scripts $(BIN)/python -m nano.build_data
+	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC)) PYTHONPATH=scripts $(BIN)/python -m nano.train $(if $(MINUTES),--minutes $(MINUTES))
+	PYTHONPATH=scripts $(BIN)/python -m nano.evaluate --write weights/m0-nano/README.md
 
 bench: $(VENV)/.dev  ## speed and memory of the released size beside transformers, random weights: an hour and more, 5 GB of disk
-	$(BIN)/python scripts/bench.py --plot docs/pictures/growth.png
-	$(BIN)/python scripts/bench_explaining.py
+	$(BIN)/python scripts/bench/speed.py --plot docs/pictures/growth.png
+	$(BIN)/python scripts/bench/explaining.py
 
 bench-training: $(VENV)/.dev  ## memory of a LoRA step at the released size: 2.2 B random parameters, 5 GB of disk
-	$(BIN)/python scripts/bench_training.py
+	$(BIN)/python scripts/bench/training.py
 
 bench-explaining: $(VENV)/.dev  ## time and memory of one explanation at the released size: 2.2 B random parameters, 5 GB of disk
-	$(BIN)/python scripts/bench_explaining.py
+	$(BIN)/python scripts/bench/explaining.py
 
 explaining: $(VENV)/.dev  ## figures and tables of docs/explaining.md and docs/study.md (needs what `make nano` builds)
 	$(BIN)/python scripts/evaluate_explanations.py --write docs/explaining.md

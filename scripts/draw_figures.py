@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 import torch
-from evaluate_nano import write_between
+from nano.evaluate import write_between
 from nano.material import on_white, sheet
 from PIL import Image, ImageDraw
 

@@ -2,7 +2,7 @@
 
     python scripts/evaluate_explanations.py [--model weights/m0-nano] [--data build/nano-data] [--pairs 355 412] [--write docs/explaining.md]
 
-Needs what `build_nano_data.py` makes. Texts: a heading and its section. Pictures: an emoji's name and a picture with six emoji, one
+Needs what `nano/build_data.py` makes. Texts: a heading and its section. Pictures: an emoji's name and a picture with six emoji, one
 of them named. All held out, but for the pointing game, whose names may be any: it asks what the explanation shows, not what the model
 knows. It is played with pictures of four, six and nine emoji.
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluate_nano import shown, write_between
+from nano.evaluate import shown, write_between
 from nano.material import Box, read, sheet
 from PIL import Image
 from torch import Tensor

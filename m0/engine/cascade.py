@@ -4,7 +4,7 @@ reranker.rank(query, documents, cascade=Cascade(keep=20, depth=14))
 
 The first look reads the ranking head after some of the decoder's layers (as `m0.interp.score_lens` does), shows pictures smaller,
 or both. It is an approximation: a document that it places too low is not scored in full, and results say which were not.
-scripts/evaluate_cascade.py measures what it costs and saves on m0-nano.
+scripts/bench/cascade.py measures what it costs and saves on m0-nano.
 """
 
 from __future__ import annotations

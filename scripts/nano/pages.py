@@ -26,7 +26,7 @@ PAPERS = ((255, 255, 255), (255, 255, 255), (250, 246, 235), (238, 242, 246), (3
 
 
 def fonts(data: Path) -> list[Path]:
-    """Where `build_nano_data.py` has put the type."""
+    """Where `nano/build_data.py` has put the type."""
     return [data / "packages" / name for name in ("fonts-noto-core", "fonts-noto-cjk")]
 
 

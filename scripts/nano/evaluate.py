@@ -1,6 +1,6 @@
 """Measure m0-nano on what was held out from its training, BM25 and the untrained model beside it, through the calls users make.
 
-    python scripts/evaluate_nano.py [--model weights/m0-nano] [--write weights/m0-nano/README.md] [--figures FILE.json]
+    PYTHONPATH=scripts python -m nano.evaluate [--model weights/m0-nano] [--write weights/m0-nano/README.md] [--figures FILE.json]
 
 | task | query | candidates |
 | --- | --- | --- |
@@ -46,7 +46,7 @@ from m0.evaluate.metrics import Estimate, estimate, per_query
 from m0.inputs.images import resize
 
 SEED = 11
-MARKS = ("<!-- figures: written by scripts/evaluate_nano.py -->", "<!-- end of figures -->")
+MARKS = ("<!-- figures: written by scripts/nano/evaluate.py -->", "<!-- end of figures -->")
 PER_LANGUAGE = {"same language": 30, "emoji name to picture": 20, "changed pictures": 8, "picture to emoji name": 12}
 
 
@@ -365,7 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--model", type=Path, default=Path("weights/m0-nano"))
-    parser.add_argument("--untrained", type=Path, help="default: DATA/untrained, which train_nano.py leaves there")
+    parser.add_argument("--untrained", type=Path, help="default: DATA/untrained, which nano/train.py leaves there")
     parser.add_argument("--write", type=Path, help="put the tables between the marks of this model card")
     parser.add_argument("--figures", type=Path, help="write the figures as JSON")
     parser.add_argument("--threads", type=int, default=2)

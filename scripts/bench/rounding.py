@@ -1,6 +1,6 @@
 """What rounding costs on m0-nano's held-out questions: 8-bit layers, and kept documents in bfloat16 and int8.
 
-    python scripts/evaluate_rounding.py [--model weights/m0-nano] [--data build/nano-data] [--questions 40] [--threads 2]
+    PYTHONPATH=scripts python scripts/bench/rounding.py [--model weights/m0-nano] [--data build/nano-data] [--questions 40] [--threads 2]
 
 Of each task some questions; changes of relevance scores and the order of each question's candidates (Kendall's tau) against float32.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from evaluate_nano import SEED, Task, build_tasks, model_scores, values
+from nano.evaluate import SEED, Task, build_tasks, model_scores, values
 from scipy.stats import kendalltau
 
 from m0 import DocumentCache, Reranker

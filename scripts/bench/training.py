@@ -1,6 +1,6 @@
 """Memory and time of a LoRA training step of the released size on a CPU, with random weights.
 
-    python scripts/bench_training.py [--folder DIR] [--tokens 512] [--documents 4] [--steps 3]
+    python scripts/bench/training.py [--folder DIR] [--tokens 512] [--documents 4] [--steps 3]
 
 Writes a random checkpoint of 2.2 B parameters in bfloat16 (4.4 GB) to a temporary folder, trains a LoRA adapter on it through
 `m0.train.train` with gradient checkpointing, and prints the peak resident memory of the whole process. Limit: 20 GiB.

@@ -1,6 +1,6 @@
 """Time and memory of one gradient-based explanation at the released size on a CPU, beside a forward pass, with random weights.
 
-    python scripts/bench_explaining.py [--folder DIR] [--tokens 800] [--runs 3] [--methods attnlrp frozen_gradient gradient_input]
+    python scripts/bench/explaining.py [--folder DIR] [--tokens 800] [--runs 3] [--methods attnlrp frozen_gradient gradient_input]
 
 Writes a random checkpoint of 2.2 B parameters in bfloat16 (4.4 GB) to a temporary folder, scores one pair and explains it. Bars: at
 most 5 times the forward pass, and 16 GiB of memory, mapped weights included.
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 import torch
-from bench import timed
-from bench_training import run_stages, write_checkpoint
+from speed import timed
+from training import run_stages, write_checkpoint
 
 TIMES, LIMIT_GIB = 5.0, 16.0
 

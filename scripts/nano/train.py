@@ -1,6 +1,6 @@
-"""Train m0-nano from nothing on the data of `build_nano_data.py`, on two CPU cores.
+"""Train m0-nano from nothing on the data of `nano/build_data.py`, on two CPU cores.
 
-    python scripts/train_nano.py [--data build/nano-data] [--out weights/m0-nano] [--steps WORDS SEEING AGAIN CROSS | --minutes 90]
+    PYTHONPATH=scripts python -m nano.train [--data build/nano-data] [--out weights/m0-nano] [--steps WORDS SEEING AGAIN CROSS | --minutes 90]
 
 1. A byte-level BPE is trained on the training texts (what is held out is left out).
 2. Meanings of tokens and concepts in closed form (`nano/latent.py`): which tokens occur with which emoji, sections and folders
@@ -287,7 +287,7 @@ def now_and_then(check: Callable[[], None], seconds: float = 290) -> Callable[[]
 
 
 class Checks:
-    """Success@1 on a small part of the held-out material; the full figures come from `evaluate_nano.py`."""
+    """Success@1 on a small part of the held-out material; the full figures come from `nano/evaluate.py`."""
 
     def __init__(self, material: Material) -> None:
         rng = random.Random(5)

@@ -1,12 +1,12 @@
 """What each choice in m0-nano's training and architecture is worth: the same start, the same number of updates, one change.
 
-    python scripts/ablate_nano.py [--data build/nano-data] [--steps 120] [--minutes 3] [--only NAME ...] [--out ablations.json]
+    PYTHONPATH=scripts python -m nano.ablate [--data build/nano-data] [--steps 120] [--minutes 3] [--only NAME ...] [--out ablations.json]
 
-Needs what `train_nano.py` leaves under --data: circuit/, where the cross-encoder starts.
+Needs what `nano/train.py` leaves under --data: circuit/, where the cross-encoder starts.
 
 | variant | change |
 | --- | --- |
-| listwise | none: as `train_nano.py`, the listwise softmax |
+| listwise | none: as `nano/train.py`, the listwise softmax |
 | pairwise | RankNet instead of the listwise softmax |
 | pointwise | binary cross-entropy alone |
 | lora, then head | as the vendor: LoRA (r 16) on the decoder for two thirds of the steps, then the head; all else stays |
@@ -15,7 +15,7 @@ Needs what `train_nano.py` leaves under --data: circuit/, where the cross-encode
 | one axis | picture tokens are positioned one after another, as text is: M-RoPE without its two spatial axes |
 | merging, no merging | vision tower of --minutes and cross-encoder anew, with 2x2 merging and without (four times the visual tokens) |
 
-Measured on the held-out checks of `train_nano.py`, success@1, with the seconds of a step.
+Measured on the held-out checks of `nano/train.py`, success@1, with the seconds of a step.
 """
 
 from __future__ import annotations
@@ -38,11 +38,7 @@ from nano.material import Material
 from nano.pages import fonts
 from nano.seeing import Seeing
 from nano.tokens import Piece, Writer
-from nano.words import Words
-from tokenizers import Tokenizer
-from torch import Tensor, nn
-from torch.nn import functional as F
-from train_nano import (
+from nano.train import (
     Checks,
     Length,
     cross_encoder_rates,
@@ -55,6 +51,10 @@ from train_nano import (
     score_grids,
     see_evenly,
 )
+from nano.words import Words
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from m0.checkpoints.adapters.config import LoRAConfig
 from m0.checkpoints.adapters.switching import Adapters
@@ -188,7 +188,7 @@ class Ablations:
     def _train_cross(
         self, model: RerankerModel, writer: Writer, lists: Lists, loss: Callable[..., tuple[Tensor, dict]]
     ) -> float:
-        """As `train_nano.py`: the tower stays, the layers of the circuit learn more slowly than the rest."""
+        """As `nano/train.py`: the tower stays, the layers of the circuit learn more slowly than the rest."""
         model.vision.requires_grad_(False)
         groups = cross_encoder_rates(model)
         return train(groups, self.steps, lambda: loss(model, writer, lists.step()))

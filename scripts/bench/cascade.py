@@ -1,6 +1,6 @@
 """What a cascade saves and what it costs on m0-nano's held-out questions: quality against time.
 
-    python scripts/evaluate_cascade.py [--model weights/m0-nano] [--data build/nano-data] [--questions 80] [--plot docs/pictures/cascade.png]
+    PYTHONPATH=scripts python scripts/bench/cascade.py [--model weights/m0-nano] [--data build/nano-data] [--questions 80] [--plot docs/pictures/cascade.png]
 
 Two sweeps: a score read after fewer layers, on the 50 sections that BM25 finds for a heading; pictures shown smaller, on 20 drawings
 for a name. Each question is ranked in every way, one after the other; time is that of ranking, prompts included, beside scoring all
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from evaluate_nano import SEED, Task, other_tasks, section_tasks, values
+from nano.evaluate import SEED, Task, other_tasks, section_tasks, values
 
 from m0 import Cascade, DocumentCache, Reranker
 

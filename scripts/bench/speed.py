@@ -1,6 +1,6 @@
 """Speed and memory of the released size (2.2 B random parameters) on this machine, beside transformers' Qwen2-VL.
 
-    python scripts/bench.py [--only NAME ...] [--runs 3] [--threads 2] [--groups 1] [--json FILE] [--plot FILE] [--folder DIR]
+    python scripts/bench/speed.py [--only NAME ...] [--runs 3] [--threads 2] [--groups 1] [--json FILE] [--plot FILE] [--folder DIR]
 
 Both run in one process on the same weights, in bfloat16, turn by turn; figures are medians, smallest and largest in brackets. The reference is called as the
 vendor's code calls it: batches of 8, left-padded, SDPA (`tests/parity/reference.py`). Prompts are tokenized and pictures opened
@@ -41,11 +41,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_training import write_checkpoint
 from PIL import Image
 from torch.nn import functional as F
+from training import write_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 WORDS = "the network must be configured after the system was installed on the disk of this machine ".split()
