@@ -485,7 +485,8 @@ def their_reranker(folder: Path) -> tuple[Callable[[list[Any]], Any], Any]:
     """transformers' from_pretrained, with the score head as the vendor's class has it; and something that writes prompts."""
     from m0 import RerankerConfig
     from m0.inputs.images import ImageSettings
-    from m0.inputs.prompt import PromptEncoder, load_tokenizer, read_parts
+    from m0.inputs.prompt import PromptEncoder, load_tokenizer
+    from m0.inputs.reading import read_parts
     from tests.parity.reference import from_pretrained
 
     reference = from_pretrained(folder)
