@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 class CallLock:
     """Shared by calls that use a model, exclusive for a call that changes it.
 
-    Calls inside calls of the same thread pass. Who changes the model comes before users that come later, so that it never waits
-    for ever.
+    Calls inside calls of the same thread pass. Nobody waits for ever: who changes the model comes before users that come later, and
+    users that wait come before the change after next.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,12 @@ class CallLock:
         self._depth = 0
         self._waiting = 0
         """Threads that wait to change the model."""
+        self._queued = 0
+        """Users that wait for a change."""
+        self._changes = 0
+        """How many changes there have been."""
+        self._invited = 0
+        """Users that waited for the last change and have not begun yet; the next change waits for them."""
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -42,7 +48,7 @@ class CallLock:
         me = threading.get_ident()
         with self._condition:
             if me not in self._users and self._changer != me:
-                self._condition.wait_for(lambda: self._changer is None and not self._waiting)
+                self._wait_to_use()
             self._users[me] = self._users.get(me, 0) + 1
         try:
             yield
@@ -52,6 +58,20 @@ class CallLock:
                 if not self._users[me]:
                     del self._users[me]
                     self._condition.notify_all()
+
+    def _wait_to_use(self) -> None:
+        """Until nobody changes the model, nor waits to: but for one change at most."""
+        if self._changer is None and not self._waiting:
+            return
+        came, self._queued = self._changes, self._queued + 1
+        try:
+            self._condition.wait_for(lambda: self._changer is None and (not self._waiting or self._changes > came))
+        finally:
+            if self._changes > came and self._invited:
+                self._invited -= 1
+            else:
+                self._queued -= 1
+            self._condition.notify_all()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -66,7 +86,7 @@ class CallLock:
                     raise InputError("the model cannot be changed from inside a call that uses it.")
                 self._waiting += 1
                 try:
-                    self._condition.wait_for(lambda: self._changer is None and not self._users)
+                    self._condition.wait_for(lambda: self._changer is None and not self._users and not self._invited)
                     self._changer = me
                 finally:
                     self._waiting -= 1
@@ -79,6 +99,8 @@ class CallLock:
                 self._depth -= 1
                 if not self._depth:
                     self._changer = None
+                    self._changes += 1
+                    self._invited, self._queued = self._invited + self._queued, 0
                     self._condition.notify_all()
 
     def __reduce__(self) -> tuple[Any, ...]:

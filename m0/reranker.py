@@ -204,6 +204,8 @@ class Reranker(Explaining, Copied):
 
         It waits for calls under way. Raises InputError inside a call of this thread.
         """
+        if not callable(change):
+            raise InputError(f"change is {type(change).__name__}, but must be a function of the model.")
         return change(self.model)
 
     @uses_model

@@ -6,6 +6,8 @@ import copy
 import pickle
 from typing import Any, NoReturn, TypeVar
 
+import torch
+
 from m0.engine.parallel import is_split
 from m0.engine.watching import OpenSessions
 from m0.errors import InputError
@@ -23,6 +25,7 @@ class Copied:
     model: RerankerModel
     known_fingerprint: tuple[object, str] | None
 
+    @torch.inference_mode(False)  # weights made inside it could never be explained
     def __deepcopy__(self, memo: dict[int, Any]) -> Copied:
         """Another reranker that shares nothing with this one. The prefix cache is empty; a compiled model is copied uncompiled."""
         with self.calls.exclusive():
@@ -57,5 +60,6 @@ def _of_state(kind: type[Own], state: dict[str, Any]) -> Own:
     return reranker
 
 
+@torch.inference_mode(False)
 def _unpickled(kind: type[Own], data: bytes) -> Own:
     return _of_state(kind, pickle.loads(data))

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from threading import RLock
 from typing import IO, Any
@@ -31,6 +32,8 @@ from m0.paths import path_of
 Key = tuple[bytes, ...]
 """`Encoding.document_key`"""
 DEFAULT_BYTES = 2**30
+REMEMBERED = 5
+"""Calls that are remembered of each document that was met."""
 MET = 100_000
 """How many documents are remembered as having been met, without being kept."""
 VERSION = 2
@@ -68,10 +71,10 @@ class CacheCall:
 class DocumentCache:
     """States of documents by what they are of, in memory up to a limit.
 
-    Where there is no room, a document takes the place of those that were last asked for before it was last asked for itself (the order
-    of inter-reference recency, Jiang & Zhang 2002, LIRS). So a set that is a little too large and is ranked again and again keeps its
-    place as far as there is room, where the least recently used would always go just before it is asked for; and a set that is no
-    longer asked for makes room at the second call for another.
+    Where there is no room, a document takes the place of those that have been idle for longer than it was itself between the last calls
+    that asked for it (inter-reference recency, Jiang & Zhang 2002, LIRS). So a set that is a little too large and is ranked again and
+    again keeps its place as far as there is room, where the least recently used would always go just before it is asked for; and a set
+    that is no longer asked for makes room at the second call for new documents.
 
     Attributes:
         counts: hits, reads, computations, drops.
@@ -110,8 +113,8 @@ class DocumentCache:
         self._states: OrderedDict[Key, DocumentState] = OrderedDict()
         self._used: dict[Key, int] = {}
         """Number of the call in which each state in memory was last asked for."""
-        self._met: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
-        """Numbers of the calls before last (-1: there was none) and last in which each document was met."""
+        self._met: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
+        """Numbers of the last calls, at most `REMEMBERED` of them, in which each document was met."""
         self._calls = 0
         """How many calls there have been."""
         self._of: object = None
@@ -170,11 +173,12 @@ class DocumentCache:
             if call.of is not self._turn:
                 return False
             short = _digest(key)  # what was only met must not cost memory
-            earlier, last = self._met.pop(short, (-1, -1))
-            self._met[short] = (last if last < call.number else earlier, call.number)
+            before = self._met.pop(short, ())
+            earlier = tuple(number for number in before if number < call.number)
+            self._met[short] = (*earlier[1 - REMEMBERED :], call.number)
             while len(self._met) > MET:
                 self._met.popitem(last=False)
-            return last >= 0
+            return bool(before)
 
     def get(self, key: Key, call: CacheCall) -> DocumentState | None:
         """The state of a document from memory or disk."""
@@ -207,13 +211,22 @@ class DocumentCache:
                     self._write(key, state)
         return state
 
+    def _since(self, key: Key, call: CacheCall) -> int:
+        """What was last asked for before this call may go for a document: it has then been idle for longer than the document ever was
+        between the last calls that asked for it. Several, for a part of a large set may be asked for a few times in a row, and then
+        not until the whole set has been. -1: it was never asked for before."""
+        asked = [number for number in self._met.get(_digest(key), ()) if number < call.number]
+        if not asked:
+            return -1
+        return call.number - max(later - earlier for earlier, later in pairwise([*asked, call.number]))
+
     def _keep(self, key: Key, state: DocumentState, call: CacheCall, wanted: bool = False) -> None:
         if state.bytes > self.max_bytes:
             self.counts.dropped += 1
             return
         if (before := self._states.pop(key, None)) is not None:
             self.bytes -= before.bytes
-        last = call.number if wanted else self._met.get(_digest(key), (-1, -1))[0]
+        last = call.number if wanted else self._since(key, call)
         room, leaving = self.max_bytes - self.bytes, []
         for other in self._states:
             if room >= state.bytes or self._used[other] >= last:

@@ -57,12 +57,15 @@ class OpenSessions(threading.local):
         self.here: list[WatchingSession] = []
         self.everywhere = everywhere
 
-    def add(self, session: WatchingSession) -> None:
+    def add(self, session: WatchingSession) -> list[WatchingSession]:
+        """Returns this thread's list, for `remove`, which another thread may call."""
         self.here.append(session)
         self.everywhere.append(session)
+        return self.here
 
-    def remove(self, session: WatchingSession) -> None:
-        self.here.remove(session)
+    def remove(self, session: WatchingSession, owner: list[WatchingSession]) -> None:
+        """Take a session out of the list of the thread that opened it."""
+        owner.remove(session)
         self.everywhere.remove(session)
 
     @property

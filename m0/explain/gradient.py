@@ -231,15 +231,21 @@ def _ledgered(
     if matrix and edges.outputs and matrix_bytes is not None:
         interaction, pieces = interaction_of(encoding, edges, by_outputs, matrix_bytes)
         if pieces > 1:
-            size = matrix_bytes / 2**20
-            notes = (f"the matrix of query and document was computed in {pieces} pieces, each within {size:,.0f} MiB.",)
+            size = _in_bytes(matrix_bytes)
+            notes = (f"the matrix of query and document was computed in {pieces} pieces, each within {size}.",)
     elif matrix and (through := kept.patterns or constant):
         interaction = _edges(encoding, through, by_patterns[: len(kept.patterns)] or by_constant)
     if matrix and interaction is None:
-        size = (matrix_bytes or 0) / 2**20
-        notes = (f"the matrix of query and document was left out, for it takes more than {size:,.0f} MiB.",)
+        size = _in_bytes(matrix_bytes or 0)
+        notes = (f"the matrix of query and document was left out, for it takes more than {size}.",)
     more = {"fine": fine, "ledger": ledger, "interaction": interaction, "notes": notes}
     return explained(reranker, method, encoding, logit, tokens, True, **more)
+
+
+def _in_bytes(count: int) -> str:
+    """A number of bytes as it is read: 1 GiB, 200 MiB, 9.8 KiB."""
+    power = min(3, max(0, count.bit_length() - 1) // 10)
+    return f"{count / 2 ** (10 * power):.4g} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _edges(encoding: Encoding, patterns: list[Tensor], gradients: list[Tensor]) -> Interaction:

@@ -48,6 +48,8 @@ class Session:
     def __init__(self, reranker: Scorer, taps: Sequence[Tap], every_token: bool = False) -> None:
         self.reranker, self.watched, self.every_token = reranker, list(taps), every_token
         self.handles = Handles()
+        self.owner: list[WatchingSession] = []
+        """The open sessions of the thread that entered this one."""
         self.attached: list[nn.Module] = []
         """The modules that the taps were found in."""
         self.silent = False
@@ -69,12 +71,12 @@ class Session:
     def __enter__(self: Own) -> Own:
         with self.reranker.calls.shared():
             self.attach()
-        self.reranker.open_sessions.add(self)
+        self.owner = self.reranker.open_sessions.add(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.handles.remove()
-        self.reranker.open_sessions.remove(self)
+        self.reranker.open_sessions.remove(self, self.owner)
 
     def attach(self) -> None:
         try:

@@ -165,27 +165,27 @@ class Handles:
 
     def before(self, module: nn.Module, hook: Callable[[Any, tuple[Any, ...]], Any]) -> None:
         """Call `hook(module, arguments)` before the module; what it returns takes the arguments' place, but for None."""
-        thread = threading.get_ident()
+        thread = threading.current_thread()
 
         def own(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            return hook(module, args) if threading.get_ident() == thread else None
+            return hook(module, args) if threading.current_thread() is thread else None
 
         with HOOKS:
             self._undo.append(module.register_forward_pre_hook(own).remove)
 
     def after(self, module: nn.Module, hook: Callable[[Any, tuple[Any, ...], Any], Any]) -> None:
         """Call `hook(module, arguments, output)` after the module; what it returns takes the output's place, but for None."""
-        thread = threading.get_ident()
+        thread = threading.current_thread()
 
         def own(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return hook(module, args, output) if threading.get_ident() == thread else None
+            return hook(module, args, output) if threading.current_thread() is thread else None
 
         with HOOKS:
             self._undo.append(module.register_forward_hook(own).remove)
 
     def watch(self, attend: Attend, watcher: Watcher) -> None:
         """Show scores and patterns to `watcher` (see `m0.model.attention.Attend`)."""
-        entry = (threading.get_ident(), watcher)
+        entry = (threading.current_thread(), watcher)
 
         def undo() -> None:
             attend.watchers = [other for other in attend.watchers if other is not entry]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from inspect import signature
 from itertools import accumulate
-from threading import get_ident
+from threading import Thread, current_thread
 from typing import Any, TypeVar
 
 import torch
@@ -256,7 +256,7 @@ class Attend(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.watchers: list[tuple[int, Watcher]] = []
+        self.watchers: list[tuple[Thread, Watcher]] = []
         """Each with the thread whose calls it sees. The list is replaced, never changed, for other threads may be reading it."""
         self.prepares = False
 
@@ -275,7 +275,7 @@ class Attend(nn.Module):
 
         Returns: the shape of `query`.
         """
-        watchers = [watcher for thread, watcher in self.watchers if thread == get_ident()]
+        watchers = [watcher for thread, watcher in self.watchers if thread is current_thread()]
         if not watchers and has_ragged_kernel(query) and not (self.prepares and packing.long_and_alike):
             return _in_one_call(query, key, value, packing.last_ragged if last_only else packing.ragged)
         plan = packing.last_plan if last_only else packing.plan
