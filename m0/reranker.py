@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -153,8 +152,7 @@ class Reranker(Explaining, Copied):
         where, directory = device_of(device), locate(name, revision)
         model = load_checkpoint(directory, dtype_of(dtype, where, directory), where)
         limits = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
-        given: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
-        settings = replace(load_image_settings(directory, model.config), **given)
+        settings = load_image_settings(directory, model.config, limits)
         reranker = cls(model, load_tokenizer(directory / TOKENIZER), settings, str(name))
         reranker.prompt.check_tokenizer(directory / TOKENIZER)
         reranker._tokenizer_file = directory / TOKENIZER

@@ -29,6 +29,7 @@ from m0.model.rotary import Grid
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT_RATIO = 200
+ORDER = ", but 0 < min <= max must hold."
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,14 @@ class ImageSettings:
                 raise ImageError(f"{name} is {value!r}, but must be a whole number of at least 1.")
         if not isinstance(self.as_reference, bool):
             raise ImageError(f"as_reference is {self.as_reference!r}, but must be True or False.")
-        if not 0 < self.min_pixels <= self.max_pixels:
-            raise ImageError(f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}, but 0 < min <= max must hold.")
         if self.max_pixels < self.factor**2:
             raise ImageError(f"max_pixels is {self.max_pixels}, but one visual token takes {self.factor**2} pixels.")
+        if self.min_pixels > self.max_pixels:
+            lowest, highest = (
+                f"{value}{' (the default)' if value == getattr(ImageSettings, name) else ''}"
+                for name, value in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels))
+            )
+            raise ImageError(f"min_pixels is {lowest} and max_pixels {highest}{ORDER}")
 
     @property
     def factor(self) -> int:
