@@ -14,7 +14,7 @@ from m0.errors import M0Error
 def read_object(path: Path, error: type[M0Error]) -> dict[str, Any]:
     """The JSON object in a file. Raises `error`, one sentence that names the file."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins files with a byte order mark
     except FileNotFoundError:
         raise error(f"{path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as reason:
@@ -64,10 +64,6 @@ class JsonPart:
         if value is not None and not isinstance(value, Mapping):
             raise self.error(f"{self.name}{key} is {shown(value)}, but must be a JSON object.")
         return JsonPart(value or {}, self.error, f"{self.name}{key}.", defaults or {})
-
-    def absent(self, *keys: str) -> dict[str, Any]:
-        """Those of the keys that the file does not hold, by their full names, with what stands in for them."""
-        return {f"{self.name}{key}": self.defaults[key] for key in keys if key not in self.values}
 
 
 def shown(value: Any) -> str:

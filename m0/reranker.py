@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -40,7 +39,7 @@ from m0.engine.watching import OpenSessions, WatchingSession
 from m0.errors import AdapterError, CheckpointError, InputError
 from m0.explain.methods import Explaining
 from m0.inputs.images import ImageSettings
-from m0.inputs.listed import listed
+from m0.inputs.listed import listed, listed_pairs
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
 from m0.inputs.reading import encode_pairs, read_side
 from m0.inputs.stream import Part
@@ -153,8 +152,7 @@ class Reranker(Explaining, Copied):
         where, directory = device_of(device), locate(name, revision)
         model = load_checkpoint(directory, dtype_of(dtype, where, directory), where)
         limits = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
-        given: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
-        settings = replace(load_image_settings(directory, model.config), **given)
+        settings = load_image_settings(directory, model.config, limits)
         reranker = cls(model, load_tokenizer(directory / TOKENIZER), settings, str(name))
         reranker.prompt.check_tokenizer(directory / TOKENIZER)
         reranker._tokenizer_file = directory / TOKENIZER
@@ -235,7 +233,6 @@ class Reranker(Explaining, Copied):
 
     # --- ranking ------------------------------------------------------------------------------------------------------
 
-    @uses_model
     def rank(
         self,
         query: Any,
@@ -260,9 +257,10 @@ class Reranker(Explaining, Copied):
 
         Raises InputError (of a document with its number), one sentence.
         """
-        return rank(self, query, listed(documents), top_n, on_error, cascade, *settle(limits, run, keywords))
+        given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
+        with self.calls.shared():
+            return rank(self, query, given, top_n, on_error, cascade, *settle(limits, run, keywords))
 
-    @uses_model
     def score(
         self, pairs: Iterable[Any], limits: Limits | None = None, run: RunOptions | None = None, **keywords: Unpack[Keywords]
     ) -> list[float]:
@@ -272,13 +270,13 @@ class Reranker(Explaining, Copied):
         )
         return relevance(logits, self.model.config.logit_bias).tolist()
 
-    @uses_model
     def logits(
         self, pairs: Iterable[Any], limits: Limits | None = None, run: RunOptions | None = None, **keywords: Unpack[Keywords]
     ) -> list[float]:
         """The model's raw output for each (query, document) pair; relevance is sigmoid(logit - 2.65). Otherwise as `score`."""
-        lengths, how = settle(limits, run, keywords)
-        return self.logits_of(encode_pairs(self.prompt, pairs, lengths, self.image_settings), run=how)
+        (lengths, how), given = settle(limits, run, keywords), listed_pairs(pairs)
+        with self.calls.shared():
+            return self.logits_of(encode_pairs(self.prompt, given, lengths, self.image_settings), run=how)
 
     @uses_model
     def logits_of(
@@ -293,7 +291,6 @@ class Reranker(Explaining, Copied):
         call = ScoringCall(how.tokens(self.model.device), how.progress, pictures)
         return score_prompts(self, encodings, call).tolist()
 
-    @uses_model
     def prepare(
         self,
         documents: Iterable[Any],
@@ -312,7 +309,9 @@ class Reranker(Explaining, Copied):
 
         Returns: how many were computed; the others were cached already. Raises InputError (of a document with its number).
         """
-        return prepare(self, listed(documents), *settle(limits, run, keywords))
+        given = listed(documents)
+        with self.calls.shared():
+            return prepare(self, given, *settle(limits, run, keywords))
 
     def encode(self, query: Any, document: Any, limits: Limits | None = None, **keywords: Unpack[Keywords]) -> Encoding:
         """The prompt of one pair: token ids, positions, pictures, and the origin of every token. Raises InputError."""
@@ -323,7 +322,6 @@ class Reranker(Explaining, Copied):
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place. Raises InputError."""
         return read_side(value, side, self.image_settings)
 
-    @uses_model
     def compute_score(
         self,
         pairs: Any,
@@ -350,7 +348,9 @@ class Reranker(Explaining, Copied):
         Returns: scores in the order of `pairs`; a bare number for a single pair, as the vendor's does. Raises InputError.
         """
         limits = Limits(Limits.max_length if max_length is None else max_length, max_query_length, max_doc_length)
-        return compute_score(self, pairs, batch_size, limits, query_type, doc_type, normalize_scores, show_progress)
+        given = pairs if isinstance(pairs, Mapping) else listed(pairs, "pairs")
+        with self.calls.shared():
+            return compute_score(self, given, batch_size, limits, query_type, doc_type, normalize_scores, show_progress)
 
     # --- looking inside -----------------------------------------------------------------------------------------------
 

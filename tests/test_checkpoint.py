@@ -1,15 +1,18 @@
 """Files: both layouts, shards, types, memory, and every way in which a checkpoint can be unusable."""
 
+import codecs
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from m0 import LoRAConfig, Reranker
 from m0.checkpoints.files import (
     list_tensors,
     load_checkpoint,
@@ -19,10 +22,11 @@ from m0.checkpoints.files import (
     save_checkpoint,
     their_key,
 )
+from m0.checkpoints.picture_files import load_image_settings
 from m0.errors import CheckpointError, M0Error
 from m0.model.config import DecoderConfig
 from m0.model.reranker_model import RerankerModel
-from tests.conftest import tiny_config
+from tests.conftest import noise, tiny_config
 
 
 def same(a, b):
@@ -106,7 +110,7 @@ def twice(tensors):
         (add, ["unexpected tensor model.layers.9.mlp.up_proj.weight of shape [2, 2]", "model.safetensors"]),
         (reshape, ["visual.blocks.0.norm1.weight has shape [7]", "asks for [64]", "model.safetensors"]),
         (whole_numbers, ["model.norm.weight has type I8"]),
-        (twice, ["the same parameter twice"]),
+        (twice, ["model.safetensors: model.language_model.norm.weight and model.norm.weight are the same parameter twice."]),
     ],
 )
 def test_every_tensor_is_accounted_for(stored, change, words):
@@ -116,6 +120,108 @@ def test_every_tensor_is_accounted_for(stored, change, words):
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_two_shards_with_the_same_parameter_are_both_named(stored, model):
+    save_checkpoint(model, stored, max_shard_bytes=60_000)
+    *others, last = sorted(stored.glob("*.safetensors"))
+    first, key = next((file, key) for file in others for key in load_file(file) if key.startswith("model."))
+    for copy in (key, key.replace("model.", "model.language_model.", 1)):
+        shard = load_file(last)
+        shard.pop(key, None)
+        save_file({**shard, copy: torch.zeros(3)}, last)
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(stored)
+        names = key if copy == key else f"{key} and {copy}"
+        assert str(caught.value) == f"{first} and {last.name} both hold the same parameter: {names}."
+
+
+def leave_out(directory, *keys):
+    values = json.loads((directory / "config.json").read_text())
+    for key in keys:
+        part, _, name = key.rpartition(".")
+        del (values[part] if part else values)[name]
+    (directory / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("layout", ["hub", "nested"])
+@pytest.mark.parametrize(
+    ("key", "message", "default"),
+    [
+        ("num_hidden_layers", "lacks the tensor model.layers.3.input_layernorm.weight", 80),
+        ("intermediate_size", "model.layers.0.mlp.down_proj.weight has shape [64, 96]", 29568),
+        ("vocab_size", "embed_tokens.weight has shape [512, 64]", 152064),
+        ("vision_config.depth", "lacks the tensor visual.blocks.3.norm1.weight", 32),
+        ("vision_config.embed_dim", "visual.blocks.0.attn.proj.bias has shape [64]", 1280),
+        ("vision_config.mlp_ratio", "visual.blocks.0.mlp.fc1.bias has shape [128]", 4),
+        ("vision_config.patch_size", "visual.patch_embed.proj.weight has shape [64, 3, 2, 16, 16]", 14),
+        ("vision_config.spatial_merge_size", "visual.merger.mlp.0.bias has shape [576]", 2),
+    ],
+)
+def test_tensors_that_do_not_fit_a_default_name_the_key_that_is_not_in_the_file(tmp_path, layout, key, message, default):
+    config = tiny_config()
+    changes = {"mlp_ratio": 2.0, "patch_size": 16, "spatial_merge_size": 3}
+    name = key.rpartition(".")[2]
+    if name in changes:
+        config = config.replace(vision=replace(config.vision, **{name: changes[name]}))
+    save_checkpoint(RerankerModel(config), tmp_path, layout=layout)
+    key = key if layout == "hub" or key.startswith("vision") else f"text_config.{key}"
+    leave_out(tmp_path, key)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path)
+    if layout == "hub":
+        assert message in str(caught.value)
+    assert str(caught.value).endswith(f" (not in config.json: {key} (transformers' default {default})).")
+
+
+def test_a_message_names_no_key_that_has_nothing_to_do_with_it(stored):
+    leave_out(stored, "vision_config.patch_size", "vision_config.depth", "rms_norm_eps", "vision_config.temporal_patch_size")
+    rewrite(stored, reshape)
+    values = json.loads((stored / "config.json").read_text())
+    values["vision_config"]["num_hidden_layers"] = 3  # another name of the depth
+    (stored / "config.json").write_text(json.dumps(values))
+    for change in (reshape, drop, twice):
+        rewrite(stored, change)
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(stored)
+        assert "not in config.json" not in str(caught.value)
+
+
+def test_picture_settings_that_do_not_fit_a_default_name_it(stored, model):
+    leave_out(stored, "vision_config.spatial_merge_size")
+    values = json.loads((stored / "preprocessor_config.json").read_text())
+    (stored / "preprocessor_config.json").write_text(json.dumps({**values, "merge_size": 4}))
+    with pytest.raises(CheckpointError) as caught:
+        load_image_settings(stored, model.config)
+    said = "vision_config.spatial_merge_size (transformers' default 2)"
+    assert str(caught.value).endswith(f"merge_size is 4, but by the model's config.json it is 2 (not in config.json: {said}).")
+
+
+def test_byte_order_marks_of_all_json_files_are_read(tmp_path, tiny, tiny_directory):
+    """An editor on Windows puts one before whatever it saves."""
+    tiny_config = json.loads((tiny_directory / "config.json").read_text())
+    tiny.save_pretrained(tmp_path / "a")
+    save_checkpoint(tiny.model, tmp_path / "a", max_shard_bytes=200_000)
+    processor = {"image_processor": json.loads((tmp_path / "a" / "preprocessor_config.json").read_text())}
+    (tmp_path / "a" / "processor_config.json").write_text(json.dumps(processor))
+    adapters = Reranker.from_pretrained(tiny_directory, dtype="float32").adapters
+    adapters.add("x", LoRAConfig(r=2))
+    adapters.save(tmp_path / "adapter")
+    files = [*(tmp_path / "a").glob("*.json"), tmp_path / "adapter" / "adapter_config.json"]
+    assert {file.name for file in files} >= {"model.safetensors.index.json", "tokenizer.json", "processor_config.json"}
+    for file in files:
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    pair = [("q", "document"), ("q", noise(60, 60))]
+    loaded = Reranker.from_pretrained(tmp_path / "a", dtype="float32", adapter=tmp_path / "adapter")
+    assert loaded.logits(pair) == tiny.logits(pair)
+    assert loaded.image_settings == tiny.image_settings
+    loaded.adapters.activate(None)
+    loaded.save_pretrained(tmp_path / "b")
+    assert not any(file.read_bytes().startswith(codecs.BOM_UTF8) for file in (tmp_path / "b").iterdir())
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == tiny_config | {"torch_dtype": "float32"}
+    (tmp_path / "a" / "tokenizer.json").write_bytes(b"\xff\xfe{\0")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a readable tokenizer"):
+        Reranker.from_pretrained(tmp_path / "a")
 
 
 def test_the_vocabulary_projection_is_ignored(stored, model):

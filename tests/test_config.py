@@ -32,6 +32,7 @@ def test_written_and_read_back(tmp_path, config, layout):
     ("change", "message"),
     [
         ({"model_type": "qwen2_5_vl"}, "model_type is 'qwen2_5_vl'"),
+        ({"model_type": None}, "model_type is null"),
         ({"num_attention_heads": 5}, "not a multiple of its 5 heads"),
         ({"num_key_value_heads": 3}, "cannot be shared out over 3"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
@@ -55,10 +56,10 @@ def test_written_and_read_back(tmp_path, config, layout):
         ({"transformers_weights": "other.safetensors"}, "transformers_weights is 'other.safetensors'"),
         ({"hidden_size": "64"}, "must be a whole number"),
         ({"num_hidden_layers": 0}, "must be above 0"),
-        ({"vision_config": None}, "not in the file: vision_config.hidden_size 3584, transformers' default"),
+        ({"vision_config": None}, "not in config.json: vision_config.hidden_size (transformers' default 3584)"),
         ({"vision_config": [1]}, "vision_config is [1], but must be a JSON object"),
         ({"text_config": [1]}, "text_config is [1], but must be a JSON object"),
-        ({"text_config": {}}, "not in the file: text_config.hidden_size 8192, transformers' default"),
+        ({"text_config": {}}, "not in config.json: text_config.hidden_size (transformers' default 8192)"),
         ({"image_token_id": 99999}, "outside the vocabulary"),
     ],
 )
@@ -160,6 +161,84 @@ def test_an_error_names_the_nested_part(change, message):
     with pytest.raises(ConfigError) as caught:
         RerankerConfig.from_dict({**values, "text_config": {**values["text_config"], **change}})
     assert message in str(caught.value)
+
+
+def without(values, *keys):
+    """The same without these keys, those of an inner part after a dot."""
+    left = json.loads(json.dumps(values))
+    for key in keys:
+        *parts, last = key.split(".")
+        inner = left
+        for part in parts:
+            inner = inner[part]
+        del inner[last]
+    return left
+
+
+MROPE = "mrope_section (transformers' default [16, 24, 24])"
+HEADS = "num_attention_heads (transformers' default 64)"
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("hidden_size", "hidden_size (transformers' default 8192)"),
+        ("num_attention_heads", HEADS),
+        ("num_key_value_heads", "num_key_value_heads (transformers' default 8)"),
+        ("rope_scaling", f"rope_scaling.{MROPE}"),
+        ("rope_scaling.mrope_section", f"rope_scaling.{MROPE}"),
+        ("vision_config", "vision_config.hidden_size (transformers' default 3584)"),
+        ("vision_config.hidden_size", "vision_config.hidden_size (transformers' default 3584)"),
+        ("vision_config.num_heads", "vision_config.num_heads (transformers' default 16)"),
+        ("vision_start_token_id", "vision_start_token_id (transformers' default 151652)"),
+        ("image_token_id", "image_token_id (transformers' default 151655)"),
+        ("num_hidden_layers", "num_hidden_layers (transformers' default 80)"),
+        ("score_token_id", "score_token_id (m0's default 100)"),
+    ],
+)
+def test_a_key_that_is_not_in_the_file_is_named(missing, said):
+    values = tiny_config().to_dict()
+    values["vision_config"] |= {"embed_dim": 72 if missing == "vision_config.num_heads" else 64}
+    values |= {"layer_types": ["full_attention"] * 3}
+    if missing == "score_token_id":
+        values |= {"vocab_size": 100, "vision_start_token_id": 1, "vision_end_token_id": 2, "image_token_id": 3}
+    RerankerConfig.from_dict(values | {"score_token_id": 4})
+    with pytest.raises(ConfigError) as caught:
+        RerankerConfig.from_dict(without(values, missing))
+    assert str(caught.value).endswith(f" (not in config.json: {said}).")
+
+
+def test_a_file_without_a_model_type():
+    with pytest.raises(ConfigError, match="model_type is not in config.json, but m0 implements 'qwen2_vl' only"):
+        RerankerConfig.from_dict(without(tiny_config().to_dict(), "model_type"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (["hidden_size"], "text_config.hidden_size (transformers' default 8192)"),
+        (["rope_parameters"], f"text_config.rope_parameters.{MROPE}"),
+        (["rope_parameters.mrope_section", "num_attention_heads"], f"text_config.rope_parameters.{MROPE}, text_config.{HEADS}"),
+    ],
+)
+def test_a_key_that_is_not_in_the_nested_part_is_named(missing, said):
+    with pytest.raises(ConfigError) as caught:
+        RerankerConfig.from_dict(without(tiny_config().to_dict("nested"), *(f"text_config.{key}" for key in missing)))
+    assert str(caught.value).endswith(f" (not in config.json: {said}).")
+
+
+def test_an_error_about_keys_that_are_in_the_file_names_no_default():
+    values = without(tiny_config().to_dict(), "rms_norm_eps", "max_position_embeddings", "vision_config.depth")
+    for change in ({"num_key_value_heads": 3}, {"hidden_size": 72}, {"image_token_id": 9999}, {"image_token_id": 508}):
+        with pytest.raises(ConfigError) as caught:
+            RerankerConfig.from_dict(values | change)
+        assert "not in config.json" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_byte_order_mark_is_read(tmp_path, mark):
+    (tmp_path / "config.json").write_text(mark + json.dumps(tiny_config().to_dict()), encoding="utf-8")
+    assert RerankerConfig.load(tmp_path) == tiny_config()
 
 
 def test_what_changes_nothing_is_read(tmp_path):

@@ -235,6 +235,28 @@ def test_the_reference_clips_and_so_does_as_reference():
     assert shown(FILES["TIFF, floats to 1"], reference).max() == 1
 
 
+AS_REFERENCE = [GREY, GREY[:, :, None], GREY > 99, RGB, np.dstack([RGB, ALPHA]), DEEP, DEEP.astype(">u2"), DEEP.astype(np.int32),
+          DEEP.astype(np.uint32), (GREY / 255).astype(np.float32), GREY / 255, GREY.astype(np.float32) * 2]  # fmt: skip
+
+
+@pytest.mark.parametrize("array", AS_REFERENCE, ids=lambda array: f"{array.dtype}-{array.ndim}-{array.max()}")
+def test_an_array_as_the_reference_sees_it_is_the_pil_image_of_it(array):
+    image = Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else array)
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(shown(array, ImageSettings(as_reference=True)), expected)
+    assert np.array_equal(shown(image, ImageSettings(as_reference=True)), expected)
+
+
+@pytest.mark.parametrize("array", [RGB.astype(np.uint16), RGB / 255, GREY.astype(np.int64), (GREY / 255).astype(np.float16)])
+def test_an_array_of_which_pillow_makes_no_picture_has_none_as_the_reference_sees_it(array):
+    assert shown(array).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(ImageError) as caught:
+        prepare_picture(array, ImageSettings(as_reference=True))
+    assert str(caught.value).startswith(
+        f"the array of shape {array.shape} is of {array.dtype}, of which Pillow makes no picture"
+    )
+
+
 def test_the_depth_is_a_setting_of_a_reranker_and_part_of_its_fingerprint(nano):
     before, settings = nano.fingerprint(), nano.image_settings
     (deep_one,) = nano.rank("compass", [FILES["PNG"]])

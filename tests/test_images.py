@@ -190,7 +190,28 @@ def test_limits_that_make_no_sense(limits):
         ImageSettings(**limits)
 
 
+LENGTH = {"Content-Length": str(len(encoded()))}
+STATED = {
+    "/cut": LENGTH,
+    "/cut-page": {**LENGTH, "Content-Type": "text/html"},
+    "/cut-chunks": {"Transfer-Encoding": "chunked"},
+    "/cut-unknown": {},
+    "/cut-encoded": {**LENGTH, "Content-Encoding": "other"},
+    "/cut-plain": {**LENGTH, "Content-Encoding": "Identity"},
+    "/whole": LENGTH,
+    "/chunks": {"Transfer-Encoding": "chunked"},
+    "/odd": {"Content-Length": "about 9"},
+}
+
+
 class Answers(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    close_connection = True
+
+    def send_header(self, name, value):
+        super().send_header(name, value)
+        self.close_connection = True
+
     def do_GET(self):
         if self.path in ("/unnamed", "/named-text", "/bild-%C3%A4.png", "/a%20b.png"):
             self.send_response(200)
@@ -203,6 +224,16 @@ class Answers(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Type", "image/png")
             self.end_headers()
             self.wfile.write(encoded())
+        elif self.path in STATED:
+            self.send_response(200)
+            for name, value in STATED[self.path].items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(f"{len(encoded()):x}\r\n".encode() if "Transfer-Encoding" in STATED[self.path] else b"")
+            self.wfile.write(
+                encoded()[:-12] if self.path.startswith("/cut") else encoded()
+            )  # all but the end, which nobody misses
+            self.wfile.write(b"\r\n0\r\n\r\n" if self.path == "/chunks" else b"")
         elif self.path == "/page":
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -229,6 +260,20 @@ def test_urls(server):
         prepare_picture(f"{server}/page")
     with pytest.raises(ImageError, match="answered 404"):
         prepare_picture(f"{server}/nothing")
+
+
+@pytest.mark.parametrize("path", ["cut", "cut-page", "cut-plain", "cut-chunks"])
+def test_an_answer_that_ends_too_early_is_not_taken_for_whole(server, path):
+    size = len(encoded())
+    after = "" if path == "cut-chunks" else f" after {size - 12} of {size} bytes"
+    with pytest.raises(ImageError) as caught:
+        prepare_picture(f"{server}/{path}")
+    assert str(caught.value) == f"{server}/{path}: the answer was cut short{after}."
+
+
+@pytest.mark.parametrize("path", ["whole", "chunks", "odd", "cut-unknown", "cut-encoded"])
+def test_an_answer_of_which_no_other_length_is_known_is_read(server, path):
+    assert np.array_equal(prepare_picture(f"{server}/{path}").pixels, prepare_picture(encoded()).pixels)
 
 
 @pytest.mark.parametrize("path", ["unnamed", "named-text", "bild-ä.png", "a b.png"])
@@ -260,8 +305,33 @@ def test_any_path_like_object_is_a_path(tmp_path):
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ImageError, match="not a file, but a device, pipe or socket"):
+    with pytest.raises(ImageError) as caught:
         prepare_picture(tmp_path / "pipe")
+    assert str(caught.value) == f"{tmp_path / 'pipe'} is not a file, but a device, pipe or socket."
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "bmp", "gif"])
+@pytest.mark.parametrize("as_reference", [False, True])
+def test_a_closed_picture_says_that_it_was_closed(tmp_path, kind, as_reference):
+    path = tmp_path / f"a.{kind}"
+    noise(60, 50).save(path)
+    closed, loaded, left = Image.open(path), Image.open(path), Image.open(path)
+    closed.close()
+    loaded.load()
+    loaded.close()
+    with left:
+        pass
+    with path.open("rb") as file:
+        of_closed_file = Image.open(file)
+    for image in (closed, loaded, left, of_closed_file):
+        with pytest.raises(ImageError) as caught:
+            prepare_picture(image, ImageSettings(as_reference=as_reference))
+        assert str(caught.value) == (
+            "the PIL image of 60 x 50 was closed, or its file was, before m0 could read it; give it open, or loaded."
+        )
+    with Image.open(path) as image:
+        image.load()
+    assert prepare_picture(image).original_size == (60, 50)
 
 
 @pytest.mark.parametrize(

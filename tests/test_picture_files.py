@@ -8,7 +8,7 @@ import pytest
 from m0 import Reranker, RerankerConfig
 from m0.checkpoints.files import save_checkpoint
 from m0.checkpoints.picture_files import load_image_settings
-from m0.errors import CheckpointError
+from m0.errors import CheckpointError, ImageError
 from m0.inputs.images import MEAN, STD, ImageSettings
 from m0.model.reranker_model import RerankerModel
 from tests.conftest import noise, tiny_config
@@ -84,7 +84,7 @@ REFUSED = [
     ({"max_pixels": [12544]}, "max_pixels is [12544], but must be a whole number"),
     ({"max_pixels": 10**30}, "max_pixels is 1000000000000000000000000000000, but may be"),
     (pixels(12544, 784), "min_pixels is 12544 and max_pixels 784"),
-    (pixels(700000, 800000), "min_pixels is 700000 and max_pixels 602112"),
+    (pixels(700000, 800000), "min_pixels is 700000 and max_pixels 602112 (the most that m0 takes where max_pixels is not given; "),
     ({"max_pixels": 100, "min_pixels": 1}, "one visual token takes 784 pixels"),
     ({"size": {"shortest_edge": 3136}}, "size is {'shortest_edge': 3136}, but must hold shortest_edge and longest_edge"),
     ({"size": {"longest_edge": 12544}}, "size is {'longest_edge': 12544}, but must hold"),
@@ -113,6 +113,57 @@ REFUSED = [
     ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type is 'CLIPImageProcessor'"),
     ({"image_processor_type": 5}, "image_processor_type is 5"),
 ]  # fmt: skip
+
+
+CAP = "the most that m0 takes where max_pixels is not given; preprocessor_config.json says 2000000"
+FILE = "of preprocessor_config.json"
+MUST = "but 0 < min <= max must hold."
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        (pixels(1000000, 2000000), {}, f"min_pixels is 1000000 and max_pixels 602112 ({CAP}), {MUST}"),
+        (pixels(1000000, 2000000), {"min_pixels": 700000}, f"min_pixels is 700000 (as given) and max_pixels 602112 ({CAP}), {MUST}"),
+        (pixels(1000000, 2000000), {"max_pixels": 800000}, f"min_pixels is 1000000 ({FILE}) and max_pixels 800000 (as given), {MUST}"),
+        (pixels(7056, 100352), {"max_pixels": 1000}, f"min_pixels is 7056 ({FILE}) and max_pixels 1000 (as given), {MUST}"),
+        (pixels(7056, 100352), {"min_pixels": 200000}, f"min_pixels is 200000 (as given) and max_pixels 100352 ({FILE}), {MUST}"),
+        (pixels(7056, 100352), {"min_pixels": 9000, "max_pixels": 8000}, f"9000 (as given) and max_pixels 8000 (as given), {MUST}"),
+        (pixels(7056, 100352), {"max_pixels": 10}, "max_pixels is 10, but one visual token takes 784 pixels."),
+        (pixels(7056, 100352), {"max_pixels": 0}, "max_pixels is 0, but must be a whole number of at least 1."),
+        (pixels(7056, 100352), {"min_pixels": "9"}, "min_pixels is '9', but must be a whole number of at least 1."),
+        ({"max_pixels": 2000}, {}, f"min_pixels is 3136 (m0's default) and max_pixels 2000, {MUST}"),
+        ({"min_pixels": 700000}, {}, f"min_pixels is 700000 and max_pixels 602112 (m0's default), {MUST}"),
+        ({}, {"max_pixels": 1000}, f"min_pixels is 3136 (m0's default) and max_pixels 1000 (as given), {MUST}"),
+        (None, {"max_pixels": 1000}, f"min_pixels is 3136 (m0's default) and max_pixels 1000 (as given), {MUST}"),
+        (None, {"min_pixels": 700000}, f"min_pixels is 700000 (as given) and max_pixels 602112 (m0's default), {MUST}"),
+    ],
+)  # fmt: skip
+def test_a_message_says_where_a_limit_comes_from(tmp_path, settings, given, message):
+    write(tmp_path, settings)
+    with pytest.raises(ImageError if given else CheckpointError) as caught:
+        load_image_settings(tmp_path, RerankerConfig(), given)
+    lead = "" if given else f"{tmp_path}/preprocessor_config.json: "
+    assert str(caught.value).endswith(message)
+    assert str(caught.value).startswith(f"{lead}m")
+
+
+def test_limits_that_were_given_stand_in_for_the_file_s(tmp_path, tiny_directory):
+    """They need not go together with what they replace."""
+    write(tmp_path, pixels(1000000, 2000000))
+    for given, limits in (
+        ({"max_pixels": 2000000}, (1000000, 2000000)),
+        ({"min_pixels": 784, "max_pixels": None}, (784, 602112)),
+        ({"min_pixels": 784, "max_pixels": 784}, (784, 784)),
+    ):
+        settings = load_image_settings(tmp_path, RerankerConfig(), given)
+        assert (settings.min_pixels, settings.max_pixels) == limits
+    with pytest.raises(ImageError) as caught:
+        Reranker.from_pretrained(tiny_directory, max_pixels=1000)
+    assert str(caught.value) == (f"min_pixels is 3136 (of preprocessor_config.json) and max_pixels 1000 (as given), {MUST}")
+    with pytest.raises(ImageError) as caught:
+        ImageSettings(max_pixels=1000)
+    assert str(caught.value) == f"min_pixels is 3136 (the default) and max_pixels 1000, {MUST}"
 
 
 @pytest.mark.parametrize("nested", [False, True])

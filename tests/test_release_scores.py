@@ -103,12 +103,12 @@ def test_the_count_of_what_is_outside(script, off, outside, capsys):
     answers = [list(case.logits) for case in script.CASES]
     answers[0][1] += off / 64
     documents = {"texts": ["a", "b", "c", "d"], "pictures": ["1", "2", "3", "4"]}
-    assert script.verify(Made(answers), documents) == (32, outside)
+    assert script.verify(Made(answers), documents) == (32, outside, 0)
     assert capsys.readouterr().out.count("OUTSIDE") == outside
 
 
 def test_texts_alone(script, capsys):
-    assert script.verify(Made([script.CASES[0].logits]), {"texts": ["a", "b", "c", "d"], "pictures": None}) == (8, 0)
+    assert script.verify(Made([script.CASES[0].logits]), {"texts": ["a", "b", "c", "d"], "pictures": None}) == (8, 0, 0)
     assert capsys.readouterr().out.count("left out: no pictures given") == 3
 
 
@@ -138,6 +138,9 @@ def test_the_script_runs_to_its_end_and_another_model_fails(script, made_up, cap
         (["--texts", "no-such-file.json"], "no-such-file.json cannot be read"),
         (["--pictures", "no-such-folder"], "no-such-folder lacks handelsblatt-preview.png"),
         (["--texts", str(SCRIPT)], "cannot be read"),
+        (["--texts", "~/no-such-file.json"], f"{Path.home()}/no-such-file.json cannot be read"),
+        (["--pictures", "~/no-such-folder"], f"{Path.home()}/no-such-folder lacks"),
+        (["--texts", "~nobody-of-that-name/x.json"], "whom this machine does not know"),
     ],
 )
 def test_what_it_cannot_compare(script, arguments, message, capsys):
@@ -145,3 +148,70 @@ def test_what_it_cannot_compare(script, arguments, message, capsys):
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_leading_tilde_is_the_home_directory(script, made_up, monkeypatch):
+    monkeypatch.setenv("HOME", str(made_up))
+    assert len(script.read_texts("~/texts.json")) == 4
+    assert [part["image"] for part in script.find_pictures("~")] == [made_up / name for name in script.PICTURES]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a", "", "c", "d"], "text 2 cannot be scored: the document is empty."),
+        (["a", "b", "c", " \n"], "text 4 cannot be scored: the document is empty."),
+        (["\ud800", "b", "c", "d"], "text 1 cannot be scored: the document's text is not valid Unicode"),
+        (["a", "b", "c"], "must hold a JSON list of four strings"),
+        (["a", "b", "c", None], "must hold a JSON list of four strings"),
+    ],
+)
+def test_texts_that_cannot_be_scored_are_refused_before_the_table(script, tmp_path, texts, message, capsys):
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    assert script.main(["--model", "m0-nano", "--texts", str(tmp_path / "texts.json")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{tmp_path / 'texts.json'}" in captured.err
+    assert message in captured.err
+
+
+def test_texts_with_a_byte_order_mark(script, tmp_path):
+    (tmp_path / "texts.json").write_text('\ufeff["a", "b", "c", "d"]', encoding="utf-8")
+    assert script.read_texts(tmp_path / "texts.json") == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(("number", "left_out"), [(0, 2), (1, 3), (3, 2)])
+def test_a_broken_picture_costs_its_cases_alone(script, made_up, tmp_path, capsys, number, left_out):
+    """The second is the query of two cases."""
+    for name in (*script.PICTURES, "texts.json"):
+        (tmp_path / name).write_bytes((made_up / name).read_bytes())
+    (tmp_path / script.PICTURES[number]).write_bytes(b"none")
+    arguments = ["--model", "m0-nano", "--texts", str(tmp_path / "texts.json"), "--pictures", str(tmp_path)]
+    assert script.main(arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    named = [line for line in lines if "left out: " in line]
+    assert len(named) == left_out + 1, "the hosted case, too"
+    assert all(script.PICTURES[number] in line and "is not a picture that Pillow can open" in line for line in named)
+    assert len([line for line in lines if " logit " in line or " relevance " in line]) == 8 * (4 - left_out)
+    assert lines[-1] == f"{left_out} cases could not be scored."
+    assert f"of {8 * (4 - left_out)} numbers" in lines[-2]
+
+
+def test_a_broken_picture_fails_even_where_all_numbers_pass(script, made_up, tmp_path, monkeypatch, capsys):
+    class Partly(Made):
+        def logits(self, pairs, max_length):
+            if isinstance(pairs[0][1], dict):
+                raise script.M0Error("a picture is broken.")
+            return super().logits(pairs, max_length)
+
+        def rank(self, *_):
+            raise script.M0Error("a picture is broken.")
+
+    made = Partly([script.CASES[0].logits, script.CASES[2].logits])
+    monkeypatch.setattr(script.Reranker, "from_pretrained", lambda *_, **__: made)
+    assert script.main(["--texts", str(made_up / "texts.json"), "--pictures", str(made_up)]) == 1
+    assert "OUTSIDE" not in (output := capsys.readouterr()).out + output.err
+    made = Partly([])
+    assert script.main(["--pictures", str(made_up)]) == 2
+    assert "Nothing could be compared." in capsys.readouterr().err

@@ -14,10 +14,10 @@ of the file at a time.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from m0.errors import CheckpointError
 from m0.inputs.images import ImageSettings
 from m0.json_part import read_object
 from m0.model.config import RerankerConfig
+from m0.model.defaulted import counted_by, shaped_by, with_defaults_of
 from m0.model.reranker_model import RerankerModel
 from m0.paths import path_of
 
@@ -191,13 +192,15 @@ def match_tensors(tensors: list[StoredTensor], expected: Mapping[str, torch.Size
         if key is None:
             continue
         if key not in expected:
-            raise CheckpointError(f"{tensor.file} has an unexpected tensor {tensor.key} of shape {list(tensor.shape)}.")
+            message = f"{tensor.file} has an unexpected tensor {tensor.key} of shape {list(tensor.shape)}."
+            raise CheckpointError(with_defaults_of(message, origin / CONFIG, counted_by(key)))
         if key in matched:
-            raise CheckpointError(f"{tensor.file}: {tensor.key} and {matched[key].key} are the same parameter twice.")
+            raise CheckpointError(_twice(matched[key], tensor))
         if tensor.shape != tuple(expected[key]):
-            raise CheckpointError(
+            message = (
                 f"{tensor.file}: {tensor.key} has shape {list(tensor.shape)}, but the config asks for {list(expected[key])}."
             )
+            raise CheckpointError(with_defaults_of(message, origin / CONFIG, shaped_by(key)))
         if tensor.type not in FLOAT_TYPES:
             raise CheckpointError(
                 f"{tensor.file}: {tensor.key} has type {tensor.type}, but must be one of {list(FLOAT_TYPES)}."
@@ -205,8 +208,16 @@ def match_tensors(tensors: list[StoredTensor], expected: Mapping[str, torch.Size
         matched[key] = tensor
     if missing := [key for key in expected if key not in matched]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{origin} lacks the tensor {their_key(missing[0])}{more}.")
+        message = f"{origin} lacks the tensor {their_key(missing[0])}{more}."
+        raise CheckpointError(with_defaults_of(message, origin / CONFIG, counted_by(missing[0])))
     return matched
+
+
+def _twice(first: StoredTensor, second: StoredTensor) -> str:
+    if first.file == second.file:
+        return f"{second.file}: {first.key} and {second.key} are the same parameter twice."
+    names = first.key if first.key == second.key else f"{first.key} and {second.key}"
+    return f"{first.file} and {second.file.name} both hold the same parameter: {names}."
 
 
 def read_tensors(
@@ -290,7 +301,8 @@ def save_checkpoint(
         for path, content in {directory / CONFIG: config, **pictures}.items():
             _write_json(path, content)
         if tokenizer_file is not None and tokenizer_file.resolve() != (directory / TOKENIZER).resolve():
-            shutil.copyfile(tokenizer_file, directory / TOKENIZER)
+            # Other readers refuse a byte order mark.
+            (directory / TOKENIZER).write_bytes(tokenizer_file.read_bytes().removeprefix(codecs.BOM_UTF8))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the model cannot be written to {directory}: {error}.") from None
 

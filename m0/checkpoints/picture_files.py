@@ -11,15 +11,16 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from m0.errors import CheckpointError, ImageError
-from m0.inputs.images import MEAN, STD, ImageSettings
+from m0.inputs.images import MEAN, ORDER, STD, ImageSettings
 from m0.json_part import JsonPart, read_object, shown
 from m0.locks import level_of_caller
 from m0.model.config import RerankerConfig, VisionConfig
+from m0.model.defaulted import with_defaults_of
 from m0.paths import path_of
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -30,42 +31,92 @@ BICUBIC = 3
 """As Pillow and torchvision number the ways of resizing."""
 
 
-def load_image_settings(directory: str | Path, config: RerankerConfig) -> ImageSettings:
+def load_image_settings(
+    directory: str | Path, config: RerankerConfig, given: Mapping[str, int | None] | None = None
+) -> ImageSettings:
     """How pictures are resized for this checkpoint: patch sizes from its config, limits from processor_config.json or
     preprocessor_config.json.
 
     Each limit is taken from the first place that has it: min_pixels and max_pixels; size.shortest_edge and size.longest_edge;
     size.min_pixels and size.max_pixels; 3136 and 602112. Where a file asks for more than 602112 pixels, as the released one does,
     602112 is used, which the vendor's code sets (see the model card's usage). Warns where the two files contradict each other.
-    Raises CheckpointError.
+
+    `given`: what a user wants in place of the checkpoint's min_pixels, max_pixels and max_image_pixels; None: as there.
+    Raises CheckpointError, and ImageError where it is what was given that cannot be used.
     """
+    wanted = {key: value for key, value in (given or {}).items() if value is not None}
     files = [
         path
         for path in (path_of(directory, CheckpointError) / PROCESSOR, path_of(directory, CheckpointError) / PREPROCESSOR)
         if path.exists()
     ]
-    found: dict[Path, ImageSettings] = {}
+    found: dict[Path, _FileLimits] = {}
     for path in files:
         try:
             if (part := _part(path)) is not None:
-                found[path] = _settings(part, config.vision)
+                limits = _limits(part, path, config.vision)
+                if found:
+                    limits.settings(config.vision, {})
+                found[path] = limits
         except CheckpointError as error:
             if not found:
                 raise
             warnings.warn(f"{str(error).removesuffix('.')}; {PROCESSOR} was used.", stacklevel=level_of_caller())
     if not found:
-        return _defaults(config.vision)
+        return _FileLimits().settings(config.vision, wanted)
     used, *others = found
+    settings = found[used].settings(config.vision, wanted)
     for other in others:
-        if found[other] != found[used]:
+        if found[other].effective != found[used].effective:
             warnings.warn(
                 f"{_told(found, other)} contradicts {_told(found, used)}, which was used.", stacklevel=level_of_caller()
             )
-    return found[used]
+    return settings
 
 
-def _told(found: Mapping[Path, ImageSettings], path: Path) -> str:
-    return f"{path} ({found[path].min_pixels} to {found[path].max_pixels} pixels)"
+@dataclass(frozen=True)
+class _FileLimits:
+    """A file's limits of the resized picture; None: it has none."""
+
+    file: str = ""
+    name: str = ""
+    """Of the part of it that holds them, for messages."""
+    lowest: int | None = None
+    highest: int | None = None
+
+    @property
+    def effective(self) -> tuple[int, int]:
+        default = ImageSettings.max_pixels
+        return self.lowest or ImageSettings.min_pixels, min(self.highest or default, default)
+
+    def settings(self, vision: VisionConfig, given: Mapping[str, Any]) -> ImageSettings:
+        """`given` wins. Raises CheckpointError and ImageError, which say where a limit comes from."""
+        values: dict[str, Any] = {**dict(zip(("min_pixels", "max_pixels"), self.effective, strict=True)), **given}
+        try:
+            return replace(_defaults(vision), **values)
+        except ImageError as error:
+            message = str(error)
+        if message.endswith(ORDER):
+            lowest, highest = (f"{values[key]}{self._origin(key, given)}" for key in ("min_pixels", "max_pixels"))
+            message = f"min_pixels is {lowest} and max_pixels {highest}{ORDER}"
+        if given:
+            raise ImageError(message)
+        raise CheckpointError(f"{self.name}: {message}")
+
+    def _origin(self, key: str, given: Mapping[str, Any]) -> str:
+        own = self.lowest if key == "min_pixels" else self.highest
+        if key in given:
+            return " (as given)"
+        if own is None:
+            return " (m0's default)"
+        if key == "max_pixels" and own > ImageSettings.max_pixels:
+            return f" (the most that m0 takes where max_pixels is not given; {self.file} says {own})"
+        return f" (of {self.file})" if given else ""
+
+
+def _told(found: Mapping[Path, _FileLimits], path: Path) -> str:
+    lowest, highest = found[path].effective
+    return f"{path} ({lowest} to {highest} pixels)"
 
 
 def _part(path: Path) -> JsonPart | None:
@@ -82,8 +133,8 @@ def _defaults(vision: VisionConfig) -> ImageSettings:
     )
 
 
-def _settings(part: JsonPart, vision: VisionConfig) -> ImageSettings:
-    _refuse_other_patches(part, vision)
+def _limits(part: JsonPart, path: Path, vision: VisionConfig) -> _FileLimits:
+    _refuse_other_patches(part, path, vision)
     size = part.inner("size")
     lowest = _limit((part, "min_pixels"), (size, "shortest_edge"), (size, "min_pixels"))
     highest = _limit((part, "max_pixels"), (size, "longest_edge"), (size, "max_pixels"))
@@ -92,14 +143,7 @@ def _settings(part: JsonPart, vision: VisionConfig) -> ImageSettings:
             f"{part.name}size is {shown(part.get('size'))}, but must hold shortest_edge and longest_edge, or min_pixels and "
             f"max_pixels."
         )
-    try:
-        return replace(
-            _defaults(vision),
-            min_pixels=lowest or ImageSettings.min_pixels,
-            max_pixels=min(highest or ImageSettings.max_pixels, ImageSettings.max_pixels),
-        )
-    except ImageError as error:
-        raise CheckpointError(f"{part.name.rstrip('.: ')}: {error}") from None
+    return _FileLimits(path.name, part.name.rstrip(".: "), lowest, highest)
 
 
 def _limit(*places: tuple[JsonPart, str]) -> int | None:
@@ -112,7 +156,7 @@ def _limit(*places: tuple[JsonPart, str]) -> int | None:
     return None
 
 
-def _refuse_other_patches(part: JsonPart, vision: VisionConfig) -> None:
+def _refuse_other_patches(part: JsonPart, path: Path, vision: VisionConfig) -> None:
     kind = part.get("image_processor_type")
     if kind is not None and not (isinstance(kind, str) and re.fullmatch(TYPE, kind)):
         raise CheckpointError(
@@ -125,7 +169,9 @@ def _refuse_other_patches(part: JsonPart, vision: VisionConfig) -> None:
     }
     for key, expected in sizes.items():
         if (value := part.get(key)) is not None and not _same(value, expected):
-            raise CheckpointError(f"{part.name}{key} is {shown(value)}, but by the model's config.json it is {expected}.")
+            message = f"{part.name}{key} is {shown(value)}, but by the model's config.json it is {expected}."
+            name = "spatial_merge_size" if key == "merge_size" else key
+            raise CheckpointError(with_defaults_of(message, path.parent / "config.json", [f"vision.{name}"]))
     ours: dict[str, Any] = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True)
     ours |= {"resample": BICUBIC, "rescale_factor": 1 / 255, "image_mean": list(MEAN), "image_std": list(STD)}
     for key, expected in ours.items():

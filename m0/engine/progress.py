@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from dataclasses import dataclass
 from time import monotonic
 
 BAR_SECONDS, LINE_SECONDS = 0.1, 30.0
@@ -17,30 +18,60 @@ class Progress:
     def __init__(self, total: int, label: str, shown: bool) -> None:
         self.total, self.label, self.shown = max(total, 1), label, shown
         self.bar = shown and is_terminal()
-        self.done, self.begin = 0, monotonic()
+        self.done, self.begin = 0.0, monotonic()
         self.last = -math.inf if self.bar else self.begin  # a short run leaves no line in a log
 
-    def advance(self, amount: int = 1) -> None:
+    def advance(self, amount: float = 1) -> None:
         self.done += amount
+        self.show()
+
+    def part(self, total: int, amount: float) -> Part:
+        """`amount` of this as a piece of work that is counted in another way, `total` in all."""
+        return Part(self, amount / max(total, 1))
+
+    def begin_now(self) -> None:
+        """Count the time that is left from here: what went before is not what the rest is like."""
+        self.begin = monotonic()
+
+    def show(self, meanwhile: str = "") -> None:
+        """Write, where it is time to. `meanwhile`: what is under way where nothing is done yet, so that no time left is known."""
         now = monotonic()
         if not self.shown:
             return
+        complete = self.done >= self.total * (1 - 1e-9)
         due = now - self.last >= (BAR_SECONDS if self.bar else LINE_SECONDS)
-        if not due and not (self.bar and self.done >= self.total):
+        if not due and not (self.bar and complete):
             return
         self.last = now
-        share = self.done / self.total
-        left = (now - self.begin) * (1 - share) / max(share, 1e-9)
+        share = min(self.done / self.total, 1.0)
+        left = (now - self.begin) * (1 - share) / share if share else math.inf
         if self.bar:
+            # As wide whatever it says, so that it covers what it said before.
             width = max(10, min(40, shutil.get_terminal_size().columns - 40))
             filled = math.floor(share * width)
-            _write(f"\r{self.label:8} [{'#' * filled}{'.' * (width - filled)}] {share:4.0%}, {left:5.0f} s left")
-        elif self.done < self.total:
-            _write(f"m0: {self.label}: {share:.0%}, {left:.0f} s left\n")
+            told = f"{left:5.0f} s left" if share else meanwhile
+            _write(f"\r{self.label:8} [{'#' * filled}{'.' * (width - filled)}] {share:4.0%}, {told:20.20}")
+        elif not complete and (share or meanwhile):
+            _write(f"m0: {self.label}: {share:.0%}, {f'{left:.0f} s left' if share else meanwhile}\n")
 
     def close(self) -> None:
         if self.bar:
             _write("\r\033[K")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part of a `Progress`, which advances with it."""
+
+    whole: Progress
+    worth: float
+    """Of the whole's units in one of the part's."""
+
+    def advance(self, amount: float = 1) -> None:
+        self.whole.advance(amount * self.worth)
+
+    def close(self) -> None:
+        """The whole goes on."""
 
 
 def is_terminal() -> bool:

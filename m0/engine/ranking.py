@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Literal
@@ -36,6 +37,8 @@ class _Ranker:
     limits: Limits
     how: ScoringCall
     cascade: Cascade | None
+    bar: Progress
+    """Of the whole ranking: documents that are done."""
     waiting: dict[int, Encoding] = field(default_factory=dict)
     """Prompts that are not scored yet, by the document's number."""
     results: list[RankedDocument] = field(default_factory=list)
@@ -43,7 +46,6 @@ class _Ranker:
 
     def read(self, on_error: str) -> InputError | None:
         """Open all documents, and score those that are ready while the next are opened. Returns what must be raised."""
-        bar = Progress(len(self.documents), "reading", self.how.progress)
         # Who watches, a cascade and processes that share the documents see all of them in one call.
         at_once = self.cascade is not None or self.how.shared or bool(self.host.sessions)
         tokens = 0
@@ -55,20 +57,23 @@ class _Ranker:
                 self.failed.append(FailedDocument(index, str(error), self.documents[index]))
                 if on_error == "raise":
                     return type(error)(f"document {index}: {error}")
-            bar.advance()
+                self.bar.advance()
+            self.bar.show(f"{index + 1} of {len(self.documents)} read")
             if tokens >= CHUNK_BATCHES * self.how.batch_tokens and not at_once:
                 self.score()
                 tokens = 0
-        bar.close()
+        if at_once:
+            self.bar.begin_now()
         return None
 
     def score(self) -> None:
         """Score what waits."""
         if not self.waiting:
             return
-        drafts = self.draft_scores(self.cascade) if self.cascade else {}
+        drafts, done = self.draft_scores(self.cascade) if self.cascade else ({}, 0.0)
         full = [index for index in self.waiting if index not in drafts]
-        found = score_prompts(self.host, [self.waiting[index] for index in full], self.how)
+        part = self.bar, len(self.waiting) - done
+        found = score_prompts(self.host, [self.waiting[index] for index in full], self.how, part_of=part)
         by_index = dict(zip(full, found.tolist(), strict=True)) | drafts
         logits = torch.tensor([by_index[index] for index in self.waiting], dtype=found.dtype)
         scores = relevance(logits, self.host.model.config.logit_bias)
@@ -77,16 +82,20 @@ class _Ranker:
             self.results.append(RankedDocument(index, value, logit, self.documents[index], *about, index in drafts))
         self.waiting.clear()
 
-    def draft_scores(self, cascade: Cascade) -> dict[int, float]:
-        """Cheap logits of the documents that a cascade does not score in full."""
+    def draft_scores(self, cascade: Cascade) -> tuple[dict[int, float], float]:
+        """Cheap logits of the documents that a cascade does not score in full, and how many documents' work that was."""
         cheap = self.waiting
         if cascade.max_pixels is not None:
             asked = cascade.smaller(self.query)
             shown = {index: cascade.smaller(encoding.parts["document"]) for index, encoding in self.waiting.items()}
             cheap = {index: self.host.prompt.encode(asked, parts, self.limits) for index, parts in shown.items()}
-        logits = score_prompts(self.host, list(cheap.values()), self.how, cascade)
+        layers = self.host.model.config.decoder.num_layers
+        draft = sum(map(len, cheap.values())) * (cascade.depth or layers) / layers
+        full = sum(map(len, self.waiting.values())) * min(cascade.keep / len(cheap), 1)
+        done = len(cheap) * draft / (draft + full)
+        logits = score_prompts(self.host, list(cheap.values()), self.how, cascade, (self.bar, done))
         order = sorted(zip(cheap, logits.tolist(), strict=True), key=lambda pair: -pair[1])
-        return dict(order[cascade.keep :])
+        return dict(order[cascade.keep :]), done
 
     def agree(self, refused: InputError | None) -> InputError | None:
         """Processes that share a ranking settle what they have read: what one of them cannot use, none does. Returns what all raise."""
@@ -119,13 +128,15 @@ def rank(
     check_ranking(host, documents, on_error, cascade, limits, run)
     how = ScoringCall(run.tokens(host.model.device), run.progress, VisualFeatures(host.model, host.sessions), run.shared)
     warn_of_files(documents)
-    ranker = _Ranker(host, read_side(query, "query", host.image_settings), documents, limits, how, cascade)
-    refused = ranker.read(on_error)
-    if run.shared:
-        refused = ranker.agree(refused)
-    if refused is not None:
-        raise refused
-    ranker.score()
+    asked = read_side(query, "query", host.image_settings)
+    with closing(Progress(len(documents), "scoring", run.progress)) as bar:
+        ranker = _Ranker(host, asked, documents, limits, how, cascade, bar)
+        refused = ranker.read(on_error)
+        if run.shared:
+            refused = ranker.agree(refused)
+        if refused is not None:
+            raise refused
+        ranker.score()
     ranker.results.sort(key=lambda result: (result.approximate, -result.logit, result.index))
     return Ranking(ranker.results[:top_n], ranker.failed)
 

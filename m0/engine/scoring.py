@@ -36,10 +36,17 @@ class ScoringCall:
     """Whether every process scores some of the documents."""
 
 
-def score_prompts(host: Host, encodings: list[Encoding], how: ScoringCall, draft: Cascade | None = None) -> Tensor:
+def score_prompts(
+    host: Host,
+    encodings: list[Encoding],
+    how: ScoringCall,
+    draft: Cascade | None = None,
+    part_of: tuple[Progress, float] | None = None,
+) -> Tensor:
     """Raw logits in the order given, float32 (float64 for a float64 model), on the CPU, (prompts,).
 
-    `draft`: the cascade whose draft scores these are. Raises M0Error where a score is not a number.
+    `draft`: the cascade whose draft scores these are. `part_of`: the progress of a longer call, and how much of it these prompts are;
+    None: they have a bar of their own. Raises M0Error where a score is not a number.
     """
     pictures = how.pictures
     if pictures is None or host.sessions:  # who watches sees every picture of a call
@@ -48,7 +55,7 @@ def score_prompts(host: Host, encodings: list[Encoding], how: ScoringCall, draft
     def work(own: Iterable[int]) -> Tensor:
         # What is recorded may be used where gradients flow, so then it must not be inference's.
         with torch.no_grad() if host.sessions else torch.inference_mode():
-            return _scored(host, [encodings[i] for i in own], how, draft, pictures)
+            return _scored(host, [encodings[i] for i in own], how, draft, pictures, part_of)
 
     if not how.shared:
         return work(range(len(encodings)))
@@ -59,7 +66,14 @@ def score_prompts(host: Host, encodings: list[Encoding], how: ScoringCall, draft
     return torch.tensor([found[number] for number in range(len(encodings))], dtype=working)
 
 
-def _scored(host: Host, encodings: list[Encoding], how: ScoringCall, draft: Cascade | None, pictures: VisualFeatures) -> Tensor:
+def _scored(
+    host: Host,
+    encodings: list[Encoding],
+    how: ScoringCall,
+    draft: Cascade | None,
+    pictures: VisualFeatures,
+    part_of: tuple[Progress, float] | None,
+) -> Tensor:
     """The same in this process."""
     # The same prompt twice is scored once: a row's place in a batch may change its last bit.
     numbers: dict[Any, int] = {}
@@ -68,7 +82,8 @@ def _scored(host: Host, encodings: list[Encoding], how: ScoringCall, draft: Casc
     different = list(dict(zip(places, encodings, strict=True)).values())
     order: list[int] = []
     found: list[Tensor] = []
-    bar = Progress(sum(len(encoding) for encoding in different), "scoring", how.progress)
+    tokens = sum(len(encoding) for encoding in different)
+    bar = part_of[0].part(tokens, part_of[1]) if part_of else Progress(tokens, "scoring", how.progress)
     # A draft score is no reason to compute a document whole, nor to count it as seen.
     keeps = host.documents.max_bytes or host.documents.folder is not None
     lookup = begin_lookup(host, pictures) if keeps and not host.sessions and not draft else None

@@ -49,7 +49,6 @@ class Explaining(Host):
         """The same of a prompt that `encode` has written."""
         return explain(self, encoding, method, target, **options)
 
-    @uses_model
     def explain_ranking(
         self,
         query: Any,
@@ -75,7 +74,9 @@ class Explaining(Host):
         Returns: the ranking of what is on the page. Raises InputError (of a document with its number).
         """
         lengths = _own_limits(limits, options)
-        return explain_ranking(self, query, listed(documents), path, top_n, method, names, on_error, lengths, options)
+        given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
+        with self.calls.shared():
+            return explain_ranking(self, query, given, path, top_n, method, names, on_error, lengths, options)
 
     @uses_model
     def explain_difference(

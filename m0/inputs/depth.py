@@ -63,11 +63,11 @@ def eight_bits(image: Image.Image, opened: Image.Image, name: str) -> Image.Imag
     return grey
 
 
-def from_array(array: NDArray[Any]) -> Image.Image:
+def from_array(array: NDArray[Any], as_reference: bool = False) -> Image.Image:
     """A picture of an array: (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
 
-    uint8 holds levels and bool black and white; uint16 is scaled by 257; other integers and floats by their values.
-    Raises ImageError.
+    uint8 holds levels and bool black and white; uint16 is scaled by 257; other integers and floats by their values. With
+    `as_reference` it is what Pillow makes of it, unscaled. Raises ImageError, then also for what Pillow has no mode for.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -82,6 +82,14 @@ def from_array(array: NDArray[Any]) -> Image.Image:
         return Image.fromarray(array)
     if array.dtype.kind == "b":
         return Image.fromarray(array.astype(np.uint8) * np.uint8(255))
+    if as_reference:
+        try:
+            return Image.fromarray(array)
+        except (TypeError, ValueError):
+            raise ImageError(
+                f"the array of shape {array.shape} is of {array.dtype}, of which Pillow makes no picture, so that there is none as "
+                "the reference sees it; give uint8, or leave as_reference out."
+            ) from None
     known = Range(0, 65535) if array.dtype.kind == "u" and array.dtype.itemsize == 2 else None
     return Image.fromarray(_levels(array, known or _by_values(array, f"the array of shape {array.shape}")))
 

@@ -22,13 +22,14 @@ from torch import Tensor
 from m0.errors import ImageError
 from m0.inputs.depth import eight_bits, from_array, load
 from m0.inputs.frames import ALONE, Frame, frame_of
-from m0.inputs.opening import check_pixels, decode_picture, one_line, read_encoded, without_warnings
+from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, without_warnings
 from m0.model.attention import sent
 from m0.model.rotary import Grid
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT_RATIO = 200
+ORDER = ", but 0 < min <= max must hold."
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ImageSettings:
     reference does with files; (255, 255, 255): white paper."""
     as_reference: bool = False
     """Whether greys of more than 8 bits, floats among them, are clipped at 255, as the reference does, which turns 16-bit scans
-    white and floats from 0 to 1 black. False: they are scaled by their own depth (`m0.inputs.depth`)."""
+    white and floats from 0 to 1 black; of an array, as of the PIL image that it makes. False: they are scaled by their own depth
+    (`m0.inputs.depth`)."""
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "max_image_pixels"):
@@ -56,10 +58,14 @@ class ImageSettings:
                 raise ImageError(f"{name} is {value!r}, but must be a whole number of at least 1.")
         if not isinstance(self.as_reference, bool):
             raise ImageError(f"as_reference is {self.as_reference!r}, but must be True or False.")
-        if not 0 < self.min_pixels <= self.max_pixels:
-            raise ImageError(f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}, but 0 < min <= max must hold.")
         if self.max_pixels < self.factor**2:
             raise ImageError(f"max_pixels is {self.max_pixels}, but one visual token takes {self.factor**2} pixels.")
+        if self.min_pixels > self.max_pixels:
+            lowest, highest = (
+                f"{value}{' (the default)' if value == getattr(ImageSettings, name) else ''}"
+                for name, value in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels))
+            )
+            raise ImageError(f"min_pixels is {lowest} and max_pixels {highest}{ORDER}")
 
     @property
     def factor(self) -> int:
@@ -219,7 +225,7 @@ def open_image(
         name = f"the array of shape {source.shape}"
         if source.ndim > 1:
             check_pixels((source.shape[1], source.shape[0]), name, max_image_pixels)
-        image = from_array(source)
+        image = from_array(source, as_reference)
     else:
         data, name = read_encoded(source)
         image = decode_picture(data, name, max_image_pixels, as_reference)
@@ -229,6 +235,8 @@ def open_image(
     except ImageError:
         raise
     except Exception as error:  # conversions raise what they like on damaged data
+        if isinstance(source, Image.Image) and is_closed(source, error):
+            raise ImageError(f"{name} was closed, or its file was, before m0 could read it; give it open, or loaded.") from None
         raise ImageError(f"{name} is damaged or cannot be converted to RGB: {one_line(error)}.") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http.client
 import io
 import os
 import re
@@ -12,10 +13,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from m0.errors import ImageError, InputError
 from m0.inputs.depth import load
@@ -101,6 +103,8 @@ def _read_file(path: Path) -> tuple[bytes, str]:
         if path.exists() and not path.is_dir() and not path.is_file():  # a pipe would block for ever
             raise ImageError(f"{name} is not a file, but a device, pipe or socket.")
         data = path.read_bytes()
+    except ImageError:  # which is a ValueError
+        raise
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist.") from None
     except IsADirectoryError:
@@ -118,18 +122,30 @@ def _read_url(url: str) -> bytes:
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
             kind = response.headers.get_content_type()
             data = response.read(URL_MAX_BYTES + 1)
+            stated = _stated_length(response.headers)
     except urllib.error.HTTPError as error:
         raise ImageError(f"{url} answered {error.code} {one_line(error.reason)}.") from None
     except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
         raise ImageError(f"{url} did not answer: {one_line(getattr(error, 'reason', error))}.") from None
+    except http.client.IncompleteRead:  # of an answer in chunks
+        raise ImageError(f"{url}: the answer was cut short.") from None
     except Exception as error:  # http.client raises its own family on malformed answers
         raise ImageError(f"{url} did not answer as a web server should: {one_line(error)}.") from None
     if len(data) > URL_MAX_BYTES:
         raise ImageError(f"{url} is larger than {URL_MAX_BYTES // 2**20} MiB.")
+    if len(data) < stated:  # which read() with a size takes for the end
+        raise ImageError(f"{url}: the answer was cut short after {len(data)} of {stated} bytes.")
     # Servers misname pictures, so their word counts only where the bytes are none.
     if (kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")) and not looks_like_picture(data):
         raise ImageError(f"{url} answered {kind}, not a picture.")
     return data
+
+
+def _stated_length(headers: Message) -> int:
+    """Bytes that an answer is to have by its head; 0 where that does not say, or says it of a form that is not the one sent."""
+    length = (headers.get("Content-Length") or "").strip()
+    other = headers.get("Transfer-Encoding") or (headers.get("Content-Encoding") or "identity").strip().lower() != "identity"
+    return int(length) if re.fullmatch(r"[0-9]{1,18}", length) and not other else 0
 
 
 def looks_like_picture(data: bytes) -> bool:
@@ -197,6 +213,13 @@ def _looks_like(data: bytes) -> str:
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return " (it is a TIFF, but not one of those that Pillow reads)"
     return ""
+
+
+def is_closed(image: Image.Image, error: Exception) -> bool:
+    """Whether a picture could not be loaded because its owner has closed it or its file. Pillow says so in several ways."""
+    if isinstance(error, ValueError) and "closed" in str(error):
+        return True
+    return isinstance(image, ImageFile.ImageFile) and bool(image.tile) and getattr(image, "fp", None) is None
 
 
 def check_pixels(size: tuple[int, int], name: str, limit: int) -> None:

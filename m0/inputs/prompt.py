@@ -27,6 +27,7 @@ from m0.inputs.images import Picture
 from m0.inputs.stream import TEMPLATE, Origin, Part, Side, Stream
 from m0.inputs.truncation import Beginning, FirstTokens
 from m0.model.config import RerankerConfig
+from m0.model.defaulted import with_defaults_of
 from m0.model.rotary import Grid, mrope_positions
 
 DOCUMENT_LEAD = "**Document**:\n"
@@ -166,7 +167,7 @@ class Encoding:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read `tokenizer.json` without its special tokens, so that no text can become one. Raises CheckpointError."""
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
         description["added_tokens"] = []
         description["truncation"] = description["padding"] = None
         return Tokenizer.from_str(json.dumps(description, ensure_ascii=False))
@@ -202,9 +203,10 @@ class PromptEncoder:
             raise CheckpointError(f"{path} has {size} tokens, but the model only {self.config.decoder.vocab_size}.")
         for name in ("vision_start_token_id", "vision_end_token_id", "image_token_id"):
             if (token := self.tokenizer.id_to_token(getattr(self.config, name))) is not None:
-                raise CheckpointError(
+                message = (
                     f"{path} does not fit config.json: {name} is {getattr(self.config, name)}, which is the text {token!r}."
                 )
+                raise CheckpointError(with_defaults_of(message, path.parent / "config.json", [f"top.{name}"]))
 
     def encode(self, query: Sequence[Part], document: Sequence[Part], limits: Limits | None = None) -> Encoding:
         """Write the prompt, cutting text where it is too long.

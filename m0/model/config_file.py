@@ -6,7 +6,6 @@ A file may leave out every key that transformers' Qwen2VLConfig has a default fo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,8 +48,19 @@ TOKEN_DEFAULTS: Mapping[str, Any] = {
     "vision_end_token_id": 151653,
     "image_token_id": 151655,
 }
+OWN_DEFAULTS: Mapping[str, Any] = {"score_token_id": 100, "logit_bias": 2.65}
+"""Of keys that are m0's alone, where the file has none or null."""
+WIDTH_AND_HEADS = ("text.hidden_size", "text.num_attention_heads")
 MOST_LAYERS = 4096
 WIDEST = 2**24
+
+
+class Misfit(ConfigError):
+    """Values that do not go together. `keys`: whose they are in a config.json, each after its part: "text.", "vision." or "top."."""
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 def parts_of(values: Mapping[str, Any]) -> tuple[JsonPart, JsonPart, JsonPart]:
@@ -85,7 +95,7 @@ def vision_sizes(vision: JsonPart) -> dict[str, Any]:
 
     `in_chans` and `spatial_patch_size`, which real files hold, are read by no version of transformers, nor here.
     """
-    depth, heads = _vision_names(vision)
+    depth, heads = vision_names(vision)
     channels = vision.integer("in_channels")
     if channels != 3:
         raise ConfigError(f"{vision.name}in_channels is {channels}, but a picture has 3: red, green and blue.")
@@ -102,7 +112,7 @@ def vision_sizes(vision: JsonPart) -> dict[str, Any]:
     }
 
 
-def _vision_names(vision: JsonPart) -> tuple[str, str]:
+def vision_names(vision: JsonPart) -> tuple[str, str]:
     """The keys of depth and heads. Each has another name, which wins where both are there."""
     other = ("num_hidden_layers", "num_attention_heads")
     depth, heads = (b if b in vision.values else a for a, b in zip(("depth", "num_heads"), other, strict=True))
@@ -151,7 +161,7 @@ def refuse_variants(top: JsonPart, text: JsonPart, vision: JsonPart) -> None:
     for name, value, allowed in expected:
         if value not in allowed:
             raise ConfigError(f"{name} is {shown(value)}, but m0 implements {shown(allowed[0])} only.")
-    _refuse_head_dim(vision, "embed_dim", _vision_names(vision)[1])
+    _refuse_head_dim(vision, "embed_dim", vision_names(vision)[1])
     if nested:  # a flat file's is not read
         _refuse_head_dim(text, "hidden_size", "num_attention_heads")
     _refuse_windows(text)
@@ -161,8 +171,9 @@ def _refuse_head_dim(part: JsonPart, width: str, heads: str) -> None:
     if not part.get("head_dim"):
         return
     if part.integer("head_dim", highest=WIDEST) * part.integer(heads) != part.integer(width):
-        raise ConfigError(
-            f"{part.name}head_dim is {part.get('head_dim')}, but {width} {part.get(width)} is split among {part.get(heads)} heads."
+        raise Misfit(
+            f"{part.name}head_dim is {part.get('head_dim')}, but {width} {part.get(width)} is split among {part.get(heads)} heads.",
+            *(("vision.embed_dim", "vision.num_heads") if width == "embed_dim" else WIDTH_AND_HEADS),
         )
 
 
@@ -173,28 +184,20 @@ def _refuse_windows(text: JsonPart) -> None:
         window = text.get("use_sliding_window") and text.get("sliding_window") is not None
         first = text.integer("max_window_layers", lowest=0) if window else layers
         if first < layers:
-            raise ConfigError(
+            raise Misfit(
                 f"{text.name}use_sliding_window is {shown(text.get('use_sliding_window'))} and holds from layer {first} "
-                f"(max_window_layers) of {layers}, but m0 implements full attention only."
+                f"(max_window_layers) of {layers}, but m0 implements full attention only.",
+                *("text.num_hidden_layers", "text.max_window_layers", "text.sliding_window"),
             )
         return
     if not isinstance(kinds, list | tuple) or len(kinds) != layers:
         stands = f"a list of {len(kinds)}" if isinstance(kinds, list | tuple) else shown(kinds)
-        raise ConfigError(f"{text.name}layer_types is {stands}, but must name the kind of each of the {layers} layers.")
+        raise Misfit(
+            f"{text.name}layer_types is {stands}, but must name the kind of each of the {layers} layers.",
+            "text.num_hidden_layers",
+        )
     for number, kind in enumerate(kinds):
         if kind not in ("full_attention", "attention"):  # two names of one kind
             raise ConfigError(
                 f"{text.name}layer_types makes layer {number} {shown(kind)}, but m0 implements 'full_attention' only."
             )
-
-
-def with_defaults(message: str, text: JsonPart, vision: JsonPart) -> str:
-    """The message about sizes that do not go together, and which of them are not in the file."""
-    if message.startswith("decoder:"):
-        absent = text.absent("hidden_size", "num_attention_heads", "num_key_value_heads")
-    elif message.startswith("vision:"):
-        absent = vision.absent("embed_dim", "num_heads")
-    else:
-        absent = text.absent("hidden_size", "vocab_size") | vision.absent("hidden_size")
-    said = [f"{name} {value}" for name, value in absent.items() if re.search(rf"\b{value}\b", message)]
-    return f"{message.removesuffix('.')} (not in the file: {' and '.join(said)}, transformers' default)." if said else message

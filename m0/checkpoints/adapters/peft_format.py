@@ -20,7 +20,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from m0.checkpoints.adapters.config import ALL_LINEAR, LoRAConfig
 from m0.checkpoints.files import FLOAT_TYPES, HUB_PREFIXES, NESTED_PREFIXES, open_safetensors
 from m0.errors import AdapterError
+from m0.json_part import read_object
 from m0.model.vision import PatchKernel
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -176,7 +176,7 @@ def _absent(name: str) -> str:
 
 def read_adapter(directory: Path, modules: Mapping[str, nn.Module]) -> tuple[LoRAConfig, AdapterFile]:
     """Read an adapter's two files. `modules`: the model's, by name. Raises AdapterError, CheckpointError."""
-    config = LoRAConfig.from_peft(_read_json(directory / CONFIG_FILE), directory / CONFIG_FILE)
+    config = LoRAConfig.from_peft(read_object(directory / CONFIG_FILE, AdapterError), directory / CONFIG_FILE)
     file = directory / WEIGHTS_FILE
     if not file.exists() and (pickle := directory / "adapter_model.bin").exists():
         raise AdapterError(f"{pickle} is a pickle, which can run code when read, and is refused; convert it to safetensors.")
@@ -343,18 +343,6 @@ def fill(target: nn.Module, parts: Mapping[str, Tensor], name: str, file: Path) 
     own = {key for key, _ in target.named_parameters()}
     if extra := next((key for key in parts if key not in own), None):
         raise AdapterError(f"{file} has {extra} of {name}, which {CONFIG_FILE} does not announce.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{path} does not exist.") from None
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is not a readable JSON file: {error}.") from None
-    if not isinstance(values, dict):
-        raise AdapterError(f"{path} holds a JSON {type(values).__name__}, not an object.")
-    return values
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------
