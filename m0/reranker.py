@@ -118,8 +118,6 @@ class Reranker(Explaining, Copied):
             )
         self._documents = cache
 
-    # --- loading and changing -----------------------------------------------------------------------------------------
-
     @classmethod
     @torch.inference_mode(False)  # weights made inside it could never be explained
     def from_pretrained(

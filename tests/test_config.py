@@ -209,7 +209,7 @@ def test_a_key_that_is_not_in_the_file_is_named(missing, said):
 
 
 def test_a_file_without_a_model_type():
-    with pytest.raises(ConfigError, match="model_type is not in config.json, but m0 implements 'qwen2_vl' only"):
+    with pytest.raises(ConfigError, match=r"model_type is not in config\.json, but m0 implements 'qwen2_vl' only"):
         RerankerConfig.from_dict(without(tiny_config().to_dict(), "model_type"))
 
 
