@@ -62,9 +62,9 @@ bench-training: $(VENV)/.dev  ## memory of a LoRA step at the released size: 2.2
 bench-explaining: $(VENV)/.dev  ## time and memory of one explanation at the released size: 2.2 B random parameters, 5 GB of disk
 	$(BIN)/python scripts/bench/explaining.py
 
-explaining: $(VENV)/.dev  ## figures and tables of docs/explaining.md and docs/study.md (needs what `make nano` builds)
-	$(BIN)/python scripts/evaluate_explanations.py --write docs/explaining.md
-	$(BIN)/python scripts/draw_figures.py --write docs/study.md
+explaining: $(VENV)/.dev  ## figures and tables of docs/explanation/explaining.md and docs/explanation/study.md (needs what `make nano` builds)
+	$(BIN)/python scripts/evaluate_explanations.py --write docs/explanation/explaining.md
+	$(BIN)/python scripts/draw_figures.py --write docs/explanation/study.md
 
 clean:
 	rm -rf $(VENV) build dist

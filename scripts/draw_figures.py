@@ -1,6 +1,6 @@
-"""The figures of docs/explaining.md and docs/study.md, and the study's numbers, from m0-nano.
+"""The figures of docs/explanation/explaining.md and docs/explanation/study.md, and the study's numbers, from m0-nano.
 
-python scripts/draw_figures.py [--out docs/pictures] [--write docs/study.md]
+python scripts/draw_figures.py [--out docs/pictures] [--write docs/explanation/study.md]
 """
 
 from __future__ import annotations

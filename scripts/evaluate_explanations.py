@@ -1,6 +1,6 @@
 """How faithful each explanation of m0-nano is: deletion and insertion, the pointing game, randomised weights. On held-out data.
 
-    python scripts/evaluate_explanations.py [--model weights/m0-nano] [--data build/nano-data] [--pairs 355 412] [--write docs/explaining.md]
+    python scripts/evaluate_explanations.py [--model weights/m0-nano] [--data build/nano-data] [--pairs 355 412] [--write docs/explanation/explaining.md]
 
 Needs what `nano/build_data.py` makes. Texts: a heading and its section. Pictures: an emoji's name and a picture with six emoji, one
 of them named. All held out, but for the pointing game, whose names may be any: it asks what the explanation shows, not what the model
@@ -200,7 +200,7 @@ def main() -> None:
         help="methods of the randomisation test",
     )  # fmt: skip
     parser.add_argument("--draws", type=int, default=8, help="of random weights")
-    parser.add_argument("--write", type=Path, help="put the tables between the marks of this file, and a plot beside it")
+    parser.add_argument("--write", type=Path, help="put the tables between this file's marks, and a plot into ../pictures")
     parser.add_argument("--figures", type=Path, help="write the figures as JSON")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -286,7 +286,7 @@ def main() -> None:
         options.figures.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if options.write:
         write_between(options.write, MARKS, text)
-        plot(by_kind, methods, options.write.parent / "pictures" / "faithfulness.png")
+        plot(by_kind, methods, options.write.parent.parent / "pictures" / "faithfulness.png")
 
 
 def plot(by_kind: dict[str, dict[str, dict[str, list[float]]]], methods: list[str], path: Path) -> None:

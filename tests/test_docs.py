@@ -23,8 +23,8 @@ NOT_RUN: dict[str, int] = {"docs/adapters.md": 1}
 FORMULAS = {
     "docs/bad-input.md": ("folder: 3 PDF, ",),
     "docs/evaluation.md": ("corpus.jsonl ", "queries.jsonl ", "qrels/test.tsv "),
-    "docs/head.md": ("relevance = sigmoid(logit - 2.65)",),
-    "docs/prompt.md": ("**Document**:",),
+    "docs/explanation/head.md": ("relevance = sigmoid(logit - 2.65)",),
+    "docs/explanation/prompt.md": ("**Document**:",),
     "docs/training.md": ('{"query": "a red heart", ',),
 }
 """Indented lines that are neither commands nor programs, by how they begin."""
