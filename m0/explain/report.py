@@ -29,7 +29,7 @@ def explain_ranking(
     limits: Limits,
     options: dict[str, Any],
 ) -> Ranking:
-    """As `Reranker.explain_ranking`."""
+    """As `Reranker.explain_ranking`. Raises InputError (of a document with its number)."""
     method_of(method, options)
     if names is not None and len(names) != len(documents):
         raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
