@@ -155,7 +155,7 @@ def winoground(scores: Sequence[Sequence[Sequence[float]]]) -> dict[str, float]:
     """Winoground's scores (Thrush et al. 2022).
 
     Args:
-        scores: for each example a 2 x 2 table, scores[caption][picture]; caption i belongs to picture i.
+        scores: for each example a 2 x 2 table, `scores[caption][picture]`; caption i belongs to picture i.
 
     Returns: "text", "image" and "group", shares of the examples between 0 and 1: for both pictures the right caption scores
     higher; for both captions the right picture does; both hold. Equal scores count as wrong.
