@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+comma := ,
 # What the tests run with. pyproject.toml keeps the wider ranges that users may have.
 TORCH := torch==2.13.0
 
 # Batches of ever new shapes fragment glibc's heap: where this library is installed (libjemalloc2), training m0-nano takes its allocator.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 
-.PHONY: demo test test-gpu parity peft-versions format wheel nano bench bench-training bench-explaining explaining clean
+.PHONY: demo test test-gpu parity peft-versions docs format wheel nano bench bench-training bench-explaining explaining clean
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +41,16 @@ parity: $(VENV)/.dev  ## full size against transformers: 2.2 B random parameters
 peft-versions: $(VENV)/.dev  ## adapters written by peft 0.14 to 0.21 with transformers of their time: about 15 minutes, 3 GB of disk meanwhile
 	$(BIN)/python scripts/check_peft_versions.py
 
+docs: $(VENV)-docs/.done  ## the site in build/site, from nothing outside; to search it: python3 -m http.server -d build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+	@echo "build/site/index.html"
+
+# An environment of its own with the extra `docs` alone: mkdocstrings reads the source, so that m0 and PyTorch need not be there.
+$(VENV)-docs/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet $(subst $(comma), ,$(shell sed -n 's/^docs = \[\(.*\)\].*/\1/p' pyproject.toml))
+	touch $@
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -67,4 +78,4 @@ explaining: $(VENV)/.dev  ## figures and tables of docs/explanation/explaining.m
 	$(BIN)/python scripts/draw_figures.py --write docs/explanation/study.md
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VENV)-docs build dist

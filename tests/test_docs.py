@@ -18,17 +18,17 @@ from m0.cli.arguments import parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "weights").rglob("*.md")])
-NOT_RUN: dict[str, int] = {"docs/adapters.md": 1}
+NOT_RUN = {"docs/reference/adapters.md": 1}
 """Snippets by page that are marked as not run."""
 FORMULAS = {
-    "docs/bad-input.md": ("folder: 3 PDF, ",),
+    "docs/reference/bad-input.md": ("folder: 3 PDF, ",),
     "docs/evaluation.md": ("corpus.jsonl ", "queries.jsonl ", "qrels/test.tsv "),
     "docs/explanation/head.md": ("relevance = sigmoid(logit - 2.65)",),
     "docs/explanation/prompt.md": ("**Document**:",),
     "docs/training.md": ('{"query": "a red heart", ',),
 }
 """Indented lines that are neither commands nor programs, by how they begin."""
-DRAWINGS = {"docs/README.md": 1}
+DRAWINGS: dict[str, int] = {}
 """Fenced blocks that name no language."""
 MARK = re.compile(r"<!-- not run: .+ -->")
 

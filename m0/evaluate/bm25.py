@@ -39,7 +39,7 @@ def _kind(character: str) -> str:
 
 
 class BM25:
-    """An index over some documents' words."""
+    """An index over some documents' words. Raises MissingExtraError without bm25s."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         try:

@@ -76,7 +76,7 @@ def is_id(key: str) -> bool:
 
 
 def content(row: dict[str, Any], directory: Path, where: str) -> Any:
-    """A line's query or document as `Reranker.rank` takes it; None where it has neither words nor a picture."""
+    """A line's query or document as `Reranker.rank` takes it; None where it has neither words nor a picture. Raises InputError."""
     title, text, image = (_text(row.get(name), name, where) for name in ("title", "text", "image"))
     words = f"{title}\n{text}".strip() if title else text
     if not image:

@@ -106,7 +106,10 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """Mean and percentile bootstrap interval over queries (Efron & Tibshirani 1993)."""
+    """Mean and percentile bootstrap interval over queries (Efron & Tibshirani 1993).
+
+    Raises InputError without values, MissingExtraError without SciPy.
+    """
     data = np.asarray(values, dtype=float)
     if not len(data):
         raise InputError("there are no queries to average over.")
@@ -152,10 +155,12 @@ def winoground(scores: Sequence[Sequence[Sequence[float]]]) -> dict[str, float]:
     """Winoground's scores (Thrush et al. 2022).
 
     Args:
-        scores: for each example a 2 x 2 table, scores[caption][picture]; caption i belongs to picture i.
+        scores: for each example a 2 x 2 table, `scores[caption][picture]`; caption i belongs to picture i.
 
     Returns: "text", "image" and "group", shares of the examples between 0 and 1: for both pictures the right caption scores
     higher; for both captions the right picture does; both hold. Equal scores count as wrong.
+
+    Raises InputError for tables of another shape, or none.
     """
     table = np.asarray(scores, dtype=float)
     if table.ndim != 3 or table.shape[1:] != (2, 2) or not len(table):

@@ -26,6 +26,8 @@ class Store:
 
     Lines hold [query, document, score], [null, what failed, reason], or [true, file, its hash] for a picture that was seen.
     What failed is tried again, and what showed a picture that has changed since is scored anew.
+
+    Raises InputError where the directory holds an evaluation of something else, or cannot be used.
     """
 
     def __init__(self, directory: Path, about: Mapping[str, Any], rank: int, dataset: Dataset) -> None:
@@ -92,6 +94,7 @@ class Store:
         return done, failed
 
     def write(self, scores: Mapping[tuple[str, str], float], failed: Mapping[str, str]) -> None:
+        """Append scores by (query, document), and what failed with its reason. Raises InputError where the disk refuses."""
         lines = []
         for key, is_query in dict.fromkeys((k, side == 0) for pair in scores for side, k in enumerate(pair)):
             for picture in self._pictures(key, is_query):
@@ -107,6 +110,7 @@ class Store:
             raise InputError(f"{self.path} cannot be written: {error.strerror}; what is there is kept.") from None
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a file whole or not at all. Raises InputError where the disk refuses."""
         partial = self.directory / f".{name}.{os.getpid()}"
         try:
             text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"

@@ -40,7 +40,7 @@ METHODS: dict[str, Callable[..., Explanation]] = {
 WITHOUT_GRADIENTS = ("attention", "rollout", "occlusion", "shapley")
 """What works on a model in 8 bits."""
 DEFAULT_METHOD = "frozen_gradient"
-"""See docs/explaining.md for what speaks for it."""
+"""See docs/explanation/explaining.md for what speaks for it."""
 COPIED_PARAMETERS = 10**9
 """A model in 16 bits with at most as many is explained in float32, on a copy."""
 

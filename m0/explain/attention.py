@@ -26,6 +26,8 @@ def raw_attention(
     Args:
         layer, head: numbers of one layer, one head; None: all.
         matrix: also give the interaction, query tokens x document tokens.
+
+    Raises InputError where there is no such layer or head.
     """
     config = reranker.model.config.decoder
     for name, value, count in (("layer", layer, config.num_layers), ("head", head, config.num_heads)):

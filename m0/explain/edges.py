@@ -69,7 +69,7 @@ def interaction_of(
     """Relevance that goes through the attention from each of the query's tokens to each of the document's, all layers and heads.
 
     Args:
-        gradients: of the logit by `edges.outputs`.
+        gradients: of the logit by `edges.outputs`, (tokens, heads, head_dim) of each layer.
         max_bytes: what it may take.
 
     Returns: the interaction, None where not even one row fits; and in how many pieces it was computed.

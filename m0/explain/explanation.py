@@ -33,10 +33,12 @@ class Word:
 
     @property
     def text(self) -> str:
+        """The word as the text has it."""
         return self.span.text
 
     @property
     def side(self) -> Side:
+        """Whether the query or the document holds it."""
         return self.span.side
 
 
@@ -54,6 +56,7 @@ class PictureRelevance:
 
     @property
     def relevance(self) -> float:
+        """The sum over all cells."""
         return float(self.cells.sum())
 
     @property
@@ -84,7 +87,8 @@ class Interaction:
     document_tokens: list[int]
 
     def by_word(self, encoding: Encoding) -> tuple[list[Span], list[Span], Tensor]:
-        """Words of the query, words of the document, and their matrix. A picture of the query has one row, behind the words'."""
+        """Words of the query, words of the document, and their matrix, (query words, document words). A picture of the
+        query has one row, behind the words'."""
         spans = words_of(encoding)
         shown = [n for n, span in enumerate(spans) if span.side == "document"]
         asked, rows = self._asked(encoding, spans)

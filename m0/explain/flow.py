@@ -30,11 +30,13 @@ class Inputs:
     """Of all pictures, (patches, 1176)."""
 
     def sides(self, pixels: bool) -> list[Tensor]:
-        """What `logits_of` takes, one version of it: embeddings, and the patches where pixels count and there are any."""
+        """What `logits_of` takes, one version of it: embeddings, (1, tokens, hidden), and the patches, (1, patches, 1176), where pixels
+        count and there are any."""
         return [self.embeddings[None], *([self.patches[None]] if pixels and self.patches is not None else [])]
 
 
 def inputs_of(reranker: Scorer, encoding: Encoding) -> Inputs:
+    """Embeddings and patches of one prompt, without gradients; open edits change them, open recordings do not keep them."""
     model, pictures = reranker.model, encoding.pictures
     with torch.no_grad(), call(reranker, [encoding], record=False):
         features = look_at(model, reranker.sessions, pictures, {})
@@ -124,8 +126,8 @@ def seeing(model: RerankerModel, encoding: Encoding, see: Callable[[int | None, 
 def watching(
     model: RerankerModel, encoding: Encoding, change: Callable[[Tap, Tensor], Tensor] | None = None, part: str = "decoder"
 ) -> Iterator[Patterns]:
-    """Keep the scores and patterns of the decoder (or the "vision" tower) while one prompt runs. `change`: what takes the place
-    of a pattern after it is kept. Raises InputError where they are too many."""
+    """Keep the scores and patterns, (1, heads, queries, keys), of the decoder (or the "vision" tower) while one prompt runs.
+    `change`: what takes the place of a pattern after it is kept. Raises InputError where they are too many."""
     check_fits(encoding, pattern_bytes(model, encoding, part))
     handles, kept = Handles(), Patterns()
     try:
@@ -142,12 +144,13 @@ def watching(
 
 
 def relevance_of(reranker: Scorer, logit: float) -> float:
+    """Relevance, between 0 and 1, of a logit."""
     return float(relevance(torch.tensor(logit, dtype=torch.float64), reranker.model.config.logit_bias))
 
 
 def explained(
     reranker: Scorer, method: str, encoding: Encoding, logit: float | Tensor, tokens: Tensor, signed: bool, **more: Any
 ) -> Explanation:
-    """The result of a method; `more`: the fields that it fills beyond these."""
+    """The result of a method. `tokens`: relevance of each token, (tokens,); `more`: the fields that it fills beyond these."""
     value = float(logit.detach()) if isinstance(logit, Tensor) else logit
     return Explanation(method, encoding, value, relevance_of(reranker, value), tokens.double().cpu(), signed, **more)

@@ -59,6 +59,8 @@ def smooth_grad(
         samples: how many noisy versions.
         noise: its standard deviation, as a share of that of the input's own numbers.
         seed: of the noise.
+
+    Raises InputError where one of these cannot be used.
     """
     whole_number(samples, "samples")
     if not isinstance(noise, int | float) or not 0 <= noise < math.inf:
@@ -102,6 +104,8 @@ def integrated_gradients(
         nodes: points on the line; None: 32, 64, 128, 256 until the gap is small enough.
         gap: how much of the logits' difference may be missing. If it is still more, a note says so.
         batch_tokens: tokens that go through the model at a time.
+
+    Raises InputError where one of these cannot be used.
     """
     whole_number(batch_tokens, "batch_tokens")
     if isinstance(gap, bool) or not isinstance(gap, int | float) or not 0 <= gap < math.inf:

@@ -33,7 +33,7 @@ class Explaining(Host):
 
         Args:
             query, document: as for `rank`.
-            method: one of `m0.explain.METHODS`; docs/explaining.md compares them.
+            method: one of `m0.explain.METHODS`; docs/explanation/explaining.md compares them.
             target: what is explained: the raw logit.
             limits: as for `rank`; what is cut is not explained, and a note says so.
             options: of the method's function; or the fields of `limits` one by one.

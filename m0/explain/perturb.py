@@ -48,7 +48,7 @@ class Player:
 
 
 def players_of(encoding: Encoding, unit: Unit = "word", sides: Collection[str] = ("document", "query")) -> list[Player]:
-    """Words or sentences, and regions of pictures, in the order of the prompt."""
+    """Words or sentences, and regions of pictures, in the order of the prompt. Raises InputError for another unit."""
     if unit not in ("word", "sentence"):
         raise InputError(f"unit is {unit!r}, but must be 'word' or 'sentence'.")
     spans = words_of(encoding) if unit == "word" else sentences_of(encoding)
@@ -94,7 +94,7 @@ class Game:
         self.known: dict[frozenset[int], float] = {}
 
     def logits(self, left_out: Sequence[Collection[int]]) -> Tensor:
-        """For each set of players' numbers, the logit without them, float64."""
+        """For each set of players' numbers, the logit without them, (sets,), float64."""
         sets = [frozenset(some) for some in left_out]
         wanted = [some for some in dict.fromkeys(sets) if some not in self.known]
         at_once = max(1, self.batch_tokens // len(self.encoding))
@@ -178,6 +178,8 @@ def shapley(
     Args:
         permutations: orders, an even number; each needs as many scores as there are players.
         unit: what counts as one player in texts.
+
+    Raises InputError where `permutations` is no even number of at least 2.
     """
     if isinstance(permutations, bool) or not isinstance(permutations, int) or permutations < 2 or permutations % 2:
         raise InputError(f"permutations is {permutations!r}, but must be an even number of at least 2.")

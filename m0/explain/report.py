@@ -31,7 +31,7 @@ def explain_ranking(
     limits: Limits,
     options: dict[str, Any],
 ) -> Ranking:
-    """As `Reranker.explain_ranking`."""
+    """As `Reranker.explain_ranking`. Raises InputError (of a document with its number)."""
     method_of(method, options)
     path, names = path_of(path), None if names is None else listed(names, "names")
     if names is not None and len(names) != len(documents):

@@ -33,24 +33,25 @@ from m0.model.vision import VisionMLP
 
 
 def half(x: Tensor) -> Tensor:
-    """The value, with half of the derivative."""
+    """The value x, of any shape, with half of its derivative."""
     return 0.5 * x + 0.5 * x.detach()
 
 
 def keep_value(value: Tensor, derivative: Tensor) -> Tensor:
+    """One value with the derivative of another; any shape, the same for both."""
     return value.detach() + (derivative - derivative.detach())
 
 
 @contextmanager
 def attn_lrp(model: RerankerModel) -> Iterator[None]:
-    """AttnLRP's rules in decoder and vision tower, but for the pattern's half, which goes with its recording."""
+    """AttnLRP's rules (Achtibat et al. 2024) in decoder and vision tower, but for the pattern's half, which goes with its recording."""
     with _rules(model, frozen=False):
         yield
 
 
 @contextmanager
 def frozen(model: RerankerModel) -> Iterator[None]:
-    """Norm scales, queries, keys and gates are constants."""
+    """Norm scales, queries, keys and gates are constants (Ali et al. 2022, and the same for gates)."""
     with _rules(model, frozen=True):
         yield
 

@@ -66,6 +66,7 @@ def stretches(explanation: Explanation, side: Side) -> Iterator[list[str | Word]
 
 
 def to_terminal(explanation: Explanation, color: bool = True) -> str:
+    """As `Explanation.to_terminal`."""
     scale = scale_of(explanation)
     lines = [f"score {explanation.score:.4f} (logit {explanation.logit:.3f}), explained by {explanation.method}"]
     for side in ("query", "document"):
@@ -117,6 +118,7 @@ def _map(picture: PictureRelevance, number: int, scale: float, color: bool) -> s
 
 
 def to_json(explanation: Explanation) -> dict[str, Any]:
+    """As `Explanation.to_json`."""
     found: dict[str, Any] = {
         "method": explanation.method,
         "target": explanation.target,

@@ -34,7 +34,7 @@ ORDER = ", but 0 < min <= max must hold."
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a picture is turned into patches. Defaults: the released model's."""
+    """How a picture is turned into patches. Defaults: the released model's. Raises ImageError for settings that cannot be used."""
 
     min_pixels: int = 56 * 56
     max_pixels: int = 768 * 28 * 28
@@ -99,6 +99,7 @@ class Picture:
 
     @property
     def num_tokens(self) -> int:
+        """How many visual tokens it takes."""
         rows, columns = self.token_grid
         return rows * columns
 
@@ -109,7 +110,7 @@ class Picture:
         return self.patches_on("cpu")
 
     def patches_on(self, device: torch.device | str) -> Tensor:
-        """`patches`, made on a device, to which only the pixels travel."""
+        """`patches`, (rows * columns, 1176), made on a device, to which only the pixels travel."""
         size, merge = self.settings.patch_size, self.settings.merge_size
         pixels = sent(torch.from_numpy(self.pixels), device)
         blocks = rearrange(pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size)
@@ -125,7 +126,10 @@ class Picture:
         return blake2b(repr(self.pixels.shape).encode() + self.pixels.tobytes(), digest_size=16).digest()
 
     def cell_box(self, row: int, column: int) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom in the original picture's pixels of the visual token at (row, column)."""
+        """Left, top, right, bottom in the original picture's pixels of the visual token at (row, column).
+
+        Raises ImageError for a cell outside the grid.
+        """
         rows, columns = self.token_grid
         if not (0 <= row < rows and 0 <= column < columns):
             raise ImageError(f"cell ({row}, {column}) lies outside the {rows} x {columns} grid of this picture.")
@@ -217,7 +221,7 @@ def open_image(
     background: tuple[int, int, int] | None = None,
     as_reference: bool = False,
 ) -> Opened:
-    """The picture upright and in RGB, see `prepare_picture`."""
+    """The picture upright and in RGB, see `prepare_picture`. Raises ImageError."""
     if isinstance(source, Image.Image):
         image, name = source, f"the PIL image of {source.width} x {source.height}"
         check_pixels(image.size, name, max_image_pixels)

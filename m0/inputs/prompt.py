@@ -99,6 +99,7 @@ class Limits:
 
     @property
     def document(self) -> int:
+        """The limit of the document's text."""
         return self.max_doc_length or max(self.max_length - self.max_query_length, self.max_query_length)
 
 

@@ -54,13 +54,19 @@ class Activation(Sequence[Tensor]):
 
     @property
     def tensor(self) -> Tensor:
-        """Of the only pair. Raises InputError where there are several."""
+        """The activation of the only pair, of the tap's shape, such as (tokens, hidden) or (heads, tokens, tokens).
+
+        Raises InputError where there are several.
+        """
         if len(self) != 1:
             raise InputError(f"{self.tap.name} was recorded for {len(self)} pairs; say which one: activation[pair].")
         return self[0]
 
     def picture(self, number: int, pair: int = 0) -> Tensor:
-        """Of one picture of a pair, where the activation is the vision tower's."""
+        """The activation of one picture of a pair, of the tap's shape, such as (patches, hidden); of the vision tower only.
+
+        Raises InputError where there is no such picture.
+        """
         parts = self._of(pair)
         if self.tap.rows not in ("patches", "cells") or not 0 <= number < len(parts):
             raise InputError(f"{self.tap.name} of pair {pair} has no picture {number}.")
@@ -72,7 +78,7 @@ class Activation(Sequence[Tensor]):
         return Activation(self.tap, self._kept, self.encodings, number)
 
     def at(self, where: Selector, to: Selector | None = None, pair: int | None = None) -> Tensor:
-        """The rows of some tokens; of scores and patterns, of some queries, and `to` some keys.
+        """The rows of some tokens, (chosen, ...); of scores and patterns, of some queries, (heads, chosen, keys), and `to` some keys.
 
         `pair` may be left out where there is only one. Of the tower, rows are the patches under these visual tokens, and scores
         and patterns are those of the one picture that they lie in. Raises InputError where the tokens are not there or were not
@@ -183,7 +189,7 @@ class Cache:
         return list(self._taps)
 
     def stack(self, pattern: str, pair: int = 0) -> Tensor:
-        """The activations of one pair whose names match, stacked over layers: (layers, ...). Raises InputError where none does,
+        """The activations of one pair whose names match, stacked over layers: (layers, rows, ...). Raises InputError where none does,
         or where their shapes differ, as in the decoder's last layer."""
         tensors = [self[name][pair] for name in self.names if fnmatchcase(name, pattern)]
         if not tensors:
@@ -221,12 +227,16 @@ class Recording(Session):
         return self.cache
 
     def begin(self, encodings: Sequence[Encoding]) -> None:
+        """A call begins, with these pairs. Raises InputError where `at` chooses nothing in any of them."""
         super().begin(encodings)
         self.cache._calls += [self.calls] * len(encodings)
         if self.at is not None:
             self.check_found(self.watched, self.at)
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
+        """Keep every pair's share of an activation x, (rows, ...) or (sequences, heads, queries, keys); returns x, or what lies on the way to
+        the score.
+        """
         shares = []
         # What is kept must lie on the way to the score, or no gradient would reach it.
         on_the_way = torch.is_grad_enabled() and x.requires_grad

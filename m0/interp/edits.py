@@ -26,24 +26,32 @@ EditFunction = Callable[[Tensor], Tensor]
 
 
 def zero(x: Tensor) -> Tensor:
+    """Zeros in the place of x, of any shape: ablation."""
     return torch.zeros_like(x)
 
 
 def scale(factor: float) -> EditFunction:
-    """Multiply. Raises InputError for what is no number."""
+    """Multiply by a number. Raises InputError for what is no number."""
     if isinstance(factor, bool) or not isinstance(factor, int | float):
         raise InputError(f"factor is {factor!r}, but must be a number.")
     return lambda x: x * factor
 
 
 def add(vector: Tensor) -> EditFunction:
-    """Steer: add a vector to every row (Turner et al. 2023). Shapes must agree or broadcast."""
+    """Steer: add a vector, (width,) or any shape that broadcasts, to every row (Turner et al. 2023).
+
+    Raises InputError for what is no tensor, and, when the model runs, for a shape that does not fit.
+    """
     put = replace(vector)
     return lambda x: x + put(x)
 
 
 def replace(value: Tensor) -> EditFunction:
-    """Put this in its place: activation patching (Vig et al. 2020, Meng et al. 2022). Shapes must agree or broadcast."""
+    """Put a value, (rows, width) or any shape that broadcasts, in the place of what is there: activation patching (Vig et al. 2020,
+    Meng et al. 2022).
+
+    Raises InputError for what is no tensor, and, when the model runs, for a shape that does not fit.
+    """
     _check_tensor(value)
 
     def put(x: Tensor) -> Tensor:
@@ -58,13 +66,19 @@ def replace(value: Tensor) -> EditFunction:
 
 
 def mean(values: Tensor) -> EditFunction:
-    """Put the mean of other rows in the place of every row. `values`: (rows, ...), such as were recorded on other pairs."""
+    """Put the mean of other rows in the place of every row. `values`: (rows, width), such as were recorded on other pairs.
+
+    Raises InputError for what is no tensor or has no rows.
+    """
     _check_tensor(values, rows=True)
     return replace(values.mean(0, keepdim=True))
 
 
 def resample(values: Tensor, seed: int = 0) -> EditFunction:
-    """Put a row drawn at random from others in the place of each row, whatever its position. `values`: (rows, ...)."""
+    """Put a row drawn at random from others in the place of each row, whatever its position. `values`: (rows, width).
+
+    Raises InputError for what is no tensor or has no rows.
+    """
     _check_tensor(values, rows=True)
     generator = torch.Generator().manual_seed(seed)
 
@@ -95,7 +109,10 @@ class Edit:
 
 
 class Editing(Session):
-    """A `with` block that changes activations."""
+    """A `with` block that changes activations.
+
+    Raises InputError for heads that a tap does not have, and for `to` where it is no pattern.
+    """
 
     def __init__(self, reranker: Scorer, edits: Mapping[Tap, list[Edit]], every_token: bool = False) -> None:
         for tap, some in edits.items():
@@ -116,7 +133,7 @@ class Editing(Session):
         heads: int | Sequence[int] | None = None,
         every_token: bool = False,
     ) -> Editing:
-        """The same place for every edit; taps by shell patterns."""
+        """The same place for every edit; hook points by shell patterns. Raises InputError for what cannot be chosen or done."""
         if not isinstance(edits, Mapping) or not edits:
             raise InputError("edits must be a mapping of taps' names to functions, and not an empty one.")
         for name, where in (("at", at), ("to", to)):
@@ -131,6 +148,7 @@ class Editing(Session):
         return cls(reranker, by_tap, every_token)
 
     def begin(self, encodings: Sequence[Encoding]) -> None:
+        """A call begins, with these pairs. Raises InputError where an edit's selector chooses nothing in any of them."""
         super().begin(encodings)
         wanted: dict[Selector, list[Tap]] = {}
         for tap, some in self.edits.items():
@@ -142,6 +160,10 @@ class Editing(Session):
             self.check_found(taps, where)
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
+        """What takes the place of an activation x, (rows, ...) or (sequences, heads, queries, keys), of the same shape.
+
+        Raises InputError where an edit returns another shape.
+        """
         result = x
         shares = list(self.rows(tap, x, block))
         for edit in self.edits[tap]:

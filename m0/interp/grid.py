@@ -16,11 +16,14 @@ from m0.paths import path_of
 
 @dataclass(frozen=True)
 class Axis:
+    """A name, and a label for each place on it."""
+
     name: str
     labels: Sequence[str]
 
 
 def layers_and_heads(layers: int, heads: int) -> tuple[Axis, Axis]:
+    """Axes of a grid with a row for each layer and a column for each head, both numbered from 0."""
     return Axis("layer", [str(i) for i in range(layers)]), Axis("head", [str(i) for i in range(heads)])
 
 
@@ -143,13 +146,13 @@ def agreement(one: Grid, other: Grid) -> Agreement:
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's; NaN where one of them is constant."""
+    """Pearson's correlation of two series, (values,) each; NaN where one of them is constant."""
     a, b = a - a.mean(), b - b.mean()
     return float((a @ b) / (a.norm() * b.norm()))
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ranks from 0, ties sharing their mean, float64."""
+    """Ranks from 0 of a series, (values,), ties sharing their mean, float64."""
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts + 1) / 2)[inverse]

@@ -59,6 +59,7 @@ class DirectAttribution:
 
     @property
     def total(self) -> float:
+        """The sum of all terms, which is the logit but for rounding."""
         return self.embedding + float(self.heads.sum()) + float(self.mlps.sum()) + self.bias
 
     @property
@@ -68,6 +69,7 @@ class DirectAttribution:
 
     @property
     def grid(self) -> Grid:
+        """The terms as a table: a row for each layer, a column for each head and one for the MLP."""
         columns = [*(f"head {i}" for i in range(self.heads.shape[1])), "mlp"]
         values = torch.cat([self.heads, self.mlps[:, None]], dim=1)
         notes = {"logit": self.logit, "embedding": self.embedding, "bias": self.bias, "gap": self.logit - self.total}
@@ -75,6 +77,7 @@ class DirectAttribution:
         return Grid("direct logit attribution", axes, values, notes)
 
     def plot(self, path: Any = None) -> Any:
+        """As `Grid.plot`."""
         return self.grid.plot(path)
 
     def __str__(self) -> str:

@@ -42,7 +42,7 @@ def activation_patching(
     batch_tokens: int | None = None,
 ) -> Grid:
     """What share of the difference between clean and corrupted logit comes back when one activation of the corrupted run is
-    replaced by the clean run's.
+    replaced by the clean run's (Vig et al. 2020, Meng et al. 2022).
 
     Args:
         clean, corrupted: pairs (query, document), or prompts, of equally many tokens.
@@ -78,12 +78,13 @@ def attribution_patching(
     exact: Grid | None = None,
 ) -> Grid:
     """The first-order approximation of `activation_patching` from one gradient: (clean - corrupted) times the corrupted run's
-    gradient, summed. Two forward passes and one backward pass in all.
+    gradient, summed (Nanda 2023). Two forward passes and one backward pass in all.
 
     Args:
         exact: what `activation_patching` found for the same; how well the two agree then stands in the result's notes.
 
-    Other arguments, result and errors as there; also where `exact` has other axes, and for a quantized model, which has no gradient.
+    Other arguments and result as there. Raises InputError as that does, where `exact` has other axes, and for a quantized model,
+    which has no gradient.
     """
     if is_quantized(reranker.model):
         raise InputError("attribution patching needs gradients, which a quantized model has not; activation patching does not.")
@@ -119,7 +120,7 @@ def path_patching(
     receivers: Sequence[Receiver] | None = None,
     senders: Sequence[Head] | None = None,
 ) -> Grid:
-    """What a head of the corrupted run would change by its clean output, along the direct paths to some receivers alone.
+    """What a head of the corrupted run would change by its clean output, along the direct paths to some receivers alone (Wang et al. 2023).
 
     All other heads keep what they had in the corrupted run, so that the sender's change reaches the receivers through the
     residual stream and MLPs only. What the receivers take in is then put into a corrupted run that is otherwise free.
@@ -201,7 +202,7 @@ def run_variants(
 
 @uses_model
 def recorded(reranker: Scorer, encodings: Sequence[Encoding], taps: Sequence[Tap]) -> tuple[Cache, Tensor]:
-    """Activations at every token, without gradients, and logits."""
+    """Activations at every token, without gradients, and logits, (prompts,)."""
     recording = Recording(reranker, taps, every_token=True)
     with torch.no_grad(), recording as cache:
         logits = forward(reranker, encodings, record=recording)

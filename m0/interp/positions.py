@@ -78,7 +78,7 @@ class SideTokens(Selector):
         return Selector(self.choose, f"{self.side}.all")
 
     def part(self, number: int) -> Selector:
-        """The tokens of one part of a mixed side."""
+        """The tokens of one part of a mixed side. Raises InputError, when asked, where there is none."""
 
         def choose(encoding: Encoding) -> list[int]:
             found = [
@@ -92,7 +92,10 @@ class SideTokens(Selector):
         return Selector(choose, f"{self.side}.part({number})")
 
     def characters(self, start: int, end: int, part: int = 0) -> Selector:
-        """The tokens that hold any of the characters `start` to `end - 1` of a part's text."""
+        """The tokens that hold any of the characters `start` to `end - 1` of a part's text.
+
+        Raises InputError, when asked, where there are none.
+        """
 
         def choose(encoding: Encoding) -> list[int]:
             found = self._overlapping(encoding, part, start, end)
@@ -105,8 +108,8 @@ class SideTokens(Selector):
     def words(self, text: str, occurrence: int | None = None) -> Selector:
         """The tokens of a word or phrase, upper and lower case alike. `occurrence`: only that one, from 0; None: all of them.
 
-        Whole words are looked for; in scripts without blanks, and of what neither begins nor ends with a letter, the text anywhere.
-        Raises InputError.
+        Whole words are looked for; in scripts without spaces, and of what neither begins nor ends with a letter, the text anywhere.
+        Raises InputError for what is no text, and, when asked, where the text is not found.
         """
         if not isinstance(text, str):
             raise InputError(f"words are asked for by {type(text).__name__}, but must be by text.")
@@ -180,7 +183,10 @@ class ImageTokens(Selector):
         return Selector(self.choose, "image.all")
 
     def cell(self, row: int, column: int, picture: int = 0) -> Selector:
-        """One visual token by its place in the picture's grid."""
+        """One visual token by its place in the picture's grid.
+
+        Raises InputError for what is no whole number, and, when asked, where there is no such cell.
+        """
         for name, value in (("row", row), ("column", column)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise InputError(f"{name} is {value!r}, but must be a whole number.")
@@ -195,7 +201,10 @@ class ImageTokens(Selector):
         return Selector(choose, f"image.cell({row}, {column})")
 
     def box(self, left: float, top: float, right: float, bottom: float, picture: int = 0) -> Selector:
-        """The visual tokens that show any part of this box, in pixels of the original picture (right and bottom excluded)."""
+        """The visual tokens that show any part of this box, in pixels of the original picture (right and bottom excluded).
+
+        Raises InputError for an empty box, and, when asked, for one outside the picture.
+        """
         edges = (left, top, right, bottom)
         if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in edges) or left >= right or top >= bottom:
             raise InputError(f"the box {edges} must be numbers, left below right and top below bottom.")
@@ -237,7 +246,7 @@ everything = Selector(lambda encoding: range(len(encoding)), "everything")
 
 
 def tokens(*numbers: int) -> Selector:
-    """Tokens by number, for those who have them; negative ones count from the end."""
+    """Tokens by number, for those who have them; negative ones count from the end. Raises InputError."""
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int):
             raise InputError(f"a token is asked for by {number!r}, but must be by a whole number.")

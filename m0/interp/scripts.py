@@ -1,4 +1,4 @@
-"""Scripts that are written without blanks."""
+"""Scripts that are written without spaces."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TRAILING = re.compile("[\u0e30\u0e32\u0e33\u0eb0\u0eb2\u0eb3]")
 
 
 def is_spaced(character: str) -> bool:
-    """Whether it is a letter or digit of a script that puts blanks between words."""
+    """Whether it is a letter or digit of a script that puts spaces between words."""
     if any(script.match(character) for script in (HAN, HIRAGANA, KATAKANA, UNSPACED)):
         return False
     return unicodedata.category(character)[0] in "LN"
 
 
 def may_cut(text: str, place: int) -> bool:
-    """Whether a text without blanks may be cut before this character: not between a consonant and its vowel or mark, nor behind a
+    """Whether a text without spaces may be cut before this character: not between a consonant and its vowel or mark, nor behind a
     sign that stacks the next one."""
     here, before = text[place], text[place - 1]
     return unicodedata.category(here)[0] != "M" and not TRAILING.match(here) and not LEADING.match(before)

@@ -64,6 +64,7 @@ class Session:
         self.pictures: list[Picture] = []
 
     def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
+        """What takes the place of an activation x, (rows, ...) or (sequences, heads, queries, keys), of the same shape."""
         raise NotImplementedError
 
     # --- attaching ----------------------------------------------------------------------------------------------------
@@ -79,6 +80,7 @@ class Session:
         self.reranker.open_sessions.remove(self, self.owner)
 
     def attach(self) -> None:
+        """Put the hooks in place."""
         try:
             for tap in self.watched:
                 attach(self.reranker.model, tap, self._seen(tap), self.handles)
@@ -88,6 +90,7 @@ class Session:
         self.attached = self._modules()
 
     def detach(self) -> None:
+        """Take the hooks away."""
         self.handles.remove()
 
     @property
@@ -129,7 +132,10 @@ class Session:
     # --- which rows are whose -----------------------------------------------------------------------------------------
 
     def rows(self, tap: Tap, x: Tensor, block: Block | None) -> Iterator[Share]:
-        """The shares of all pairs (pictures) in an activation."""
+        """The shares of all pairs (pictures) in an activation x, (rows, ...) or (sequences, heads, queries, keys).
+
+        Raises M0Error outside a call of the reranker.
+        """
         if tap.rows in ("patches", "cells"):
             yield from self._picture_rows(tap, block)
             return

@@ -47,6 +47,7 @@ class Tap:
 
     @property
     def is_pattern(self) -> bool:
+        """Whether it holds attention scores or patterns."""
         return self.how in ("scores", "pattern")
 
     @property
@@ -195,6 +196,7 @@ class Handles:
             self._undo.append(undo)
 
     def remove(self) -> None:
+        """Take all hooks away."""
         with HOOKS:
             while self._undo:
                 self._undo.pop()()

@@ -1,4 +1,4 @@
-"""Words of a text and which tokens they are made of, in scripts with and without blanks."""
+"""Words of a text and which tokens they are made of, in scripts with and without spaces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ END = re.compile("(?<=[.!?\u2026])\\s+|(?<=[\u3002\uff01\uff1f])|[\\r\\n]+|(?<=[
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of one part's text; of a part that is a picture, nothing from 0 to 0 with a name for it."""
+    """A chunk of one part's text; of a part that is a picture, nothing from 0 to 0 with a name for it."""
 
     side: Side
     part: int
@@ -32,8 +32,8 @@ class Span:
 
 
 def words_of(encoding: Encoding) -> list[Span]:
-    """The words of all text parts, the document's first; punctuation marks count as words, blanks do not. No token belongs to two
-    words: those that share one (several marks, characters of a script without blanks) are one word here."""
+    """The words of all text parts, the document's first; punctuation marks count as words, spaces do not. No token belongs to two
+    words: those that share one (several marks, characters of a script without spaces) are one word here."""
     found: list[Span] = []
     for side, number, text in _texts(encoding):
         inside = _inside_tokens(encoding, side, number, len(text))
@@ -125,7 +125,7 @@ def _texts(encoding: Encoding) -> list[tuple[Side, int, str]]:
 
 def owners_of(encoding: Encoding, spans: Sequence[Span]) -> list[int | None]:
     """For each token the number of the span it belongs to: the one it shares most characters with, or the nearest where it holds
-    blanks alone. None: not a text token, or its part has no span."""
+    spaces alone. None: not a text token, or its part has no span."""
     by_part: dict[tuple[str, int], list[int]] = {}
     for number, span in enumerate(spans):
         by_part.setdefault((span.side, span.part), []).append(number)

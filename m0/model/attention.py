@@ -78,7 +78,7 @@ class Plan:
 
     @classmethod
     def of(cls, blocks: list[Block], queries: list[Tensor], keys: list[Tensor], device: torch.device) -> Plan:
-        """`queries`, `keys`: numbers of the tokens of each block, on the CPU."""
+        """`queries`, `keys`: numbers of the tokens of each block, (rows,) each, on the CPU."""
         query_rows, key_rows = torch.cat(queries), torch.cat(keys)
         identity = torch.arange(len(query_rows))
         sorted_queries = torch.equal(query_rows, identity)
@@ -107,7 +107,7 @@ class Ragged:
 
     @classmethod
     def of(cls, queries: list[int], keys: list[Tensor], total: int, causal: bool, device: torch.device) -> Ragged:
-        """`queries`: how many each sequence has; `keys`: numbers of the keys of each, on the CPU; `total`: keys there are."""
+        """`queries`: how many each sequence has; `keys`: numbers of the keys of each, (rows,), on the CPU; `total`: keys there are."""
         rows, lengths = torch.cat(keys), [len(some) for some in keys]
         identity = len(rows) == total and torch.equal(rows, torch.arange(total))
 
@@ -220,7 +220,7 @@ class Packing:
 
 
 def sent(x: Tensor, device: torch.device | str | None) -> Tensor:
-    """On its way from the CPU to a device; a GPU computes on while it travels."""
+    """A tensor of any shape, on its way from the CPU to a device; a GPU computes on while it travels."""
     if device is not None and torch.device(device).type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)

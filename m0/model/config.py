@@ -36,10 +36,12 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def mlp_size(self) -> int:
+        """Width of the MLP between its two layers."""
         return int(self.hidden_size * self.mlp_ratio)
 
     @property
@@ -70,12 +72,16 @@ class DecoderConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.hidden_size // self.num_heads
 
 
 @dataclass(frozen=True)
 class RerankerConfig:
-    """The whole model: both parts, the token ids that carry meaning, and the bias of the relevance score."""
+    """The whole model: both parts, the token ids that carry meaning, and the bias of the relevance score.
+
+    Raises ConfigError where sizes or token ids do not go together.
+    """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -133,7 +139,11 @@ class RerankerConfig:
         return {"vision": tower, "decoder": decoder, **tokens, "logit_bias": bias}
 
     def to_dict(self, layout: str = "hub") -> dict[str, Any]:
-        """The `config.json` of this model: layout "hub" (older, decoder sizes at the top) or "nested" (`text_config`)."""
+        """The `config.json` of this model: layout "hub" (older, decoder sizes at the top) or "nested" (`text_config`).
+
+        Raises ConfigError
+        for another layout, and for what a config.json cannot say.
+        """
         decoder, vision = self.decoder, self.vision
         if vision.norm_eps != VisionConfig.norm_eps:
             raise ConfigError(f"vision.norm_eps is {vision.norm_eps}, but a config.json can only mean {VisionConfig.norm_eps}.")
@@ -188,6 +198,7 @@ class RerankerConfig:
         }
 
     def replace(self, **changes: Any) -> RerankerConfig:
+        """The same with some fields changed. Raises ConfigError where they do not go together."""
         return replace(self, **changes)
 
     def sizes(self) -> dict[str, Any]:

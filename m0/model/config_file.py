@@ -120,7 +120,11 @@ def vision_names(vision: JsonPart) -> tuple[str, str]:
 
 
 def rotary(part: JsonPart) -> JsonPart:
-    """Its rotary settings: `rope_scaling` where that says anything, else `rope_parameters`."""
+    """Its rotary settings: `rope_scaling` where that says anything, else `rope_parameters`.
+
+    Raises ConfigError for
+    kinds of rotary positions that m0 does not implement.
+    """
     scaling = part.inner("rope_scaling", part.defaults)
     table = scaling if scaling.values else part.inner("rope_parameters", part.defaults)
     for key, value in table.values.items():
@@ -145,7 +149,7 @@ def _section(rope: JsonPart) -> tuple[int, int, int]:
 
 
 def refuse_variants(top: JsonPart, text: JsonPart, vision: JsonPart) -> None:
-    """Settings of the wider Qwen2-VL family that change the computation and that this model does not use."""
+    """Raises ConfigError for settings of the wider Qwen2-VL family that change the computation and that this model does not use."""
     nested = bool(text.name)
     expected: list[tuple[str, Any, tuple[Any, ...]]] = [
         (f"{text.name}hidden_act", text.get("hidden_act"), ("silu", "swish")),  # two names of one function

@@ -34,6 +34,7 @@ class Attention(nn.Module):
         self.rotate, self.attend = Rotate(), Attend()
 
     def keys_values(self, x: Tensor, rotation: Rotation) -> KeysValues:
+        """Keys, rotated, and values of x, (tokens, hidden): each (tokens, key/value heads, head_dim)."""
         key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         return self.rotate(key, rotation), value
@@ -41,6 +42,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool, kept: KeysValues | None = None
     ) -> Tensor:
+        """(tokens, hidden) -> (tokens, hidden), or with `last_only` (sequences, hidden): the last token of each alone.
+
+        `kept`: keys and values of the packing's cached sequences, which were computed earlier; None: it has none.
+        """
         asking = x[packing.last] if last_only else x
         asking_rotation = (rotation[0][packing.last], rotation[1][packing.last]) if last_only else rotation
         query = self.q_proj(asking).unflatten(-1, (self.num_heads, self.head_dim))  # (tokens, heads, head_dim)
@@ -62,10 +67,13 @@ class MLP(nn.Module):
         self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(tokens, hidden) -> (tokens, hidden)."""
         return self.down_proj(self.act(self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream (Yang et al. 2024, Qwen2)."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -90,6 +98,8 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Token embeddings, all layers and the last norm (Yang et al. 2024, Qwen2), without a vocabulary projection."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -127,7 +137,8 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def keys_values(self, embeddings: Tensor, positions: Tensor, packing: Packing) -> list[KeysValues]:
-        """What each layer keeps of these sequences for others that continue them later. Arguments as for `forward`."""
+        """Each layer's keys and values of these sequences, (tokens, key/value heads, head_dim), for others that continue them later.
+        Arguments as for `forward`."""
         rotation = self._rotation(positions, embeddings.dtype)
         x, found = embeddings, []
         for number, layer in enumerate(self.layers):

@@ -18,25 +18,31 @@ from m0.model.rotary import Rotation, rotate, working_dtype
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019). x: (tokens, size); weight: (size,)."""
     # Normalised in float32, rounded to the model's type, and only then scaled: this order is the reference's.
     wide = F.rms_norm(x.to(working_dtype(x.dtype)), weight.shape, eps=eps)
     return weight * wide.to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer 2020), each (tokens, size)."""
     return F.silu(gate) * up
 
 
 def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x) (Hendrycks & Gimpel 2016), element by element; any shape."""
     return x * torch.sigmoid(1.702 * x)
 
 
 def turn(x: Tensor, rotation: Rotation) -> Tensor:
+    """`m0.model.rotary.rotate` of x, (tokens, heads, head_dim), in the rotation's type, rounded back to x's."""
     # In the rotation's type, and rounded back.
     return rotate(x.to(rotation[0].dtype), rotation).to(x.dtype)
 
 
 class Fusible(nn.Module):
+    """A module whose computation is one plain function, which `fuse` may have compiled."""
+
     function: ClassVar[Callable[..., Any]]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,6 +61,7 @@ class RMSNorm(Fusible):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(tokens, size) -> (tokens, size)."""
         return self.function(x, self.weight, self.eps)
 
 
@@ -64,6 +71,7 @@ class SwiGLU(Fusible):
     function = staticmethod(swiglu)
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Two of (tokens, size) -> (tokens, size)."""
         return self.function(gate, up)
 
 
@@ -73,6 +81,7 @@ class QuickGELU(Fusible):
     function = staticmethod(quick_gelu)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Element by element; any shape."""
         return self.function(x)
 
 
@@ -82,6 +91,7 @@ class Rotate(Fusible):
     function = staticmethod(turn)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """(tokens, heads, head_dim) -> the same, by a rotation of two parts, (tokens, head_dim) each."""
         return self.function(x, rotation)
 
 
@@ -108,6 +118,7 @@ def fuse(model: nn.Module) -> None:
 
 
 def is_fused(model: nn.Module) -> bool:
+    """Whether `fuse` has been called on it."""
     return any("function" in module.__dict__ for module in model.modules() if isinstance(module, Fusible))
 
 

@@ -19,5 +19,6 @@ class ScoreHead(nn.Sequential):
 
 
 def relevance(logits: Tensor, bias: float = 2.65) -> Tensor:
-    """sigmoid(logit - bias): the published score. The bias centres the released model's raw logits."""
+    """sigmoid(logit - bias): the published score. The bias centres the released model's raw logits. Element by
+    element, any shape."""
     return torch.sigmoid(logits - bias)

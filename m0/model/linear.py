@@ -31,7 +31,10 @@ CLEARLY = 0.8
 
 
 class Linear(nn.Linear):
+    """nn.Linear, which may multiply bfloat16 numbers in float32 (`by_float32`)."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
         # Not where x is part of something spread over devices.
         if type(x) is Tensor and self.weight.dtype == x.dtype and widening_pays(x, x.numel() // self.in_features):
             return by_float32(x, self.weight, self.bias)
@@ -39,7 +42,7 @@ class Linear(nn.Linear):
 
 
 def widening_pays(x: Tensor, rows: int) -> bool:
-    """Whether numbers like x are multiplied faster in float32 here, `rows` tokens at a time."""
+    """Whether numbers like x, of any shape, are multiplied faster in float32 here, `rows` tokens at a time."""
     return (
         x.dtype == torch.bfloat16
         and x.device.type == "cpu"
@@ -98,6 +101,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> NoReturn:
+        """There is none. Raises InputError."""
         raise InputError("the model's weights are in 8 bits; load it without quantization for what needs plain ones.")
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -113,8 +117,10 @@ class QuantizedLinear(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """What print shows: inputs, outputs."""
         return f"{self.in_features}, {self.out_features}"
 
 
 def is_quantized(model: nn.Module) -> bool:
+    """Whether any of its layers is in 8 bits."""
     return any(isinstance(module, QuantizedLinear) for module in model.modules())

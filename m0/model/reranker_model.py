@@ -72,7 +72,10 @@ class RerankerModel(nn.Module):
         return self.head(self.decoder(embeddings, positions, packing))
 
     def embed(self, token_ids: Tensor, image_features: Tensor | None) -> Tensor:
-        """Text tokens looked up, picture tokens (`image_token_id`) filled from the tower in order: (tokens, hidden)."""
+        """Text tokens looked up, picture tokens (`image_token_id`) filled from the tower in order: (tokens, hidden).
+
+        Raises InputError where there are more or fewer picture tokens than features, (visual tokens, hidden).
+        """
         embeddings = self.decoder.embed_tokens(token_ids)
         is_image = token_ids == self.config.image_token_id
         places, found = int(is_image.sum()), 0 if image_features is None else image_features.shape[0]
@@ -84,8 +87,10 @@ class RerankerModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the weights."""
         return self.decoder.embed_tokens.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.decoder.embed_tokens.weight.device

@@ -27,7 +27,10 @@ class PatchKernel(nn.Conv3d):
 
 
 class PatchEmbed(nn.Module):
-    """One linear map from a flattened patch to the tower's width. The checkpoint keeps it as a 3-D convolution's kernel."""
+    """One linear map from a flattened patch to the tower's width (Dosovitskiy et al. 2021).
+
+    The checkpoint keeps it as a 3-D convolution's kernel.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -40,7 +43,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention inside each picture, with 2-D rotary positions."""
+    """Multi-head attention inside each picture, with 2-D rotary positions (Wang et al. 2024, Qwen2-VL)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -50,6 +53,7 @@ class VisionAttention(nn.Module):
         self.rotate, self.attend = Rotate(), Attend()
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
+        """(patches, hidden) -> (patches, hidden)."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (patches, heads, head_dim)
         # Rotated in float32 whatever the model's type, then rounded back: this order is the reference's.
         query, key = self.rotate(query, rotation), self.rotate(key, rotation)
@@ -57,7 +61,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """fc1 -> QuickGELU -> fc2."""
+    """fc1 -> QuickGELU -> fc2 (Dosovitskiy et al. 2021)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -66,10 +70,13 @@ class VisionMLP(nn.Module):
         self.act = QuickGELU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(patches, hidden) -> (patches, hidden)."""
         return self.fc2(self.act(self.fc1(x)))
 
 
 class VisionBlock(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream (Dosovitskiy et al. 2021)."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
@@ -79,13 +86,14 @@ class VisionBlock(nn.Module):
         self.between = nn.Identity()  # the stream between the two lines, for those who watch it
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
+        """(patches, hidden) -> (patches, hidden)."""
         x = self.between(x + self.attn(self.norm1(x), rotation, packing))
         x = x + self.mlp(self.norm2(x))
         return x
 
 
 class PatchMerger(nn.Module):
-    """2x2 neighbouring patches side by side -> one visual token, projected to the decoder's width."""
+    """2x2 neighbouring patches side by side -> one visual token, projected to the decoder's width (Wang et al. 2024, Qwen2-VL)."""
 
     def __init__(self, config: VisionConfig, output_size: int) -> None:
         super().__init__()
@@ -100,6 +108,8 @@ class PatchMerger(nn.Module):
 
 
 class VisionTower(nn.Module):
+    """Patches of pictures of any size -> visual tokens of the decoder's width (Wang et al. 2024, Qwen2-VL)."""
+
     def __init__(self, config: VisionConfig, output_size: int) -> None:
         super().__init__()
         self.config = config

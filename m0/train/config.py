@@ -37,7 +37,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training with one set of parameters."""
+    """One part of a training run, with one set of trained parameters."""
 
     train: Literal["lora", "head", "all"]
     """`lora`: the adapter's matrices; `head`: the score head; `all`: every parameter of the model."""
@@ -77,6 +77,7 @@ class Stage:
         return any(name in DISTILLING for name in self.loss)
 
     def check(self, number: int) -> None:
+        """Raises ConfigError, naming the stage by its `number`, where a setting cannot be used."""
         where = f"stage {number}"
         if unknown := set(self.loss) - set(LOSSES):
             raise ConfigError(f"{where}: there is no loss {sorted(unknown)[0]!r}; known are {', '.join(LOSSES)}.")
@@ -115,7 +116,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run."""
+    """A whole training run. Raises ConfigError where settings do not go together."""
 
     data: tuple[str, ...]
     """JSONL files (`m0.train.data`); relative paths start at the config file."""
@@ -181,10 +182,12 @@ class TrainConfig:
 
     @property
     def trains_lora(self) -> bool:
+        """Whether a stage trains an adapter."""
         return any(stage.train == "lora" for stage in self.stages)
 
     @property
     def trains_head(self) -> bool:
+        """Whether a stage trains the score head alone."""
         return any(stage.train == "head" for stage in self.stages)
 
     @property
@@ -208,7 +211,7 @@ class TrainConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], folder: Path | None = None) -> TrainConfig:
-        """From a mapping as the TOML file holds it; `folder`: where relative paths of data and output start."""
+        """From a mapping as the TOML file holds it; `folder`: where relative paths of data and output start. Raises ConfigError."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"the settings are {type(values).__name__}, but must be a mapping.")
         given = dict(values)

@@ -66,6 +66,8 @@ class Examples:
     Attributes:
         bad: one sentence for each line left out.
         hashes: SHA-256 of each file, by path.
+
+    Raises InputError where a file cannot be read, or no line can be used.
     """
 
     def __init__(self, paths: Sequence[Path], on_bad_line: Literal["raise", "skip"] = "raise", taught: bool = False) -> None:
@@ -117,7 +119,7 @@ class Examples:
     def steps(self, queries: int, epoch: int, seed: int) -> list[list[int]]:
         """The order of one epoch: for each step the numbers of its queries.
 
-        Shuffled by seed and epoch; then, within stretches of 32 steps, like lengths together, and the steps shuffled
+        Shuffled by seed and epoch; then, within chunks of 32 steps, like lengths together, and the steps shuffled
         again. The last step is filled up from the beginning of the order.
         """
         generator = np.random.default_rng([seed, epoch])

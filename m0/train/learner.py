@@ -136,7 +136,8 @@ class Learner:
         return torch.autocast(self.reranker.model.device.type, dtype=torch.bfloat16)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a continued run needs, whole and on the CPU, under names that do not depend on the number of processes."""
+        """All that a continued run needs, whole and on the CPU, under names that do not depend on the number of processes:
+        tensors of any shape."""
         tensors = {f"parameter/{name}": _copy(parameter) for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
@@ -144,7 +145,7 @@ class Learner:
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up a state that `state` gave."""
+        """Take up a state that `state` gave: tensors of any shape, by name."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(_like(parameter, tensors[f"parameter/{name}"]))
@@ -161,7 +162,7 @@ class Learner:
 def load(config: TrainConfig, trained: Mapping[str, Tensor], finished: bool = False) -> Reranker:
     """The model to train, with its adapter if there is one, and with what earlier stages have trained.
 
-    `finished`: only to be written, so it stays on the CPU.
+    `trained`: values of parameters, of any shape, by name. `finished`: only to be written, so it stays on the CPU.
     """
     # FSDP moves and shards one layer after another, so that no device ever holds the whole model.
     sharded = dist.is_initialized() and config.parallel == "fsdp"

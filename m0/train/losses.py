@@ -26,7 +26,8 @@ Loss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 def bce(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
-    """Pointwise binary cross-entropy of relevance sigmoid(s - 2.65) with y cut to 0..1, mean over the documents.
+    """Pointwise binary cross-entropy of relevance sigmoid(s - 2.65) with y cut to 0..1, mean over the documents. Logits and
+    labels: (documents,).
 
     The only loss here that fixes where scores lie, not just their order; hence the bias of the published score.
     """
@@ -34,19 +35,20 @@ def bce(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor
 
 
 def ranknet(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
-    """Pairwise logistic: mean over pairs with y_i > y_j of log(1 + exp(-(s_i - s_j))) (Burges et al. 2005)."""
+    """Pairwise logistic: mean over pairs with y_i > y_j of log(1 + exp(-(s_i - s_j))) (Burges et al. 2005). Logits and labels:
+    (documents,)."""
     differences, better = _pairs(logits, labels)
     return _mean(F.softplus(-differences), better)
 
 
 def margin(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
-    """Hinge: mean over pairs with y_i > y_j of max(0, 1 - (s_i - s_j)) (Herbrich et al. 1999)."""
+    """Hinge: mean over pairs with y_i > y_j of max(0, 1 - (s_i - s_j)) (Herbrich et al. 1999). Logits and labels: (documents,)."""
     differences, better = _pairs(logits, labels)
     return _mean(F.relu(1.0 - differences), better)
 
 
 def listnet(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
-    """Listwise softmax: -sum_i p_i log softmax(s)_i with p = y / sum(y).
+    """Listwise softmax: -sum_i p_i log softmax(s)_i with p = y / sum(y). Logits and labels: (documents,).
 
     ListNet's cross-entropy of top-one probabilities (Cao et al. 2007), but with grades shared out in proportion, where the
     paper takes softmax(y): so irrelevant documents are wanted with probability 0 (Bruch et al. 2019). With one relevant
@@ -63,7 +65,8 @@ def listmle(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Te
     """-log P(pi) under Plackett-Luce, pi the order by falling y: sum_k [logsumexp(s_pi(k..n)) - s_pi(k)] (Xia et al. 2008).
 
     As in its top-k form (Xia et al. 2009) the sum stops after the last document that is better than some other one, so that
-    irrelevant documents need no order among themselves. Ties above that keep the order given, which training shuffles.
+    irrelevant documents need no order among themselves. Ties above that keep the order given, which training shuffles. Logits
+    and labels: (documents,).
     """
     order = torch.argsort(labels, descending=True, stable=True)
     ordered = logits[order]
@@ -83,7 +86,7 @@ def lambdaloss(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) ->
         rho_ij   |1 / D(rank_i) - 1 / D(rank_j)|                           (LambdaRank's)
         delta_ij |1 / D(|rank_i - rank_j|) - 1 / D(|rank_i - rank_j| + 1)|
 
-    and ranks are those of the present logits, held constant in the backward pass.
+    and ranks are those of the present logits, held constant in the backward pass. Logits and labels: (documents,).
     """
     count = logits.shape[0]
     gains = torch.exp2(labels.to(logits.dtype)) - 1
@@ -105,14 +108,20 @@ def lambdaloss(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) ->
 
 
 def margin_mse(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
-    """Mean over pairs with y_i > y_j of ((s_i - s_j) - (t_i - t_j))^2 (Hofstaetter et al. 2020)."""
+    """Mean over pairs with y_i > y_j of ((s_i - s_j) - (t_i - t_j))^2 (Hofstaetter et al. 2020).
+
+    Logits, labels and teacher: (documents,). Raises InputError without a teacher.
+    """
     target = _taught(teacher, "margin_mse").to(logits.dtype)
     differences, better = _pairs(logits, labels)
     return _mean((differences - (target[:, None] - target[None, :])) ** 2, better)
 
 
 def kl(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
-    """KL(softmax(t) || softmax(s)) over the list (Hinton et al. 2015, at temperature 1)."""
+    """KL(softmax(t) || softmax(s)) over the list (Hinton et al. 2015, at temperature 1). Logits and teacher: (documents,).
+
+    Raises InputError without a teacher.
+    """
     target = F.log_softmax(_taught(teacher, "kl").to(logits.dtype), dim=0)
     return F.kl_div(F.log_softmax(logits, dim=0), target, reduction="sum", log_target=True)
 
@@ -131,7 +140,7 @@ DISTILLING = ("margin_mse", "kl")
 
 
 def combined(weights: dict[str, float], logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
-    """Weighted sum of losses by name, computed in float32 or wider."""
+    """Weighted sum of losses by name, one number, computed in float32 or wider. Logits, labels and teacher: (documents,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     terms = [weight * LOSSES[name](logits, labels, teacher) for name, weight in weights.items()]
     return torch.stack(terms).sum()

@@ -91,7 +91,8 @@ class Passes:
     def encoded(self, lists: Sequence[Candidates], reranker: Reranker, where: Sequence[str]) -> Pass:
         """Encode lists of candidates. A document that cannot be used is refused, or left out, as configured.
 
-        Where nothing at all can be used, a stand-in keeps the processes in step; no loss is taken of it.
+        Where nothing at all can be used, a stand-in keeps the processes in step; no loss is taken of it. Raises InputError (of a
+        document with its file and line).
 
         Args:
             lists: one for each query.

@@ -78,6 +78,7 @@ def say(sentence: str) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
     text = json.dumps(dict(values), indent=2, default=str) + "\n"
     write_beside(path, lambda place: Path(place).write_text(text, encoding="utf-8"))
 
@@ -118,6 +119,7 @@ class Record:
         self._show(row)
 
     def close(self) -> None:
+        """Take the line of progress away, and end TensorBoard's file."""
         if self.board is not None:
             self.board.close()
         if self.terminal:
@@ -147,7 +149,7 @@ class Record:
 
 
 def read_curves(path: Path) -> list[dict[str, str]]:
-    """Rows of a curves.csv."""
+    """Rows of a curves.csv. Raises TrainError where another version wrote it."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("step")]
     if rows and set(rows[0]) != set(COLUMNS):

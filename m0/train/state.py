@@ -24,8 +24,8 @@ NAME = re.compile(r"step-(\d+)\.safetensors")
 def save(run: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: int) -> Path:
     """Write checkpoints/step-N.safetensors, then delete all but the newest `keep`.
 
-    The file is written under another name, forced to disk and renamed, so that a killed process or a full disk leaves the
-    checkpoints before it untouched. Raises TrainError where it cannot be written.
+    `tensors`: of any shape, by name; `about`: what else the file says. The file is written under another name, forced to disk
+    and renamed, so that a killed process or a full disk leaves the checkpoints before it untouched. Raises TrainError where it cannot be written.
     """
     folder = run / FOLDER
     path = folder / f"step-{step:08d}.safetensors"
@@ -73,7 +73,7 @@ def found(run: Path) -> list[Path]:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a checkpoint. Raises TrainError on a damaged one."""
+    """Tensors, of any shape, and description of a checkpoint. Raises TrainError on a damaged one."""
     try:
         with safe_open(str(path), framework="pt") as handle:
             about = json.loads(handle.metadata()["about"])

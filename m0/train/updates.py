@@ -32,7 +32,7 @@ class Totals:
 
 
 def loss_of(logits: Tensor, one: Pass, stage: Stage, totals: Totals) -> Tensor:
-    """Sum of the queries' losses; adds what is measured to `totals`."""
+    """Sum of the queries' losses, one number, from logits, (prompts,); adds what is measured to `totals`."""
     total = logits.sum() * 0.0
     for places, labels, teacher in one.lists:
         own = logits[places]
@@ -102,7 +102,10 @@ class Updates:
 
     @torch.no_grad()
     def prove(self, step: int, one: Pass) -> None:
-        """A loss is seen before its update: what the last update did shows in another look at one of its passes."""
+        """A loss is seen before its update: what the last update did shows in another look at one of its passes.
+
+        Raises TrainError where it is not finite.
+        """
         totals = Totals()
         with self.learner.autocast():
             loss_of(self.learner.scorer(one.batch), one, self.stage, totals)
