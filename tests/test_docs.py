@@ -22,10 +22,10 @@ NOT_RUN: dict[str, int] = {"docs/adapters.md": 1}
 """Snippets by page that are marked as not run."""
 FORMULAS = {
     "docs/bad-input.md": ("folder: 3 PDF, ",),
-    "docs/evaluation.md": ("corpus.jsonl ", "queries.jsonl ", "qrels/test.tsv "),
+    "docs/guides/evaluation.md": ("corpus.jsonl ", "queries.jsonl ", "qrels/test.tsv "),
     "docs/head.md": ("relevance = sigmoid(logit - 2.65)",),
     "docs/prompt.md": ("**Document**:",),
-    "docs/training.md": ('{"query": "a red heart", ',),
+    "docs/guides/training.md": ('{"query": "a red heart", ',),
 }
 """Indented lines that are neither commands nor programs, by how they begin."""
 DRAWINGS = {"docs/README.md": 1}
