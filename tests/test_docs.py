@@ -22,10 +22,10 @@ NOT_RUN = {"docs/reference/adapters.md": 1}
 """Snippets by page that are marked as not run."""
 FORMULAS = {
     "docs/reference/bad-input.md": ("folder: 3 PDF, ",),
-    "docs/evaluation.md": ("corpus.jsonl ", "queries.jsonl ", "qrels/test.tsv "),
+    "docs/guides/evaluation.md": ("corpus.jsonl ", "queries.jsonl ", "qrels/test.tsv "),
     "docs/explanation/head.md": ("relevance = sigmoid(logit - 2.65)",),
     "docs/explanation/prompt.md": ("**Document**:",),
-    "docs/training.md": ('{"query": "a red heart", ',),
+    "docs/guides/training.md": ('{"query": "a red heart", ',),
 }
 """Indented lines that are neither commands nor programs, by how they begin."""
 DRAWINGS: dict[str, int] = {}
