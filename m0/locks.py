@@ -1,7 +1,7 @@
 """What may run beside what, in one process: a model is used by many calls at once, and changed by one call alone.
 
 A call that uses the model (ranking, scoring, explaining) holds the lock with others of its kind. A call that changes it (another
-adapter, quantization, new weights) waits until none of these is under way, and those that come later wait for it. docs/threads.md
+adapter, quantization, new weights) waits until none of these is under way, and those that come later wait for it. docs/guides/threads-and-processes.md
 says what follows for users.
 """
 

@@ -65,7 +65,7 @@ Result = TypeVar("Result")
 class Reranker(Explaining, Copied):
     """A model with its tokenizer and picture settings, made by `from_pretrained`.
 
-    Any number of threads may use one; what changes the model waits for their calls (docs/threads.md). `copy.deepcopy` and `pickle`
+    Any number of threads may use one; what changes the model waits for their calls (docs/guides/threads-and-processes.md). `copy.deepcopy` and `pickle`
     give another one that shares nothing with it. Every call takes `limits` and `run`, or their fields one by one:
     `rank(..., max_length=512)` is `rank(..., limits=Limits(max_length=512))`.
 
@@ -300,7 +300,7 @@ class Reranker(Explaining, Copied):
 
         They stay in `self.documents`, the prefix cache: in memory while there is room, and on disk where it has a folder. `rank`, `score`
         and `evaluate` use it by themselves, and cache by themselves what they see a second time. It is emptied when
-        weights or the active adapter change (see docs/speed.md for how that is noticed).
+        weights or the active adapter change (see docs/guides/speed.md for how that is noticed).
 
         Args:
             documents: as for `rank`. Other arguments as there: a document cut at another place is another one.

@@ -52,7 +52,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=DOCUMENTS_HELP,
     )
     _add_ranking_arguments(parser)
-    parser.add_argument("--method", help="how to explain (frozen_gradient; docs/explaining.md compares all)")
+    parser.add_argument("--method", help="how to explain (frozen_gradient; docs/explanation/explaining.md compares all)")
     parser.add_argument("--pixels", action="store_true", help="through the vision tower down to pixels (methods by gradient)")
     parser.add_argument(
         "--no-matrix", action="store_true", help="without the matrix of query and document, which --json and --html show"
@@ -68,7 +68,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "train",
         help="train an adapter, the score head or everything",
-        description="Train as a TOML file says; docs/training.md explains every setting. Runs under torchrun, too.",
+        description="Train as a TOML file says; docs/guides/training.md explains every setting. Runs under torchrun, too.",
     )
     parser.add_argument("config", help="TOML file")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")

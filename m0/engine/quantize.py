@@ -9,7 +9,7 @@ gradients tell, to first order, how much the rounding of each layer would change
 inputs are numbers of 4 exponent and 3 mantissa bits (e4m3, Micikevicius et al. 2022), each output and each token again with a scale
 of its own.
 
-Scores change: docs/performance.md says by how much. What needs plain weights or gradients (adapters, training, saving,
+Scores change: docs/reference/performance.md says by how much. What needs plain weights or gradients (adapters, training, saving,
 gradient-based explanations) is refused, and an "int8" model stays on the CPU.
 """
 

@@ -2,18 +2,23 @@
 
     examples.jsonl      {"id": 1, "caption_0": "...", "caption_1": "...", "image_0": "1_0.png", "image_1": "1_1.png"}
 
-Images are paths relative to the file, with or without their ending ".png", as the published set has them.
+Images are paths relative to the file, with or without their ending ".png", as the published set has them, or addresses, as in a
+dataset.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+from m0.engine.options import settle
 from m0.errors import InputError
-from m0.evaluate.files import read_text
+from m0.evaluate.cuts import AllCuts, cuts_of
+from m0.evaluate.files import picture, read_text
 from m0.evaluate.metrics import Estimate, estimate, winoground
+from m0.locks import level_of_caller
 from m0.paths import path_of
 from m0.reranker import Reranker
 
@@ -35,9 +40,7 @@ def load_contrasts(directory: str | Path) -> list[tuple[list[str], list[Any]]]:
             raise InputError(f"{path}, line {number}: must hold {', '.join((*CAPTIONS, *IMAGES))}.") from None
         if not all(isinstance(value, str) and value.strip() for value in (*captions, *images)):
             raise InputError(f"{path}, line {number}: captions and images must be text, not empty.")
-        files = [path_of(image, folder=path.parent) for image in images]
-        files = [file if file.suffix else file.with_suffix(".png") for file in files]
-        found.append((captions, [{"image": str(file)} for file in files]))
+        found.append((captions, [{"image": picture(image, path.parent, ".png")} for image in images]))
     if not found:
         raise InputError(f"{path} is empty.")
     return found
@@ -46,13 +49,22 @@ def load_contrasts(directory: str | Path) -> list[tuple[list[str], list[Any]]]:
 def evaluate_contrasts(reranker: Reranker, examples: list[tuple[list[str], list[Any]]], **options: Any) -> dict[str, Estimate]:
     """Text, image and group score, each with its 95 % bootstrap interval over examples.
 
-    The caption is the query and the picture the document. `options` as for `Reranker.logits`.
+    The caption is the query and the picture the document. `options` as for `Reranker.logits`. Warns where something was cut.
     """
-    pairs = []
-    for captions, pictures in examples:
-        read = [reranker.read(picture) for picture in pictures]  # opened once
-        pairs += [({"text": caption}, picture) for caption in captions for picture in read]
-    logits = iter(reranker.logits(pairs, **options))
+    limits, how = settle(None, None, options)
+    encodings, cuts = [], {}
+    for number, (captions, pictures) in enumerate(examples, 1):
+        read = [reranker.read(one) for one in pictures]  # opened once
+        for caption in captions:
+            for place, one in enumerate(read):
+                try:
+                    encodings.append(reranker.encode({"text": caption}, one, limits))
+                except InputError as error:
+                    raise type(error)(f"example {number}: {error}") from None
+                cuts[caption, f"{number}/{IMAGES[place]}"] = cuts_of(encodings[-1])
+    for remark in AllCuts(cuts).remarks():
+        warnings.warn(remark, stacklevel=level_of_caller())
+    logits = iter(reranker.logits_of(encodings, run=how))
     tables = [[[next(logits) for _ in IMAGES] for _ in CAPTIONS] for _ in examples]
     each = [winoground([table]) for table in tables]
     return {name: estimate([score[name] for score in each]) for name in ("text", "image", "group")}

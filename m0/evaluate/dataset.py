@@ -4,8 +4,8 @@
     queries.jsonl       {"_id": "q1", "text": "...", "image": "...", "language": "fr"}
     qrels/test.tsv      query-id <tab> corpus-id <tab> score, with that header line or without; or TREC's four columns
 
-Title, text and image may each be left out or null; an image is a path relative to the dataset. The language may also stand under
-"metadata", and is used for tables by language only.
+Title, text and image may each be left out or null. An image is a path relative to the dataset, or, as for `Reranker.rank`, an http(s)
+URL, a data URI or base64 text. The language may also stand under "metadata", and is used for tables by language only.
 
 Published sets have gaps: ArguAna judges a document that its corpus lacks, FiQA's corpus has empty documents. Such a set is loaded,
 and the gaps are listed. What can only be damage is refused.
@@ -76,6 +76,10 @@ class Dataset:
         notes = _notes(corpus, queries, lost, [query for query in judged if query not in qrels], qrels)
         found = digest.hexdigest()
         return cls(directory.name, corpus.contents, queries.contents, qrels, queries.languages, found, unusable, notes)
+
+    def refusal(self, why: str) -> InputError:
+        """For where there will be no figures beside which the dataset's gaps are said: an error that says them, too."""
+        return InputError(" ".join((why, *(("The dataset has gaps:", *self.notes) if self.notes else ()))))
 
     def text(self, document: Any) -> str:
         """The words of a query or document, for BM25; pictures have none."""

@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError, M0Error, TooLongError
+from m0.evaluate.candidates import Candidates
+from m0.evaluate.cuts import AllCuts, Cuts, cuts_of
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.files import counted, few
 from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query, tied_queries
 from m0.evaluate.runs import Run, write_run
-from m0.evaluate.store import Store
-from m0.inputs.listed import listed
+from m0.evaluate.store import Scores, Store
 from m0.inputs.prompt import Encoding
 from m0.locks import uses_model
 from m0.paths import path_of
@@ -48,6 +50,8 @@ class Evaluation:
     Of `evaluate` the dataset's own (`Dataset.unusable`) as well."""
     remarks: tuple[str, ...] = ()
     """Sentences on what to know of this run's figures, with counts; `notes` has those on the dataset, too."""
+    cut: Mapping[str, int] = field(default_factory=dict)
+    """Of `evaluate`: how many documents and queries were cut to fit, and of how many not all pages were read. `remarks` name some."""
 
     @classmethod
     def of(
@@ -58,12 +62,14 @@ class Evaluation:
         failed: Mapping[str, str] | None = None,
         ignore_identical_ids: bool = True,
         remarks: Sequence[str] = (),
+        name: str = "",
+        cut: Mapping[str, int] | None = None,
     ) -> Evaluation:
-        """Measure a run, of whatever origin. `ignore_identical_ids` as for `evaluate`.
+        """Measure a run, of whatever origin. `ignore_identical_ids` as for `evaluate`; `name`: of the run, for sentences.
 
-        Raises InputError on a score that is not a number.
+        Raises InputError on a score that is not a number, and where all that the run ranks is foreign to the dataset.
         """
-        remarks = [*remarks, *(_of_identical(dataset) if ignore_identical_ids else ())]
+        remarks = [*remarks, *_of_run(dataset, run, name), *(_of_identical(dataset) if ignore_identical_ids else ())]
         counting: Run = {
             query: {d: score for d, score in scores.items() if d != query or not ignore_identical_ids}
             for query, scores in run.items()
@@ -72,9 +78,10 @@ class Evaluation:
         if tied := tied_queries(dataset.qrels, counting):
             some = counted(len(tied), "queries")
             remarks.append(
-                f"in {some} documents of different relevance have equal scores; the later id goes first: {few(tied)}."
+                f"{name and f'{name}: '}in {some} documents of different relevance have equal scores; the later id goes first: "
+                f"{few(tied)}."
             )
-        return cls(dataset, counting, values, dict(failed or {}), tuple(remarks))
+        return cls(dataset, counting, values, dict(failed or {}), tuple(remarks), dict(cut or {}))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -135,6 +142,7 @@ class Evaluation:
                 for language, estimates in self.by_language().items()
             },
             "notes": list(self.notes),
+            "cut": dict(self.cut),
             "failed": self.failed,
             **(
                 {}
@@ -180,23 +188,28 @@ def evaluate(
     is missing from the run, which counts as not found, and is listed in `failed`.
     """
     parse_measures(measures)
-    wanted, absent, remarks = _wanted(dataset, candidates, ignore_identical_ids)
-    store, done, failed = _scores(reranker, dataset, wanted, out, progress, options)
-    for document, queries in wanted.items():
-        for query in queries:
-            known = (query, document) in done or {document, f"query {query}", f"{query} {document}"} & failed.keys()
-            if not known:
-                raise M0Error(f"the pair of {query} and {document} was not scored; run the evaluation again to go on.")
-    if not done:
-        what, why = next(iter(failed.items()))
-        raise InputError(f"nothing could be scored, beginning with {what}: {why}")
+    asked = Candidates.of(dataset, candidates, ignore_identical_ids)
+    wanted = asked.wanted
+    store, scores = _scores(reranker, dataset, wanted, out, progress, options)
     run: Run = {query: {} for query in dataset.queries}
+    cuts: dict[tuple[str, str], Cuts | None] = {}
     for document, queries in wanted.items():
         for query in queries:
-            if (query, document) in done:
-                run[query][document] = done[query, document]
-    failed = {**dataset.unusable, **absent, **failed}
-    evaluation = Evaluation.of(dataset, run, measures, failed, ignore_identical_ids, remarks)
+            pair = query, document
+            if pair in scores.logits:
+                run[query][document] = scores.logits[pair]
+                if pair in scores.cuts:
+                    cuts[pair] = scores.cuts[pair]
+            elif not {document, f"query {query}", f"{query} {document}"} & scores.failed.keys():
+                raise M0Error(f"the pair of {query} and {document} was not scored; run the evaluation again to go on.")
+    if not any(run.values()):
+        what, why = next(iter(scores.failed.items()))
+        raise dataset.refusal(f"nothing could be scored, beginning with {what}: {why}")
+    failed = {**dataset.unusable, **asked.absent, **scores.failed}
+    cut = AllCuts(cuts)
+    remarks = [*asked.remarks(dataset), *cut.remarks()]
+    name = reranker.name or "the model"
+    evaluation = Evaluation.of(dataset, run, measures, failed, ignore_identical_ids, remarks, name, cut.counts())
     if store is not None and (not dist.is_initialized() or dist.get_rank() == 0):
         write_run(store.directory / RUN, run)
         store.write_json(REPORT, evaluation.report())
@@ -210,72 +223,54 @@ def _scores(
     out: str | os.PathLike[str] | None,
     progress: bool,
     options: Mapping[str, Any],
-) -> tuple[Store | None, dict[tuple[str, str], float], dict[str, str]]:
-    """Where scores are kept, those of all processes, and what failed."""
+) -> tuple[Store | None, Scores]:
+    """Where scores are kept, and those of all processes."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world > 1 and out is None:
         raise InputError("an evaluation in several processes needs out, a directory to share results in.")
     store = Store(path_of(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
     if world > 1:
         dist.barrier()
-    done, failed = store.read() if store is not None else ({}, {})
+    done = store.read() if store is not None else Scores()
     if world > 1:
         dist.barrier()  # nobody writes before all have read: all must share out the same documents
-    left = [(document, [query for query in queries if (query, document) not in done]) for document, queries in wanted.items()]
+    left = [
+        (document, [query for query in queries if (query, document) not in done.logits]) for document, queries in wanted.items()
+    ]
     left = [(document, queries) for document, queries in left if queries][rank::world]
     bar = Progress(sum(len(queries) for _, queries in left), "scoring", progress and rank == 0)
     pictures = VisualFeatures(reranker.model, reranker.sessions)
     for stretch in _stretches(left):
-        scores, broken = _score(reranker, dataset, stretch, options, pictures)
-        done |= scores
-        failed |= broken
         if store is not None:
-            store.write(scores, broken)
+            store.begin((query, document) for document, queries in stretch for query in queries)
+        scores = _score(reranker, dataset, stretch, options, pictures)
+        done.add(scores)
+        if store is not None:
+            store.write(scores)
         bar.advance(sum(len(queries) for _, queries in stretch))
     bar.close()
     if world > 1 and store is not None:
         dist.barrier()
-        done, failed = store.read()
-    return store, done, failed
+        done = store.read()
+    return store, done
 
 
-def _wanted(
-    dataset: Dataset, candidates: Mapping[str, Any] | None, ignore_identical_ids: bool
-) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
-    """Document -> the queries that meet it; candidates that are not in the corpus, with the reason; what to know of both."""
-    wanted: dict[str, list[str]] = {}
-    absent: dict[str, str] = {}
-    asked: set[str] = set()
-    if not isinstance(candidates, Mapping | None):
-        raise InputError(f"candidates is {type(candidates).__name__}, but must map queries to documents.")
-    for query in dataset.queries:
-        documents = dataset.corpus if candidates is None else candidates.get(query, ())
-        ids = documents if isinstance(documents, Mapping) else listed(documents, f"the candidates of {query}")
-        if strange := [one for one in ids if not isinstance(one, str)]:
-            raise InputError(f"the candidates of {query} hold {strange[0]!r}, but must hold ids, which are text.")
-        for document in dict.fromkeys(ids):
-            if document in dataset.corpus:
-                asked.add(query)
-                if document != query or not ignore_identical_ids:
-                    wanted.setdefault(document, []).append(query)
-            elif document not in dataset.unusable:
-                absent.setdefault(document, f"the candidates of {query} hold it, but the corpus does not have it.")
-    if not wanted and asked:
-        raise InputError("no query meets any document but the one of its own id, which is left out (ignore_identical_ids).")
-    if not wanted and absent:
-        raise InputError(f"the candidates hold none of the dataset's documents, but such as {next(iter(absent))!r}.")
-    if not wanted:
-        raise InputError("the candidates hold none of the dataset's queries.")
-    remarks = []
-    if alone := [query for query in dataset.queries if query not in asked]:
-        remarks.append(
-            f"{counted(len(alone), 'queries')} of {len(dataset.queries)} without candidates, counted as 0: {few(alone)}."
-        )
-    if absent:
-        remarks.append(
-            f"the candidates hold {counted(len(absent), 'documents')} that the corpus lacks, not ranked: {few(absent)}."
-        )
-    return wanted, absent, remarks
+def _of_run(dataset: Dataset, run: Mapping[str, Mapping[str, float]], name: str) -> list[str]:
+    """What to know of how a run fits the dataset. Raises InputError where it does not fit at all."""
+    known = dataset.corpus.keys() | dataset.unusable.keys()
+    ranked = dict.fromkeys(document for query in dataset.qrels for document in run.get(query, ()))
+    foreign = [document for document in ranked if document not in known]
+    called = name or "the run"
+    if run and not run.keys() & dataset.qrels.keys():
+        raise dataset.refusal(f"{called} ranks none of the dataset's judged queries, but such as {next(iter(run))!r}.")
+    if foreign and len(foreign) == len(ranked):
+        raise dataset.refusal(f"{called} holds none of the dataset's documents, but such as {foreign[0]!r}.")
+    if not ranked:
+        return [f"{called} ranks no document for any of the dataset's queries, so that all count as 0."]
+    if foreign:
+        some = f"{len(foreign):,} of the {len(ranked):,} documents that {called} ranks"
+        return [f"the corpus lacks {some}; they keep their places, as not relevant: {few(foreign)}."]
+    return []
 
 
 def _of_identical(dataset: Dataset) -> Iterator[str]:
@@ -307,8 +302,8 @@ def _score(
     stretch: list[tuple[str, list[str]]],
     options: Mapping[str, Any],
     pictures: VisualFeatures,
-) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
-    """Logits of a stretch's pairs; documents that cannot be used, with the reason."""
+) -> Scores:
+    """Of a stretch's pairs."""
     failed: dict[str, str] = {}
     read_queries: dict[str, Any] = {}
     for query in dict.fromkeys(query for _, queries in stretch for query in queries):
@@ -333,8 +328,10 @@ def _score(
             except TooLongError as error:
                 failed[f"{query} {document}"] = str(error)
     if not encodings:
-        return {}, failed
-    return dict(zip(encodings, reranker.logits_of(list(encodings.values()), pictures=pictures, **others), strict=True)), failed
+        return Scores(failed=failed)
+    logits = reranker.logits_of(list(encodings.values()), pictures=pictures, **others)
+    cuts: dict[tuple[str, str], Cuts | None] = {pair: cuts_of(one) for pair, one in encodings.items() if one.cut}
+    return Scores(dict(zip(encodings, logits, strict=True)), cuts, failed)
 
 
 def _about(reranker: Reranker, dataset: Dataset, wanted: Mapping[str, list[str]], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,5 +339,9 @@ def _about(reranker: Reranker, dataset: Dataset, wanted: Mapping[str, list[str]]
         "dataset": dataset.fingerprint,
         "model": reranker.fingerprint(),
         "candidates": sha256(json.dumps(sorted(wanted.items())).encode()).hexdigest(),
-        "options": {name: value for name, value in sorted(options.items()) if name != "batch_tokens"},
+        "options": {  # NumPy's numbers as JSON's
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in sorted(options.items())
+            if name != "batch_tokens"
+        },
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from m0.errors import InputError
-from m0.paths import path_of
+from m0.inputs.opening import looks_like_picture, read_encoded
+from m0.paths import exists, literal, path_of
 
 MAX_GRADE = 1000
 """Of a judgement; trec_eval makes tables as long as the highest."""
@@ -18,10 +20,19 @@ HEADERS = ("query-id", "query", "qid", "queryid", "topic", "topic-id"), ("score"
 """Names of the first and the last column of judgements, in the header lines that are met."""
 NAMED = 5
 """Ids that a sentence names before it counts the rest."""
+MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # which begins as UTF-16's does
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+    (codecs.BOM_UTF8, "UTF-8"),
+)
+"""Byte order marks."""
+BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")
 
 
 def read_text(path: Path, digest: Any = None) -> str:
-    """A file's text: UTF-8, or UTF-16 with a byte order mark, as Windows tools write it. `digest`: takes the bytes up.
+    """A file's text: UTF-8, or UTF-16 or UTF-32 with a byte order mark, as Windows tools write it. `digest`: takes the bytes up.
 
     Raises InputError, one sentence.
     """
@@ -35,11 +46,11 @@ def read_text(path: Path, digest: Any = None) -> str:
         raise InputError(f"{str(path)!r} is not a path: {error}.") from None
     if digest is not None:
         digest.update(data)
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "UTF-8")
     try:
-        return data.decode(encoding)
+        return data.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not {encoding[:6].upper()} at byte {error.start}.") from None
+        raise InputError(f"{path} is not {encoding} at byte {error.start}.") from None
 
 
 def rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -81,8 +92,32 @@ def content(row: dict[str, Any], directory: Path, where: str) -> Any:
     words = f"{title}\n{text}".strip() if title else text
     if not image:
         return words if words.strip() else None
-    picture = {"image": str(path_of(image, folder=directory))}
-    return [words, picture] if words.strip() else [picture]
+    shown = {"image": picture(image, directory)}
+    return [words, shown] if words.strip() else [shown]
+
+
+def picture(image: str, directory: Path, ending: str = "") -> str:
+    """A picture that a line names, as `Reranker.rank` takes it: an http(s) URL, a data URI or base64 text as it is, all else as the path
+    of a file, relative to the dataset. `ending`: of files whose names have none.
+
+    Whether there is such a picture shows when it is opened, so that one that is not there refuses no others.
+    """
+    if image[:8].lower().startswith(("http://", "https://")) or image[:5].lower() == "data:":
+        return image
+    try:
+        path = path_of(image, folder=directory)
+    except InputError:  # of a user whom nobody knows: then it is a file of that name, as for a shell, and it is not there
+        path = literal(directory / image)
+    if ending and path.name and not path.suffix:
+        path = path.with_suffix(ending)
+    return image if BASE64.fullmatch(image) and not exists(path) and _is_picture(image) else str(path)
+
+
+def _is_picture(base64: str) -> bool:
+    try:
+        return looks_like_picture(read_encoded(base64)[0])
+    except InputError:
+        return False
 
 
 def language(row: dict[str, Any]) -> str:
@@ -145,9 +180,16 @@ def _is_header(cells: list[str]) -> bool:
     return names[0] in HEADERS[0] or names[-1] in HEADERS[1]
 
 
+def number(text: str) -> float:
+    """A number as files hold it: Python would take 1_0 for ten and other scripts' digits, too. Raises ValueError."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        number(text)
     except ValueError:
         return False
     return True
@@ -156,7 +198,7 @@ def _is_number(text: str) -> bool:
 def _grade(text: str, where: str) -> int:
     if not _is_number(text):
         raise InputError(f"{where}: {JUDGEMENT}.")
-    value = float(text)
+    value = number(text)
     if not abs(value) <= MAX_GRADE:
         raise InputError(f"{where}: the score is {text}, but must lie between -{MAX_GRADE} and {MAX_GRADE}.")
     if value != math.floor(value):

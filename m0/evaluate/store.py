@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
-from hashlib import sha256
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m0.errors import InputError, M0Error
+from m0.errors import InputError
+from m0.evaluate.cuts import Cuts, is_cuts
 from m0.evaluate.dataset import Dataset
+from m0.evaluate.files import counted
+from m0.evaluate.seen import UNKNOWN, seen_in
+from m0.locks import level_of_caller
 
 ABOUT = "about.json"
 OTHERS = {
@@ -19,13 +25,33 @@ OTHERS = {
     "candidates": "other candidates (which documents, or whether identical ids are kept)",
     "options": "other options",
 }
+Pair = tuple[str, str]
+
+
+@dataclass
+class Scores:
+    """What became of some pairs of query and document."""
+
+    logits: dict[Pair, float] = field(default_factory=dict)
+    cuts: dict[Pair, Cuts | None] = field(default_factory=dict)
+    """Of the pairs of which something was cut; None: not known."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason."""
+
+    def add(self, others: Scores) -> None:
+        for pair in others.logits:
+            self.cuts.pop(pair, None)
+        self.logits |= others.logits
+        self.cuts |= others.cuts
+        self.failed |= others.failed
 
 
 class Store:
     """Scores on disk as they come: one file a process, one line a pair.
 
-    Lines hold [query, document, score], [null, what failed, reason], or [true, file, its hash] for a picture that was seen.
-    What failed is tried again, and what showed a picture that has changed since is scored anew.
+    Lines hold [query, document, score, what was cut], [null, what failed, reason], or [true, "document ID" or "query ID", hash] for one
+    that shows a picture. What failed is tried again. What shows a picture is scored anew unless the hash is there and still the
+    picture's, wherever the dataset lies and however its path is spelled.
 
     Raises InputError where the directory holds an evaluation of something else, or cannot be used.
     """
@@ -33,76 +59,116 @@ class Store:
     def __init__(self, directory: Path, about: Mapping[str, Any], rank: int, dataset: Dataset) -> None:
         self.directory, self.path, self.dataset = directory, directory / f"scores-{rank}.jsonl", dataset
         self.seen: dict[str, str] = {}
+        """Hashes of what this process or an earlier one has written down."""
+        self.begun: dict[str, str] = {}
+        """Hashes of what is being scored."""
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if (directory / ABOUT).exists():
-                before = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
-                if before != about:
-                    which = [
-                        name for key, name in OTHERS.items() if not isinstance(before, dict) or before.get(key) != about[key]
-                    ]
-                    raise InputError(f"{directory} holds an evaluation of {' and '.join(which)}; choose another folder.")
-            elif rank == 0:
-                self.write_json(ABOUT, about)
-            if rank == 0:
-                self._mend()
         except (OSError, ValueError) as error:
-            if isinstance(error, M0Error):
-                raise
-            raise InputError(f"{directory} cannot be used for an evaluation: {error}.") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{directory} cannot be used for an evaluation: {reason}.") from None
+        self._check_about(about, rank)
+        if rank == 0:
+            self._mend()
+
+    def _check_about(self, about: Mapping[str, Any], rank: int) -> None:
+        """Whether the folder is this evaluation's. Raises InputError."""
+        path = self.directory / ABOUT
+        if not path.exists():
+            if rank == 0:
+                if any(_read(file) for file in self._files()):
+                    raise InputError(
+                        f"{self.directory} holds scores, but not {ABOUT}, which says whose; choose another folder."
+                    )
+                self.write_json(ABOUT, about)
+            return
+        data = _read(path)
+        try:
+            before = json.loads(data.decode())
+        except (ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
+            raise InputError(
+                f"{path} is damaged, so that nobody can tell which evaluation's scores lie beside it; choose another folder."
+            )
+        if which := [name for key, name in OTHERS.items() if before.get(key) != about[key]]:
+            raise InputError(f"{self.directory} holds an evaluation of {' and '.join(which)}; choose another folder.")
+
+    def _files(self) -> list[Path]:
+        return sorted(self.directory.glob("scores-*.jsonl"))
 
     def _mend(self) -> None:
-        """Drop lines that killed processes wrote half of, what failed, and what has changed since."""
-        paths = sorted(self.directory.glob("scores-*.jsonl"))
-        data = {path: path.read_bytes() for path in paths}
-        rows = {path: [json.loads(line) for line in some[: some.rfind(b"\n") + 1].splitlines()] for path, some in data.items()}
-        rows = {path: [row for row in some if isinstance(row, list) and len(row) == 3] for path, some in rows.items()}
-        hashes = {file: value for some in rows.values() for first, file, value in some if first is True}
-        changed = {file for file, value in hashes.items() if _file_hash(file) != value}
+        """Drop lines that killed processes wrote half of, damaged ones, what failed, and what has changed since."""
+        data = {path: _read(path) for path in self._files()}
+        whole = {path: some[: some.rfind(b"\n") + 1].split(b"\n")[:-1] for path, some in data.items()}
+        rows = {path: [(line, _row(line)) for line in lines] for path, lines in whole.items()}
+        hashes: dict[str, set[str]] = {}
+        for some in rows.values():
+            for _, row in some:
+                if row is not None and row[0] is True:
+                    hashes.setdefault(row[1], set()).add(row[2])
+        now: dict[str, bool] = {}
+
+        def unchanged(what: str) -> bool:
+            if what not in now:
+                found = self._look(what)
+                now[what] = found is None or (found != UNKNOWN and hashes.get(what) == {found})
+            return now[what]
+
         for path, some in rows.items():
-            kept = [
-                row
-                for row in some
-                if row[0] is not None
-                and not (row[0] is True and row[1] in changed)
-                and not (row[0] is not True and changed & {*self._pictures(row[0], True), *self._pictures(row[1], False)})
-            ]
-            whole = "".join(json.dumps(row) + "\n" for row in kept).encode()
-            if whole != data[path]:
-                partial = path.with_suffix(".partial")
-                partial.write_bytes(whole)
-                partial.replace(path)
+            kept: list[bytes] = []
+            for line, row in some:
+                if row is None or row[0] is None:
+                    continue
+                if all(map(unchanged, [row[1]] if row[0] is True else _names(row[0], row[1]))):
+                    kept.append(line + b"\n")
+            if damaged := sum(row is None and bool(line.strip()) for line, row in some):
+                these = f"{counted(damaged, 'lines')} that {'is' if damaged == 1 else 'are'}"
+                warnings.warn(f"{path} has {these} damaged; such pairs are scored again.", stacklevel=level_of_caller())
+            if (mended := b"".join(kept)) != data[path]:
+                _replace(path, mended)
 
-    def _pictures(self, key: str, query: bool) -> list[str]:
-        """Files of the pictures in a query or document."""
-        content = (self.dataset.queries if query else self.dataset.corpus).get(key)
-        return [part["image"] for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    def _look(self, what: str) -> str | None:
+        """The hash of a "document ID" or "query ID" as it is now."""
+        side, _, key = what.partition(" ")
+        contents = {"document": self.dataset.corpus, "query": self.dataset.queries}.get(side, {})
+        return seen_in(contents[key]) if key in contents else UNKNOWN
 
-    def read(self) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
+    def read(self) -> Scores:
         """What all processes have scored, now or before."""
-        done: dict[tuple[str, str], float] = {}
-        failed: dict[str, str] = {}
-        for path in sorted(self.directory.glob("scores-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                query, document, value = json.loads(line)
-                if query is None:
-                    failed[document] = value
-                elif query is True:
-                    self.seen[document] = value
+        scores = Scores()
+        for path in self._files():
+            for row in map(_row, _read(path).split(b"\n")):
+                if row is None:
+                    continue
+                if row[0] is None:
+                    scores.failed[row[1]] = row[2]
+                elif row[0] is True:
+                    self.seen[row[1]] = row[2]
                 else:
-                    done[query, document] = value
-        return done, failed
+                    pair = row[0], row[1]
+                    cuts = tuple(row[3]) if len(row) == 4 else None
+                    scores.add(Scores({pair: row[2]}, {} if cuts == () else {pair: cuts}))
+        return scores
 
-    def write(self, scores: Mapping[tuple[str, str], float], failed: Mapping[str, str]) -> None:
-        """Append scores by (query, document), and what failed with its reason. Raises InputError where the disk refuses."""
+    def begin(self, pairs: Iterable[Pair]) -> None:
+        """Take note of pictures before they are opened: one that changes after that is scored anew the next time."""
+        for what in dict.fromkeys(name for pair in pairs for name in _names(*pair)):
+            if what not in self.seen and (found := self._look(what)):
+                self.begun[what] = found
+
+    def write(self, scores: Scores) -> None:
+        """Raises InputError where it cannot."""
+
+    Raises InputError where the directory holds an evaluation of something else, or cannot be used.
         lines = []
-        for key, is_query in dict.fromkeys((k, side == 0) for pair in scores for side, k in enumerate(pair)):
-            for picture in self._pictures(key, is_query):
-                if picture not in self.seen:
-                    self.seen[picture] = _file_hash(picture)
-                    lines.append(json.dumps([True, picture, self.seen[picture]]))
-        lines += [json.dumps([query, document, score]) for (query, document), score in scores.items()]
-        lines += [json.dumps([None, document, reason]) for document, reason in failed.items()]
+        for what in dict.fromkeys(name for pair in scores.logits for name in _names(*pair)):
+            if what in self.begun:
+                self.seen[what] = self.begun[what]
+                lines.append(json.dumps([True, what, self.seen[what]]))
+        self.begun.clear()
+        lines += [json.dumps([*pair, logit, scores.cuts.get(pair) or ()]) for pair, logit in scores.logits.items()]
+        lines += [json.dumps([None, what, reason]) for what, reason in scores.failed.items()]
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(line + "\n" for line in lines))
@@ -110,19 +176,44 @@ class Store:
             raise InputError(f"{self.path} cannot be written: {error.strerror}; what is there is kept.") from None
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write a file whole or not at all. Raises InputError where the disk refuses."""
-        partial = self.directory / f".{name}.{os.getpid()}"
-        try:
-            text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate, as JSON writes it
-            partial.replace(self.directory / name)
-        except OSError as error:
-            raise InputError(f"{self.directory / name} cannot be written: {error.strerror}.") from None
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        _replace(self.directory / name, text.encode("utf-8", "backslashreplace"))  # a lone surrogate, as JSON writes it
+
+    Raises InputError where the directory holds an evaluation of something else, or cannot be used.
 
 
-def _file_hash(file: str) -> str:
-    """SHA-256 of a picture's file; empty where it cannot be read."""
+def _names(query: str, document: str) -> tuple[str, str]:
+    """Of a pair's two sides."""
+    return f"query {query}", f"document {document}"
+
+
+def _row(line: bytes) -> list[Any] | None:
+    """What a line of scores holds; None where it is not as `Store` writes it."""
     try:
-        return sha256(Path(file).read_bytes()).hexdigest()
-    except OSError:
-        return ""
+        row = json.loads(line)
+        match row:
+            case [None | True, str(), str()]:
+                return list(row)
+            case [str(), str(), int() | float() as score, *cuts] if not isinstance(score, bool) and math.isfinite(score):
+                if not cuts or (len(cuts) == 1 and isinstance(cuts[0], list) and is_cuts(cuts[0])):
+                    return [row[0], row[1], float(score), *cuts]
+    except (ValueError, RecursionError, OverflowError):
+        pass
+    return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever finds half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from None

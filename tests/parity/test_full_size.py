@@ -1,7 +1,7 @@
 """The released size, 2.2 B random parameters, against transformers: `make parity`. About 22 GiB of memory.
 
 Ours and the reference share their weights, so that both fit; each runs with its own code. Scales are realistic: see
-`fill_full_size`. The figures are printed and recorded in docs/parity.md.
+`fill_full_size`. The figures are printed and recorded in docs/explanation/parity.md.
 """
 
 from __future__ import annotations

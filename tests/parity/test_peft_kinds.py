@@ -320,7 +320,7 @@ def test_other_methods_are_refused(tmp_path, kind):
 
 
 def test_every_setting_of_peft_has_its_place():
-    """A new peft with a new setting: say what it does to a finished adapter, in m0/checkpoints/adapters/config.py and docs/adapters.md."""
+    """A new peft with a new setting: say what it does to a finished adapter, in m0/checkpoints/adapters/config.py and docs/reference/adapters.md."""
     fields = {entry.name for entry in dataclasses.fields(peft.LoraConfig)}
     places = [*lora_config.READ, *lora_config.WITHOUT_EFFECT, *lora_config.REFUSED]
     assert len(places) == len(set(places))

@@ -1,7 +1,7 @@
 """What an adapter is attached to, and what peft's settings mean for one that is finished (`adapter_config.json`).
 
 The file of an adapter holds all that is learned. Most of peft's settings say how that came about, and change nothing any more;
-some say how it is computed. `READ`, `WITHOUT_EFFECT` and `REFUSED` hold every setting of peft 0.21 once; docs/adapters.md is the
+some say how it is computed. `READ`, `WITHOUT_EFFECT` and `REFUSED` hold every setting of peft 0.21 once; docs/reference/adapters.md is the
 same in words. Layers are named as in the adapter's own keys, in whichever layout they are.
 """
 

@@ -1,0 +1,61 @@
+"""What a document shows that lies outside the dataset's own files: pictures, which may change between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from m0.errors import InputError
+from m0.inputs.images import Picture
+from m0.inputs.opening import read_encoded
+
+UNKNOWN = ""
+"""Of what cannot be read, or only once."""
+
+
+def seen_in(content: Any) -> str | None:
+    """SHA-256 of all that a document or query shows besides its words; None: words alone; UNKNOWN where it cannot be told.
+
+    Of a URL that is the address, for the server may be asked once only: what lies there is taken to stay.
+    """
+    found = [_hash(source) for source in _sources(content)]
+    if not found:
+        return None
+    if UNKNOWN in found:
+        return UNKNOWN
+    return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()
+
+
+def _sources(content: Any) -> Iterator[Any]:
+    if isinstance(content, list | tuple):
+        for part in content:
+            yield from _sources(part)
+    elif isinstance(content, Mapping):
+        yield from (part for name, part in content.items() if name == "image" or not isinstance(part, str))
+    elif not isinstance(content, str):
+        yield content
+
+
+def _hash(source: Any) -> str:
+    try:
+        return sha256(_bytes(source)).hexdigest()
+    except Exception:  # whatever an unreadable picture raises, scoring it says what is wrong
+        return UNKNOWN
+
+
+def _bytes(source: Any) -> bytes:
+    if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        return source.encode("utf-8", "surrogatepass")
+    if isinstance(source, Picture):
+        return source.digest
+    if isinstance(source, Image.Image):
+        return repr((source.mode, source.size)).encode() + source.tobytes()
+    if isinstance(source, np.ndarray):
+        return repr((source.shape, source.dtype)).encode() + source.tobytes()
+    if hasattr(source, "read"):
+        raise InputError("an open file is read once, when it is scored.")
+    return read_encoded(source)[0]
