@@ -159,8 +159,6 @@ class Store:
 
     def write(self, scores: Scores) -> None:
         """Raises InputError where it cannot."""
-
-    Raises InputError where the directory holds an evaluation of something else, or cannot be used.
         lines = []
         for what in dict.fromkeys(name for pair in scores.logits for name in _names(*pair)):
             if what in self.begun:
@@ -176,10 +174,9 @@ class Store:
             raise InputError(f"{self.path} cannot be written: {error.strerror}; what is there is kept.") from None
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a file whole or not at all. Raises InputError where the disk refuses."""
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         _replace(self.directory / name, text.encode("utf-8", "backslashreplace"))  # a lone surrogate, as JSON writes it
-
-    Raises InputError where the directory holds an evaluation of something else, or cannot be used.
 
 
 def _names(query: str, document: str) -> tuple[str, str]:
