@@ -4,6 +4,7 @@ import copy
 import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -349,3 +350,93 @@ def test_a_model_in_8_bits_is_copied_but_not_pickled(fresh):
     assert ranked(copy.deepcopy(fresh)) == ranked(fresh)
     with pytest.raises(InputError, match="8 bits cannot be pickled"):
         pickle.dumps(fresh)
+
+
+# --- what waits for what ----------------------------------------------------------------------------------------------
+
+
+def test_documents_that_wait_for_another_call_do_not_hold_one_up(fresh):
+    """A generator of documents may ask another thread to rank, while a third waits to change the model."""
+    fresh.adapters.add("mine", LoRAConfig(r=4))
+    pool = ThreadPoolExecutor(1)
+
+    def documents():
+        yield DOCUMENTS[0]
+        switch.start()
+        time.sleep(0.1)  # by now the change waits, or is done
+        yield str(pool.submit(lambda: len(fresh.rank(QUERY, DOCUMENTS))).result(timeout=30))
+
+    switch = threading.Thread(target=fresh.adapters.activate, args=(None,))
+    assert len(fresh.rank(QUERY, documents())) == 2
+    switch.join()
+    for call in (fresh.score, fresh.logits, fresh.compute_score):
+        pairs = ((QUERY, str(pool.submit(lambda: len(fresh.rank(QUERY, DOCUMENTS))).result(timeout=30))) for _ in range(3))
+        switch = threading.Thread(target=fresh.adapters.activate, args=("mine",))
+        switch.start()
+        assert len(call(pairs)) == 3
+        switch.join()
+    pool.shutdown()
+
+
+def test_changers_without_end_do_not_starve_users(fresh):
+    lock, stop, used = CallLock(), threading.Event(), []
+
+    def change():
+        while not stop.is_set():
+            with lock.exclusive():
+                time.sleep(0.001)
+
+    changers = [threading.Thread(target=change) for _ in range(3)]
+    for thread in changers:
+        thread.start()
+
+    def use():
+        for _ in range(20):
+            with lock.shared():
+                used.append(None)
+
+    users = [threading.Thread(target=use) for _ in range(3)]
+    for thread in users:
+        thread.start()
+    for thread in users:
+        thread.join(timeout=30)
+    found = len(used)
+    stop.set()
+    for thread in (*changers, *users):
+        thread.join()
+    assert found == 60
+    assert (lock._invited, lock._queued, lock._waiting, lock._users) == (0, 0, 0, {})
+
+
+def test_a_session_closed_by_another_thread_or_by_none(fresh):
+    """As web frameworks do whose handlers run in a pool of threads."""
+    recording = fresh.record(PATTERN)
+    together(recording.__enter__)
+    recording.__exit__(None, None, None)
+    assert not fresh.open_sessions.everywhere
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in fresh.model.modules())
+    left = fresh.record("decoder.layers.0.mlp.out")
+    together(left.__enter__)  # the thread ends, and its number may be another's soon
+    found = []
+    for _ in range(5):
+        together(lambda: found.append(ranked(fresh)))
+    assert all(values == pytest.approx(found[0], abs=1e-6) for values in found)
+    left.__exit__(None, None, None)
+    copy.deepcopy(fresh)
+
+
+def test_copies_and_adapters_made_in_inference_mode_can_be_explained(fresh, tmp_path):
+    fresh.adapters.add("saved", LoRAConfig(r=2))
+    fresh.adapters.save(tmp_path / "saved")
+    data = pickle.dumps(fresh)
+    with torch.inference_mode():
+        copies = [copy.deepcopy(fresh), pickle.loads(data)]
+        copies[0].adapters.add("more", LoRAConfig(r=2))
+        copies[1].adapters.load(tmp_path / "saved", "again")
+    for one in (fresh, *copies):
+        assert one.explain(QUERY, DOCUMENTS[0]).tokens.any()
+
+
+def test_change_weights_wants_a_function(fresh):
+    with pytest.raises(InputError, match="change is int"):
+        fresh.change_weights(5)

@@ -550,3 +550,16 @@ def test_bytes_a_token(fresh):
         fresh.documents = DocumentCache(precision=precision)
         fresh.prepare([document])
         assert fresh.documents.bytes == tokens * (expected + 8)
+
+
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_parts_of_a_set_asked_for_several_times_in_a_row(fresh, times):
+    """As several users, or several queries, go through a large set part by part."""
+    documents = texts(40)
+    room_for(fresh, 0.75, documents)
+    fresh.prepare(documents)
+    for _ in range(4):
+        found = 0
+        for start in range(0, 40, 5):
+            found += sum(hits(fresh, f"query {number}", documents[start : start + 5]) for number in range(times))
+        assert found >= 0.65 * times * len(documents)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from m0.checkpoints.adapters.config import LoRAConfig
@@ -42,6 +43,7 @@ class Adapters:
         self._own_biases: dict[str, nn.Parameter] = {}
 
     @changes_model
+    @torch.inference_mode(False)  # weights made inside it could never be explained
     def add(self, name: str, config: LoRAConfig) -> None:
         """Attach a fresh adapter (it changes nothing yet) and make it active. Raises AdapterError."""
         self._check_new(name)
@@ -63,6 +65,7 @@ class Adapters:
             self._finish(name, layout, config)
 
     @changes_model
+    @torch.inference_mode(False)  # weights made inside it could never be explained
     def load(self, directory: str | os.PathLike[str], name: str | None = None) -> str:
         """Read an adapter in peft's format, make it active, and return its name (default: the directory's).
 
