@@ -272,3 +272,26 @@ def test_how_many_tokens_are_cut_does_not_depend_on_what_was_asked_before(nano_p
         cuts.append({one.max_length: fresh.encode(["q"], [text], one).cut for one in limits})
     assert cuts[0] == cuts[1]
     assert cuts[0][100][0].tokens is None
+
+
+def test_a_tokenizer_that_gives_up_is_a_sentence(monkeypatch):
+    """What the library raises then is no Exception, and would end a ranking whatever is to be skipped."""
+    from m0.errors import InputError
+    from m0.inputs.truncation import encode_text
+
+    class PanicException(BaseException):
+        pass
+
+    class GivesUp:
+        def encode(self, text, add_special_tokens):
+            raise PanicException("retry-limit-in-match over")
+
+    with pytest.raises(InputError, match="a text of 3 characters cannot be tokenized"):
+        encode_text(GivesUp(), "   ")
+
+    class Interrupted:
+        def encode(self, text, add_special_tokens):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_text(Interrupted(), "   ")

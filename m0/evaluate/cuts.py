@@ -12,6 +12,7 @@ Cuts = tuple[str, ...]
 
 
 def cuts_of(encoding: Encoding) -> Cuts:
+    """Which sides of a prompt were cut, and pages of which pictures' files alone were read."""
     return tuple(
         dict.fromkeys(
             f"{cut.side} page {cut.page} of {cut.pages}" if isinstance(cut, CutPages) else cut.side for cut in encoding.cut

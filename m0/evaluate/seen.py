@@ -20,6 +20,8 @@ UNKNOWN = ""
 def seen_in(content: Any) -> str | None:
     """SHA-256 of all that a document or query shows besides its words; None: words alone; UNKNOWN where it cannot be told.
 
+    Raises nothing: what cannot be read is UNKNOWN.
+
     Of a URL that is the address, for the server may be asked once only: what lies there is taken to stay.
     """
     found = [_hash(source) for source in _sources(content)]

@@ -39,6 +39,7 @@ class Scores:
     """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason."""
 
     def add(self, others: Scores) -> None:
+        """Take others over, in the place of what was known of the same pairs."""
         for pair in others.logits:
             self.cuts.pop(pair, None)
         self.logits |= others.logits
@@ -135,7 +136,7 @@ class Store:
         return seen_in(contents[key]) if key in contents else UNKNOWN
 
     def read(self) -> Scores:
-        """What all processes have scored, now or before."""
+        """What all processes have scored, now or before. Raises InputError where a file cannot be read."""
         scores = Scores()
         for path in self._files():
             for row in map(_row, _read(path).split(b"\n")):

@@ -80,7 +80,8 @@ def whole_number(value: Any, name: str) -> int:
 class Limits:
     """How long a prompt may be, in tokens.
 
-    Text is cut from the end of its side, by whole tokens and whole characters (`m0.inputs.graphemes`); a picture is never cut or dropped.
+    The lengths of the two sides are counted on each text by itself. In the prompt, where it follows the template, it may take a token or two
+    more; `max_length` counts the prompt itself and is never exceeded. Text is cut from the end of its side, by whole tokens and whole characters (`m0.inputs.graphemes`); a picture is never cut or dropped.
     """
 
     max_length: int = 10240

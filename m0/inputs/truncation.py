@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Encoding as Tokenized
 from tokenizers import Tokenizer
 
+from m0.errors import InputError
 from m0.inputs.graphemes import LONGEST, edges
 
 QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,10 +30,12 @@ LINE_STARTS = r"\n(?=[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Myan
 HAN = r"\u3400-\u4db5\u4e00-\u9fa5"
 LETTERS = (
     r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0391-\u03a1\u03a3-\u03ce\u0400-\u0481\u048a-\u0523\u0531-\u0556\u0561-\u0586"
-    r"\u05d0-\u05ea\u0621-\u064a\u0904-\u0939\u0e01-\u0e30\u10d0-\u10f0\u3041-\u3094\u30a1-\u30fa\uac00-\ud7a3" + HAN
+    r"\u05d0-\u05ea\u0621-\u064a\u0904-\u0939\u0e01-\u0e30"
+    r"\u0f40-\u0f42\u0f44-\u0f47\u0f49-\u0f4c\u0f4e-\u0f51\u0f53-\u0f56\u0f58-\u0f5b\u0f5d-\u0f68\u10d0-\u10f0\u3041-\u3094\u30a1-\u30fa\uac00-\ud7a3"
+    + HAN
 )
 MARKS = (
-    r"!-/:-@\[-`{-~\u00a1\u00ab\u00bb\u00bf\u060c\u061b\u061f\u0964\u0965\u2010-\u2027\u3001-\u3003\u3008-\u3011"
+    r"!-/:-@\[-`{-~\u00a1\u00ab\u00bb\u00bf\u060c\u061b\u061f\u0964\u0965\u0f0b\u0f0d\u2010-\u2027\u3001-\u3003\u3008-\u3011"
     r"\uff01-\uff0f\uff1a-\uff20"
 )
 """Punctuation marks and symbols."""
@@ -124,12 +127,12 @@ class FirstTokens:
     def _encode(self, text: str) -> Tokenized:
         """All of a text, remembered where it is short."""
         if sys.getsizeof(text) > ENTRY_BYTES:
-            return self.tokenizer.encode(text, add_special_tokens=False)
+            return encode_text(self.tokenizer, text)
         with self._lock:
             if (found := self._cache.get(text)) is not None:
                 self._cache.move_to_end(text)
                 return found
-        found = self.tokenizer.encode(text, add_special_tokens=False)
+        found = encode_text(self.tokenizer, text)
         cost = _cost(text, found)
         if cost > min(ENTRY_BYTES, self.cache_bytes):
             return found
@@ -140,6 +143,22 @@ class FirstTokens:
             while self.cached_bytes > self.cache_bytes:
                 self.cached_bytes -= _cost(*self._cache.popitem(last=False))
         return found
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> Tokenized:
+    """All tokens of a text.
+
+    Raises InputError where the tokenizer's regular expressions give up, as they do on millions of blanks in a row; its own error is no
+    Exception, so that it would end a ranking whatever is to be skipped.
+    """
+    try:
+        return tokenizer.encode(text, add_special_tokens=False)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(
+            f"a text of {len(text)} characters cannot be tokenized: it has too long a run of blank space, or of one kind of character."
+        ) from None
 
 
 def _cost(text: str, encoded: Tokenized) -> int:

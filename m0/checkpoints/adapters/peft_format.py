@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -331,13 +332,17 @@ class _Reader:
 
 
 def fill(target: nn.Module, parts: Mapping[str, Tensor], name: str, file: Path) -> None:
-    """Put a file's tensors in the place of a module's parameters. Raises AdapterError where one lacks, or has another shape."""
+    """Put a file's tensors in the place of a module's parameters. Raises AdapterError where one lacks, has another shape or is not finite."""
     for key, parameter in target.named_parameters():
         if key not in parts:
             raise AdapterError(f"{file} lacks {key} of {name}.")
         if parts[key].shape != parameter.shape:
             raise AdapterError(
                 f"{file}: {key} of {name} has shape {list(parts[key].shape)}, but {list(parameter.shape)} is expected."
+            )
+        if not torch.isfinite(parts[key]).all():
+            raise AdapterError(
+                f"{file}: {key} of {name} holds what is no finite number; the file is damaged, or its training went wrong."
             )
         parameter.data.copy_(parts[key])
     own = {key for key, _ in target.named_parameters()}
