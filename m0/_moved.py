@@ -39,6 +39,16 @@ MOVED: dict[str, tuple[str, ...]] = {
 """Old name -> where its contents are now, in the order in which a name is looked for."""
 
 
+RENAMED = {
+    "DocumentState": "CachedPrefix",
+    "KeptLayers": "CachedLayers",
+    "alike": "group_equal",
+    "compute_states": "compute_prefixes",
+    "sent": "to_device",
+}
+"""What was in these modules by another name."""
+
+
 class MovedModules(MetaPathFinder, Loader):
     """Finds a module by its old name. It comes last: what exists by that name is never touched."""
 
@@ -56,6 +66,7 @@ class MovedModules(MetaPathFinder, Loader):
         module = ModuleType(spec.name, f"Now m0.{homes[0]}.")
 
         def look_up(name: str) -> Any:
+            name = RENAMED.get(name, name)
             for home in homes:
                 if hasattr(found := import_module(f"m0.{home}"), name):
                     return getattr(found, name)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from m0 import Reranker
 from m0.checkpoints.adapters.config import LoRAConfig
 from m0.engine import scoring
-from m0.engine.batch import compute_states
+from m0.engine.batch import compute_prefixes
 from m0.engine.prefix_cache import DocumentCache
 from m0.engine.prefixes import weights_key
 from m0.errors import CheckpointError, InputError
@@ -133,7 +133,7 @@ def test_rounded_states(fresh, documents, expected, precision, bar, size):
 def test_int8_keeps_what_it_says(tiny):
     encoding = tiny.encode("q", WORDS)
     with torch.no_grad():
-        (state,) = compute_states(tiny.model, [encoding], None)
+        (state,) = compute_prefixes(tiny.model, [encoding], None)
     rounded = state.stored_as("int8")
     like = torch.empty(0)
     for number in range(len(state.keys_values)):
@@ -393,12 +393,12 @@ def while_computing(monkeypatch, act):
     waiting = [act]
 
     def watched(*args):
-        found = compute_states(*args)
+        found = compute_prefixes(*args)
         if waiting:
             waiting.pop()()
         return found
 
-    monkeypatch.setattr("m0.engine.prefixes.compute_states", watched)
+    monkeypatch.setattr("m0.engine.prefixes.compute_prefixes", watched)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -54,3 +54,12 @@ def test_the_model_and_the_public_names_need_no_warning():
             assert getattr(m0, name) is not None
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("m0.nothing_of_that_name")
+
+
+def test_renamed_things_are_found_by_their_old_names():
+    with pytest.warns(DeprecationWarning, match="m0.batch"):
+        sys.modules.pop("m0.batch", None)
+        from m0.batch import DocumentState
+    from m0.engine.batch import CachedPrefix
+
+    assert DocumentState is CachedPrefix

@@ -2,7 +2,7 @@
 
 The prompt puts the document first and attention is causal, so all that precedes the query is the same for every query.
 Prompts that begin with the same tokens and pictures get a common parent (`m0.model.attention.Packing`), which is computed with them
-or has been computed before (`DocumentState`). Matching is by token, so a merge of characters across the border between
+or has been computed before (`CachedPrefix`). Matching is by token, so a merge of characters across the border between
 document and query can never give a wrong score.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from m0.inputs.images import Picture
 from m0.inputs.prompt import Encoding, whole_number
-from m0.model.attention import Packing, alike, sent
+from m0.model.attention import Packing, group_equal, to_device
 from m0.model.decoder import KeysValues
 from m0.model.reranker_model import RerankerModel
 from m0.model.rotary import Grid
@@ -50,7 +50,7 @@ class Beginning(Protocol):
 
 
 @dataclass(frozen=True)
-class DocumentState:
+class CachedPrefix:
     """The beginning of a prompt, up to the query, computed once and kept: every layer's keys and values of a document.
 
     It is good for one model with its weights as they were.
@@ -75,7 +75,7 @@ class DocumentState:
         parts = (self.token_ids, self.keys_values, self.scales)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
-    def stored_as(self, precision: Precision) -> DocumentState:
+    def stored_as(self, precision: Precision) -> CachedPrefix:
         """The same, rounded. int8 needs half of bfloat16's memory and a little more for its scales."""
         if precision == "bfloat16":
             return replace(self, keys_values=self.keys_values.bfloat16())
@@ -94,10 +94,10 @@ class DocumentState:
         return key, value
 
 
-class KeptLayers(Sequence[KeysValues]):
+class CachedLayers(Sequence[KeysValues]):
     """For each layer, the keys and values of several kept documents end to end, laid together when they are asked for."""
 
-    def __init__(self, states: Sequence[DocumentState], tokens: Sequence[int], like: Tensor) -> None:
+    def __init__(self, states: Sequence[CachedPrefix], tokens: Sequence[int], like: Tensor) -> None:
         self.states, self.tokens, self.like = states, tokens, like
 
     def __getitem__(self, number):  # type: ignore[no-untyped-def]
@@ -121,7 +121,7 @@ class Batch:
     """Number of the computed sequence that ends each prompt, in the order given, (prompts,)."""
     pictures: list[Picture]
     """In the order of their tokens."""
-    states: tuple[DocumentState, ...] = ()
+    states: tuple[CachedPrefix, ...] = ()
     """Of the kept documents that prompts continue."""
 
     @classmethod
@@ -130,7 +130,7 @@ class Batch:
         encodings: Sequence[Encoding],
         share: bool = True,
         device: torch.device | str | None = None,
-        states: Mapping[tuple[bytes, ...], DocumentState] | None = None,
+        states: Mapping[tuple[bytes, ...], CachedPrefix] | None = None,
     ) -> Batch:
         """Pack prompts.
 
@@ -139,8 +139,8 @@ class Batch:
             device: where the tensors go.
             states: kept documents by `Encoding.document_key`; those of other prompts are not looked at.
         """
-        groups = alike(encoding.document_key if share else number for number, encoding in enumerate(encodings))
-        families: list[tuple[list[int], int, DocumentState | None]] = []
+        groups = group_equal(encoding.document_key if share else number for number, encoding in enumerate(encodings))
+        families: list[tuple[list[int], int, CachedPrefix | None]] = []
         for members in groups.values():
             some = [encodings[i] for i in members]
             state = states.get(some[0].document_key) if states else None
@@ -174,15 +174,15 @@ class Batch:
                 parents.append(parent)
                 pictures += encoding.pictures[_pictures_within(encoding, shared) :]
         return cls(
-            sent(torch.cat(ids), device),
-            sent(torch.cat(positions, dim=1), device),
+            to_device(torch.cat(ids), device),
+            to_device(torch.cat(positions, dim=1), device),
             Packing(lengths, causal=True, parents=parents, device=device, kept=len(kept)),
-            sent(torch.tensor(pairs), device),
+            to_device(torch.tensor(pairs), device),
             pictures,
             tuple(state for state, _ in kept),
         )
 
-    def look(self, model: RerankerModel) -> Tensor | None:
+    def visual_features(self, model: RerankerModel) -> Tensor | None:
         """Visual tokens of `pictures`, end to end, each different one looked at once; None: there are none."""
         if not self.pictures:
             return None
@@ -203,24 +203,24 @@ class Batch:
             every_token: compute all tokens of the last layer, not only the score tokens' rows, for those who look at them.
         """
         embeddings = model.embed(self.token_ids, image_features)
-        kept = KeptLayers(self.states, self.packing.lengths[: len(self.states)], embeddings) if self.states else None
+        kept = CachedLayers(self.states, self.packing.lengths[: len(self.states)], embeddings) if self.states else None
         states = model.decoder(embeddings, self.positions, self.packing, not every_token, kept, depth)
         return model.head((states[self.packing.last] if every_token else states)[self.pairs])
 
 
-def compute_states(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[DocumentState]:
+def compute_prefixes(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[CachedPrefix]:
     """What precedes the query of each prompt, computed together. `image_features`: visual tokens of the documents' pictures."""
     lengths = [encoding.document_tokens for encoding in encodings]
     ids = torch.cat([encoding.token_ids[:length] for encoding, length in zip(encodings, lengths, strict=True)])
     positions = torch.cat([encoding.positions[:, :length] for encoding, length in zip(encodings, lengths, strict=True)], dim=1)
-    embeddings = model.embed(sent(ids, model.device), image_features)
+    embeddings = model.embed(to_device(ids, model.device), image_features)
     packing = Packing(lengths, causal=True, device=model.device)
-    layers = model.decoder.keys_values(embeddings, sent(positions, model.device), packing)
+    layers = model.decoder.keys_values(embeddings, to_device(positions, model.device), packing)
     found, start = [], 0
     for encoding, length in zip(encodings, lengths, strict=True):
         own = torch.stack([torch.stack([part[start : start + length] for part in layer]) for layer in layers])
         runs, digests = tuple(_runs_within(encoding.runs, length)), tuple(encoding.digests[: encoding.document_pictures])
-        found.append(DocumentState(encoding.token_ids[:length].clone(), runs, digests, own))
+        found.append(CachedPrefix(encoding.token_ids[:length].clone(), runs, digests, own))
         start += length
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from m0.inputs.prompt import Encoding
-from m0.model.attention import alike
+from m0.model.attention import group_equal
 
 CHUNK_BATCHES = 4
 """A long list is scored this many batches at a time, while the next documents are opened."""
@@ -23,7 +23,7 @@ def batches(
     """
     batch: list[int] = []
     size = held = 0
-    groups = alike(encoding.document_key if share else number for number, encoding in enumerate(encodings))
+    groups = group_equal(encoding.document_key if share else number for number, encoding in enumerate(encodings))
     for members in sorted(groups.values(), key=lambda members: len(encodings[members[0]])):
         first = encodings[members[0]]
         kept = first.document_key in known

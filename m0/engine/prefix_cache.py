@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from m0.checkpoints.files import open_safetensors, write_beside
-from m0.engine.batch import DocumentState, Precision
+from m0.engine.batch import CachedPrefix, Precision
 from m0.errors import CheckpointError, InputError
 from m0.inputs.prompt import whole_number
 from m0.paths import path_of
@@ -110,7 +110,7 @@ class DocumentCache:
         except (OSError, TypeError, ValueError) as error:
             raise InputError(f"{folder!r} cannot hold documents: {getattr(error, 'strerror', None) or error}.") from None
         self.counts, self.bytes = Counts(), 0
-        self._states: OrderedDict[Key, DocumentState] = OrderedDict()
+        self._states: OrderedDict[Key, CachedPrefix] = OrderedDict()
         self._used: dict[Key, int] = {}
         """Number of the call in which each state in memory was last asked for."""
         self._met: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
@@ -167,7 +167,7 @@ class DocumentCache:
                 return False
             return key in self._states or (self.folder is not None and self._path(key).exists())
 
-    def meet(self, key: Key, call: CacheCall) -> bool:
+    def seen_before(self, key: Key, call: CacheCall) -> bool:
         """Whether this document was met before: then it is worth keeping. It counts as met from now on."""
         with self._lock:
             if call.of is not self._turn:
@@ -180,7 +180,7 @@ class DocumentCache:
                 self._met.popitem(last=False)
             return bool(before)
 
-    def get(self, key: Key, call: CacheCall) -> DocumentState | None:
+    def get(self, key: Key, call: CacheCall) -> CachedPrefix | None:
         """The state of a document from memory or disk."""
         with self._lock:
             if call.of is not self._turn:
@@ -196,7 +196,7 @@ class DocumentCache:
             self._keep(key, state, call)
             return state
 
-    def put(self, key: Key, state: DocumentState, call: CacheCall, wanted: bool = False) -> DocumentState:
+    def put(self, key: Key, state: CachedPrefix, call: CacheCall, wanted: bool = False) -> CachedPrefix:
         """Keep a state that was computed; returns it as it is stored, which is what should be used from the first time on.
 
         `wanted`: the call asks for it to be kept, which may push out all that was last asked for before this call; otherwise only what
@@ -220,7 +220,7 @@ class DocumentCache:
             return -1
         return call.number - max(later - earlier for earlier, later in pairwise([*asked, call.number]))
 
-    def _keep(self, key: Key, state: DocumentState, call: CacheCall, wanted: bool = False) -> None:
+    def _keep(self, key: Key, state: CachedPrefix, call: CacheCall, wanted: bool = False) -> None:
         if state.bytes > self.max_bytes:
             self.counts.dropped += 1
             return
@@ -251,7 +251,7 @@ class DocumentCache:
         assert self.folder is not None
         return self.folder / f"{_digest(key, f'{VERSION} {self._fingerprint()} {self.precision}').hex()}.safetensors"
 
-    def _write(self, key: Key, state: DocumentState) -> None:
+    def _write(self, key: Key, state: CachedPrefix) -> None:
         about = {
             "model": self._fingerprint(),
             "runs": json.dumps(state.runs),
@@ -266,7 +266,7 @@ class DocumentCache:
         except (OSError, SafetensorError):
             self.counts.unwritten += 1
 
-    def _read(self, key: Key) -> DocumentState | None:
+    def _read(self, key: Key) -> CachedPrefix | None:
         path = self._path(key)
         try:
             with path.open("rb") as held:  # while it is open, no other file can have its number
@@ -282,7 +282,7 @@ class DocumentCache:
             path.unlink(missing_ok=True)
         return None
 
-    def _whole(self, path: Path) -> DocumentState | None:
+    def _whole(self, path: Path) -> CachedPrefix | None:
         """What a file holds; None where it is cut short, changed or another model's."""
         try:
             with open_safetensors(path) as file:
@@ -290,7 +290,7 @@ class DocumentCache:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
             runs = tuple(run if isinstance(run, int) else (run[0], run[1]) for run in json.loads(about["runs"]))
             digests = tuple(bytes.fromhex(digest) for digest in json.loads(about["digests"]))
-            state = DocumentState(tensors["token_ids"], runs, digests, tensors["keys_values"], tensors.get("scales"))
+            state = CachedPrefix(tensors["token_ids"], runs, digests, tensors["keys_values"], tensors.get("scales"))
             if about["model"] == self._fingerprint() and about["checksum"] == _checksum(state):
                 return state
         except (CheckpointError, SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError):
@@ -313,7 +313,7 @@ def _digest(key: Key, about: str = "") -> bytes:
     return digest.digest()
 
 
-def _checksum(state: DocumentState) -> str:
+def _checksum(state: CachedPrefix) -> str:
     digest = blake2b(digest_size=20)
     digest.update(repr((state.runs, state.digests)).encode())
     for part in (state.token_ids, state.keys_values, state.scales):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m0.engine.batch import DocumentState, compute_states
+from m0.engine.batch import CachedPrefix, compute_prefixes
 from m0.engine.batching import MAX_GROUP_TOKENS
 from m0.engine.host import Host
 from m0.engine.options import RunOptions
@@ -22,9 +22,9 @@ from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError
 from m0.inputs.prompt import Encoding, Limits
 from m0.inputs.reading import encode_document, read_ahead, warn_of_files
-from m0.model.attention import alike
+from m0.model.attention import group_equal
 
-MIN_KEPT_TOKENS = 64
+MIN_CACHED_TOKENS = 64
 """Shorter prefixes are not cached without being told so."""
 QUARTERS, SAMPLED = 4, 4
 """Numbers of each weight that are looked at to see whether it has changed: so many in so many places."""
@@ -41,7 +41,7 @@ class CacheLookup:
     """To the cache, see `DocumentCache.belongs_to`."""
     wanted: bool = False
     """Whether it asks for prefixes to be kept, see `DocumentCache.put`."""
-    latest: dict[Key, DocumentState] = field(default_factory=dict)
+    latest: dict[Key, CachedPrefix] = field(default_factory=dict)
     """What the last batch used."""
 
 
@@ -72,18 +72,18 @@ def cached_or_worth_it(encodings: list[Encoding], lookup: CacheLookup) -> set[Ke
     own: Counter[Key] = Counter()
     for encoding in encodings:
         own[encoding.document_key] += len(encoding) - encoding.document_tokens
-    met = {key for key in lengths if documents.meet(key, shown)}
+    met = {key for key in lengths if documents.seen_before(key, shown)}
 
     def worth(key: Key) -> bool:
         # With more queries than read one copy of it, each portion of them would compute it anew.
         return key in met or documents.folder is not None or own[key] > MAX_GROUP_TOKENS
 
-    return {key for key, length in lengths.items() if documents.has(key, shown) or (length >= MIN_KEPT_TOKENS and worth(key))}
+    return {key for key, length in lengths.items() if documents.has(key, shown) or (length >= MIN_CACHED_TOKENS and worth(key))}
 
 
 def cached_prefixes(
     host: Host, encodings: list[Encoding], batch_tokens: int, pictures: VisualFeatures, lookup: CacheLookup
-) -> dict[Key, DocumentState]:
+) -> dict[Key, CachedPrefix]:
     """Prefixes of these prompts, each computed where it is not cached."""
     by_key = {encoding.document_key: encoding for encoding in encodings}
     found = {}
@@ -100,7 +100,7 @@ def cached_prefixes(
             count += 1
         some, left = left[:count], left[count:]
         features = pictures.gather([p for e in some for p in e.pictures[: e.document_pictures]])
-        states = compute_states(host.model, some, features)
+        states = compute_prefixes(host.model, some, features)
         # What was computed while somebody changed the weights is nobody's.
         shown = lookup.shown if weights_key(host) == lookup.weights else replace(lookup.shown, of=None)
         for encoding, state in zip(some, states, strict=True):
@@ -146,7 +146,7 @@ def weights_key(host: Host) -> object:
     with torch.no_grad():
         samples = [
             torch.cat([part for i in some for part in _sampled(parameters[i])]).tolist()
-            for some in alike(p.dtype for p in parameters).values()
+            for some in group_equal(p.dtype for p in parameters).values()
         ]
     return (*_adapter_state(host), host.image_settings, versions, samples)
 

@@ -311,7 +311,7 @@ def quantize(
 
 def run_batch(model: RerankerModel, batch: Batch) -> Tensor:
     """Logits of packed prompts, pictures and all, (prompts,)."""
-    return batch.score(model, batch.look(model))
+    return batch.score(model, batch.visual_features(model))
 
 
 def check_quantization(model: RerankerModel, how: Quantization, plain: float = 0.0) -> None:

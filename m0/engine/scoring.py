@@ -20,7 +20,7 @@ from m0.engine.visual_features import VisualFeatures
 from m0.engine.watching import call, wants_every_token
 from m0.errors import M0Error
 from m0.inputs.prompt import Encoding
-from m0.model.attention import alike
+from m0.model.attention import group_equal
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def score_prompts(
 
     if not how.shared:
         return work(range(len(encodings)))
-    documents = alike(encoding.document_key for encoding in encodings).values()
+    documents = group_equal(encoding.document_key for encoding in encodings).values()
     groups = sorted(documents, key=lambda members: -sum(len(encodings[i]) for i in members))
     found = shared_out(groups, lambda own: work(own).tolist())
     working = torch.promote_types(host.model.dtype, torch.float32)
@@ -98,7 +98,7 @@ def _scored(
             batch = Batch.of(some, share, host.model.device, states)
             features = pictures.gather(batch.pictures)
             for session in host.sessions:
-                session.meet(members, batch.packing)
+                session.enter_batch(members, batch.packing)
             order += members
             found.append(batch.score(host.model, features, draft.depth if draft else None, every_token))
             bar.advance(sum(len(different[i]) for i in members))

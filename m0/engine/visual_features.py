@@ -9,7 +9,7 @@ from torch import Tensor
 
 from m0.checkpoints.mapped_memory import release
 from m0.engine.prefix_cache import DocumentCache
-from m0.engine.watching import WatchingSession, look_at
+from m0.engine.watching import WatchingSession, visual_features_of
 from m0.inputs.images import Picture
 from m0.model.reranker_model import RerankerModel
 
@@ -34,7 +34,7 @@ class VisualFeatures:
         long = unseen >= RELEASE_TOKENS and self.model.device.type == "cpu"
         if long:
             release(self.model.decoder.layers.parameters())
-        result = look_at(self.model, self.sessions, pictures, self.features)
+        result = visual_features_of(self.model, self.sessions, pictures, self.features)
         if long:
             release(self.model.vision.parameters())
         for picture in pictures:

@@ -42,8 +42,8 @@ class WatchingSession(Protocol):
     def attach(self) -> None: ...
     def detach(self) -> None: ...
     def begin(self, encodings: Sequence[Encoding]) -> None: ...
-    def meet(self, numbers: Sequence[int], packing: Packing) -> None: ...
-    def look(self, pictures: Sequence[Picture]) -> None: ...
+    def enter_batch(self, numbers: Sequence[int], packing: Packing) -> None: ...
+    def enter_pictures(self, pictures: Sequence[Picture]) -> None: ...
     def end(self) -> None: ...
 
 
@@ -128,7 +128,7 @@ def silence(sessions: Sequence[WatchingSession]) -> Iterator[None]:
             session.silent = silent
 
 
-def look_at(
+def visual_features_of(
     model: RerankerModel, sessions: Sequence[WatchingSession], pictures: Sequence[Picture], seen: MutableMapping[bytes, Tensor]
 ) -> Tensor | None:
     """Visual tokens of these pictures, end to end; None for none. Each different one that is not in `seen`, by digest, goes through
@@ -140,7 +140,7 @@ def look_at(
     at_a_time = CPU_VISION_PATCHES if model.device.type == "cpu" or sessions else GPU_VISION_PATCHES
     for group in _patch_groups(list(unseen.values()), at_a_time):
         for session in sessions:
-            session.look(group)
+            session.enter_pictures(group)
         patches = torch.cat([picture.patches_on(model.device) for picture in group])
         features = model.vision(patches, [picture.grid for picture in group])
         for picture, part in zip(group, features.split([picture.num_tokens for picture in group]), strict=True):

@@ -31,7 +31,7 @@ from m0.locks import uses_model
 from m0.paths import path_of
 from m0.reranker import Reranker
 
-STRETCH_PAIRS = 256
+CHUNK_PAIRS = 256
 """Pairs between two writes, at least; a document's pairs stay together."""
 RUN, REPORT = "run.trec", "report.json"
 
@@ -289,7 +289,7 @@ def _stretches(left: list[tuple[str, list[str]]]) -> Iterator[list[tuple[str, li
     for item in left:
         stretch.append(item)
         count += len(item[1])
-        if count >= STRETCH_PAIRS:
+        if count >= CHUNK_PAIRS:
             yield stretch
             stretch, count = [], 0
     if stretch:

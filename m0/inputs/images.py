@@ -23,7 +23,7 @@ from m0.errors import ImageError
 from m0.inputs.depth import eight_bits, from_array, load
 from m0.inputs.frames import ALONE, Frame, frame_of
 from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, without_warnings
-from m0.model.attention import sent
+from m0.model.attention import to_device
 from m0.model.rotary import Grid
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
@@ -112,11 +112,11 @@ class Picture:
     def patches_on(self, device: torch.device | str) -> Tensor:
         """`patches`, (rows * columns, 1176), made on a device, to which only the pixels travel."""
         size, merge = self.settings.patch_size, self.settings.merge_size
-        pixels = sent(torch.from_numpy(self.pixels), device)
+        pixels = to_device(torch.from_numpy(self.pixels), device)
         blocks = rearrange(pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size)
         # 256 values a channel: normalising is a look-up.
         places = blocks.to(torch.int32) + 256 * torch.arange(3, dtype=torch.int32, device=device)[:, None]
-        values = sent(_TABLE, device).index_select(0, places.flatten()).view(blocks.shape)
+        values = to_device(_TABLE, device).index_select(0, places.flatten()).view(blocks.shape)
         # A still picture is shown twice: the kernel spans two frames.
         return repeat(values, "n ch d -> n (ch t d)", t=self.settings.temporal_patch_size)
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from m0.engine.batch import Batch
-from m0.engine.watching import Scorer, WatchingSession, call, look_at, wants_every_token
+from m0.engine.watching import Scorer, WatchingSession, call, visual_features_of, wants_every_token
 from m0.errors import InputError, M0Error
 from m0.inputs.images import Picture
 from m0.inputs.prompt import Encoding
@@ -117,11 +117,11 @@ class Session:
         self.first = len(self.encodings)
         self.encodings += encodings
 
-    def meet(self, numbers: Sequence[int], packing: Packing) -> None:
+    def enter_batch(self, numbers: Sequence[int], packing: Packing) -> None:
         """These pairs of the call go through the decoder next, one sequence each."""
         self.numbers, self.packing = [self.first + number for number in numbers], packing
 
-    def look(self, pictures: Sequence[Picture]) -> None:
+    def enter_pictures(self, pictures: Sequence[Picture]) -> None:
         """These pictures go through the vision tower next."""
         self.pictures = list(pictures)
 
@@ -221,9 +221,9 @@ def forward(
     model = reranker.model
     batch = Batch.of(encodings, share=False, device=model.device)
     with call(reranker, encodings, record):
-        features = look_at(model, reranker.sessions, batch.pictures, {} if seen is None else seen)
+        features = visual_features_of(model, reranker.sessions, batch.pictures, {} if seen is None else seen)
         for session in reranker.sessions:
-            session.meet(range(len(encodings)), batch.packing)
+            session.enter_batch(range(len(encodings)), batch.packing)
         return batch.score(model, features, every_token=wants_every_token(reranker.sessions))
 
 

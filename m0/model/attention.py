@@ -85,9 +85,9 @@ class Plan:
         sorted_keys = sorted_queries and torch.equal(key_rows, identity)
         return cls(
             blocks,
-            query_rows=None if sorted_queries else sent(query_rows, device),
-            key_rows=None if sorted_keys else sent(key_rows, device),
-            order=None if sorted_queries else sent(torch.argsort(query_rows), device),
+            query_rows=None if sorted_queries else to_device(query_rows, device),
+            key_rows=None if sorted_keys else to_device(key_rows, device),
+            order=None if sorted_queries else to_device(torch.argsort(query_rows), device),
         )
 
 
@@ -112,9 +112,11 @@ class Ragged:
         identity = len(rows) == total and torch.equal(rows, torch.arange(total))
 
         def ends(counts: list[int]) -> Tensor:
-            return sent(torch.tensor([0, *accumulate(counts)], dtype=torch.int32), device)
+            return to_device(torch.tensor([0, *accumulate(counts)], dtype=torch.int32), device)
 
-        return cls(None if identity else sent(rows, device), ends(queries), ends(lengths), max(queries), max(lengths), causal)
+        return cls(
+            None if identity else to_device(rows, device), ends(queries), ends(lengths), max(queries), max(lengths), causal
+        )
 
 
 class Packing:
@@ -154,22 +156,22 @@ class Packing:
     def last(self) -> Tensor:
         """Number of the last token of each sequence that is computed, (sequences,)."""
         ends = [start + length - 1 - self.first for start, length in zip(self.starts, self.lengths, strict=True)]
-        return sent(torch.tensor(ends[self.kept :]), self.device)
+        return to_device(torch.tensor(ends[self.kept :]), self.device)
 
     @cached_property
     def plan(self) -> Plan:
         """Every token's output. Equally long sequences go together; so do the children of equally long parents."""
         blocks, queries, keys = [], [], []
         own = [length if self.parents[i] is None and i >= self.kept else None for i, length in enumerate(self.lengths)]
-        for length, members in alike(own).items():
+        for length, members in group_equal(own).items():
             rows = torch.cat([self._rows(i) for i in members])
             blocks.append(Block(len(members), length, length, self.causal, members=tuple(members)))
             queries.append(rows - self.first)
             keys.append(rows)
-        families = alike(self.parents)
+        families = group_equal(self.parents)
         shapes = [(self.lengths[parent], *(self.lengths[child] for child in families[parent])) for parent in families]
         parents = list(families)
-        for shape, members in alike(shapes).items():
+        for shape, members in group_equal(shapes).items():
             for member in members:
                 parent = parents[member]
                 children = torch.cat([self._rows(child) for child in families[parent]])
@@ -185,7 +187,7 @@ class Packing:
         blocks, queries, keys, seen = [], [], [], self._keys()
         prefixes = [0 if parent is None else self.lengths[parent] for parent in self.parents]
         shapes = [pair if i >= self.kept else None for i, pair in enumerate(zip(prefixes, self.lengths, strict=True))]
-        for (prefix, length), members in alike(shapes).items():
+        for (prefix, length), members in group_equal(shapes).items():
             blocks.append(Block(len(members), 1, prefix + length, False, members=tuple(members)))
             queries.append(torch.tensor(members) - self.kept)
             keys += [seen[i - self.kept] for i in members]
@@ -219,14 +221,14 @@ class Packing:
         return torch.arange(self.starts[i], self.starts[i] + self.lengths[i])
 
 
-def sent(x: Tensor, device: torch.device | str | None) -> Tensor:
+def to_device(x: Tensor, device: torch.device | str | None) -> Tensor:
     """A tensor of any shape, on its way from the CPU to a device; a GPU computes on while it travels."""
     if device is not None and torch.device(device).type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
-def alike(keys: Iterable[Key | None]) -> dict[Key, list[int]]:
+def group_equal(keys: Iterable[Key | None]) -> dict[Key, list[int]]:
     """Numbers of equal keys together, in order of first appearance; None is left out."""
     groups: dict[Key, list[int]] = defaultdict(list)
     for number, key in enumerate(keys):
@@ -279,9 +281,9 @@ class Attend(nn.Module):
         if not watchers and has_ragged_kernel(query) and not (self.prepares and packing.long_and_alike):
             return _in_one_call(query, key, value, packing.last_ragged if last_only else packing.ragged)
         plan = packing.last_plan if last_only else packing.plan
-        queries = _lay(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
-        keys = _lay(key, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
-        values = _lay(value, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
+        queries = _gather_rows(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
+        keys = _gather_rows(key, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
+        values = _gather_rows(value, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
         outputs = []
         for block, *laid in zip(plan.blocks, queries, keys, values, strict=True):
             q, k, v = (x.unflatten(0, (block.count, -1)).transpose(1, 2) for x in laid)  # (sequences, heads, tokens, head_dim)
@@ -346,6 +348,6 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:
     )
 
 
-def _lay(x: Tensor, rows: Tensor | None, sizes: list[int]) -> tuple[Tensor, ...]:
+def _gather_rows(x: Tensor, rows: Tensor | None, sizes: list[int]) -> tuple[Tensor, ...]:
     """Tokens in the order of the blocks, one tensor a block."""
     return (x if rows is None else x.index_select(0, rows)).split(sizes)

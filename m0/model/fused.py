@@ -34,7 +34,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def turn(x: Tensor, rotation: Rotation) -> Tensor:
+def rotate_heads(x: Tensor, rotation: Rotation) -> Tensor:
     """`m0.model.rotary.rotate` of x, (tokens, heads, head_dim), in the rotation's type, rounded back to x's."""
     # In the rotation's type, and rounded back.
     return rotate(x.to(rotation[0].dtype), rotation).to(x.dtype)
@@ -88,7 +88,7 @@ class QuickGELU(Fusible):
 class Rotate(Fusible):
     """Turn every head of x (tokens, heads, head_dim) by its token's angles, see `m0.model.rotary`."""
 
-    function = staticmethod(turn)
+    function = staticmethod(rotate_heads)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """(tokens, heads, head_dim) -> the same, by a rotation of two parts, (tokens, head_dim) each."""
