@@ -15,11 +15,14 @@ from m0._moved import MovedModules
 if TYPE_CHECKING:
     from m0.checkpoints.adapters.config import LoRAConfig
     from m0.engine.cascade import Cascade
+    from m0.engine.options import RunOptions
     from m0.engine.prefix_cache import DocumentCache
+    from m0.engine.results import FailedDocument, RankedDocument, Ranking
     from m0.errors import M0Error
+    from m0.inputs.prompt import Limits
     from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
     from m0.model.reranker_model import RerankerModel
-    from m0.reranker import FailedDocument, RankedDocument, Ranking, Reranker
+    from m0.reranker import Reranker
 
 __version__ = "0.2.0"
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "DecoderConfig",
     "DocumentCache",
     "FailedDocument",
+    "Limits",
     "LoRAConfig",
     "M0Error",
     "RankedDocument",
@@ -34,6 +38,7 @@ __all__ = [
     "Reranker",
     "RerankerConfig",
     "RerankerModel",
+    "RunOptions",
     "VisionConfig",
 ]
 _HOMES = {
@@ -43,7 +48,10 @@ _HOMES = {
     "errors": ("M0Error",),
     "checkpoints.adapters.config": ("LoRAConfig",),
     "model": ("RerankerModel",),
-    "reranker": ("FailedDocument", "RankedDocument", "Ranking", "Reranker"),
+    "engine.options": ("RunOptions",),
+    "engine.results": ("FailedDocument", "RankedDocument", "Ranking"),
+    "inputs.prompt": ("Limits",),
+    "reranker": ("Reranker",),
 }
 if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
     sys.meta_path.append(MovedModules())
