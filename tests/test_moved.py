@@ -57,8 +57,8 @@ def test_the_model_and_the_public_names_need_no_warning():
 
 
 def test_renamed_things_are_found_by_their_old_names():
+    sys.modules.pop("m0.batch", None)
     with pytest.warns(DeprecationWarning, match="m0.batch"):
-        sys.modules.pop("m0.batch", None)
         from m0.batch import DocumentState
     from m0.engine.batch import CachedPrefix
 
