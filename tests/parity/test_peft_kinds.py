@@ -325,7 +325,7 @@ def test_every_setting_of_peft_has_its_place():
     places = [*lora_config.READ, *lora_config.WITHOUT_EFFECT, *lora_config.REFUSED]
     assert len(places) == len(set(places))
     assert fields <= set(places)
-    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "adapters.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (no|yes|while it trains)[^|]*\| ([^|]+) \|$", page, re.MULTILINE)
     said = {name: (changes, does) for names, changes, does in rows for name in re.findall(r"\w+", names)}
     assert fields <= set(said)
