@@ -129,7 +129,7 @@ def test_what_counts_as_a_block():
 
 # --- commands -----------------------------------------------------------------------------------------------------------
 
-PROGRAMS = ("m0", "torchrun", "python", "python3", "make", "pip", "source")
+PROGRAMS = ("m0", "torchrun", "python", "make", "pip", "source")
 COMMANDS = next(action.choices for action in parser()._actions if action.choices and "rank" in action.choices)
 MAKE = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 EXTRAS = set(
