@@ -21,7 +21,7 @@ from m0.checkpoints.adapters.switching import Adapters
 from m0.checkpoints.files import TOKENIZER, load_checkpoint, save_checkpoint
 from m0.checkpoints.hub import locate
 from m0.checkpoints.picture_files import load_image_settings
-from m0.checkpoints.placement import device_of, dtype_of, known_dtype
+from m0.checkpoints.placement import known_dtype, parse_device, parse_dtype
 from m0.engine.calibration import quantize_with_examples
 from m0.engine.cascade import Cascade
 from m0.engine.copying import Copied
@@ -147,8 +147,8 @@ class Reranker(Explaining, Copied):
 
         Raises M0Error: DownloadError, ConfigError, CheckpointError, AdapterError or InputError, one sentence each.
         """
-        where, directory = device_of(device), locate(name, revision)
-        model = load_checkpoint(directory, dtype_of(dtype, where, directory), where)
+        where, directory = parse_device(device), locate(name, revision)
+        model = load_checkpoint(directory, parse_dtype(dtype, where, directory), where)
         limits = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
         settings = load_image_settings(directory, model.config, limits)
         reranker = cls(model, load_tokenizer(directory / TOKENIZER), settings, str(name))

@@ -200,14 +200,14 @@ def test_what_is_held_at_once_has_a_limit(fresh, monkeypatch):
     pairs = [("network", f"{number} {WORDS * 6}") for number in range(40)]
     expected = fresh.logits(pairs)
     held = []
-    take = scoring.cached_prefixes
+    take = scoring.get_or_compute_prefixes
 
     def watched(*args):
         found = take(*args)
         held.append(sum(map(len, found.values())))
         return found
 
-    monkeypatch.setattr(scoring, "cached_prefixes", watched)
+    monkeypatch.setattr(scoring, "get_or_compute_prefixes", watched)
     assert fresh.logits(pairs, batch_tokens=64) == pytest.approx(expected, abs=1e-5)
     assert 0 < max(held) <= 4 * 64 + 100
 
@@ -272,8 +272,8 @@ def test_other_models_do_not_read_them(fresh, documents, folder):
 
 def test_a_document_of_many_queries_is_computed_once(fresh, monkeypatch):
     """Of more than meet one copy of it, in one call."""
-    monkeypatch.setattr("m0.engine.batching.MAX_GROUP_TOKENS", 40)
-    monkeypatch.setattr("m0.engine.prefixes.MAX_GROUP_TOKENS", 40)
+    monkeypatch.setattr("m0.engine.batching.MAX_GROUP_QUERY_TOKENS", 40)
+    monkeypatch.setattr("m0.engine.prefixes.MAX_GROUP_QUERY_TOKENS", 40)
     pairs = [(f"query number {i}", WORDS * 8) for i in range(12)]
     expected = Reranker.logits_of(fresh, [fresh.encode(*pair) for pair in pairs[:1]])
     sizes = []
@@ -529,8 +529,8 @@ def test_two_sets_in_turn_do_not_push_each_other_out(fresh):
 
 def test_documents_of_many_queries_are_computed_once_without_room(fresh, monkeypatch):
     """The queries of one document that go into several batches, where nothing more can be kept."""
-    monkeypatch.setattr("m0.engine.batching.MAX_GROUP_TOKENS", 40)
-    monkeypatch.setattr("m0.engine.prefixes.MAX_GROUP_TOKENS", 40)
+    monkeypatch.setattr("m0.engine.batching.MAX_GROUP_QUERY_TOKENS", 40)
+    monkeypatch.setattr("m0.engine.prefixes.MAX_GROUP_QUERY_TOKENS", 40)
     documents = texts(6)
     room_for(fresh, 0.4, documents)
     fresh.prepare(documents)

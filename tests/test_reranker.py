@@ -140,7 +140,7 @@ def test_a_document_longer_than_a_batch_is_computed_once_for_its_queries(tiny, m
 
 
 def test_queries_that_meet_one_copy_of_a_document_have_a_limit(tiny, monkeypatch):
-    monkeypatch.setattr(batching, "MAX_GROUP_TOKENS", 60)
+    monkeypatch.setattr(batching, "MAX_GROUP_QUERY_TOKENS", 60)
     encodings = [tiny.encode(f"a query of some words {number}", "a document") for number in range(30)]
     shared = encodings[0].counts["document"]
     batches = list(batching.batches(encodings, 10_000, set()))

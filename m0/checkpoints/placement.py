@@ -10,7 +10,8 @@ from m0.checkpoints.files import list_tensors
 from m0.errors import InputError
 
 
-def device_of(device: str | torch.device | None) -> torch.device:
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """The device that a user names; None: the GPU if there is one. Raises InputError where it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -29,7 +30,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def dtype_of(dtype: str | torch.dtype | None, device: torch.device, directory: Path) -> torch.dtype | None:
+def parse_dtype(dtype: str | torch.dtype | None, device: torch.device, directory: Path) -> torch.dtype | None:
     if dtype is not None and dtype != "auto":
         return known_dtype(dtype)
     if device.type == "cuda":

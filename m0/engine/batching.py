@@ -9,7 +9,7 @@ from m0.model.attention import group_equal
 
 CHUNK_BATCHES = 4
 """A long list is scored this many batches at a time, while the next documents are opened."""
-MAX_GROUP_TOKENS = 1024
+MAX_GROUP_QUERY_TOKENS = 1024
 """Query tokens that read one copy of a document side by side; their mutual mask grows with the square."""
 
 
@@ -18,7 +18,7 @@ def batches(
 ) -> Iterator[list[int]]:
     """Numbers of the encodings in batches of at most `batch_tokens` (or one prompt, or prompts of one document, that are longer).
 
-    Prompts of one document stay together, as far as their own tokens keep within MAX_GROUP_TOKENS; like lengths go together.
+    Prompts of one document stay together, as far as their own tokens keep within MAX_GROUP_QUERY_TOKENS; like lengths go together.
     The tokens of `known` documents, given by key, do not count. Without `share` every prompt is computed by itself.
     """
     batch: list[int] = []
@@ -50,7 +50,7 @@ def _portions(own: Mapping[int, int]) -> Iterator[list[int]]:
     portion: list[int] = []
     size = 0
     for number, tokens in own.items():
-        if portion and size + tokens > MAX_GROUP_TOKENS:
+        if portion and size + tokens > MAX_GROUP_QUERY_TOKENS:
             yield portion
             portion, size = [], 0
         portion.append(number)

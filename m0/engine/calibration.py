@@ -29,7 +29,7 @@ EXAMPLES = [(query, document) for query in _WORDS for document in (" ".join(_WOR
 """What is shown to a model before it is quantized."""
 EXAMPLE_TOKENS = 1024
 """Of it at a time, for gradients keep every layer's outputs."""
-UNQUANTIZED = 0.3
+UNQUANTIZED_SHARE = 0.3
 """Share of the weights that stays unquantized without a word."""
 
 
@@ -42,7 +42,7 @@ def quantize_with_examples(
         raise InputError("a model cannot be quantized inside record() or edit().")
     if host.open_sessions.elsewhere:
         raise InputError("a model cannot be quantized while another thread is inside record() or edit().")
-    plain = (0.0 if how == "float8" else UNQUANTIZED) if plain is None else plain
+    plain = (0.0 if how == "float8" else UNQUANTIZED_SHARE) if plain is None else plain
     check_quantization(host.model, how, plain)
     shown = []
     if how != "float8":  # which needs no examples, and has no groups

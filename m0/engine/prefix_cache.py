@@ -167,7 +167,7 @@ class DocumentCache:
                 return False
             return key in self._states or (self.folder is not None and self._path(key).exists())
 
-    def seen_before(self, key: Key, call: CacheCall) -> bool:
+    def note_asked(self, key: Key, call: CacheCall) -> bool:
         """Whether this document was met before: then it is worth keeping. It counts as met from now on."""
         with self._lock:
             if call.of is not self._turn:

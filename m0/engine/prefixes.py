@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from m0.engine.batch import CachedPrefix, compute_prefixes
-from m0.engine.batching import MAX_GROUP_TOKENS
+from m0.engine.batching import MAX_GROUP_QUERY_TOKENS
 from m0.engine.host import Host
 from m0.engine.options import RunOptions
 from m0.engine.parallel import is_split
@@ -72,16 +72,16 @@ def cached_or_worth_it(encodings: list[Encoding], lookup: CacheLookup) -> set[Ke
     own: Counter[Key] = Counter()
     for encoding in encodings:
         own[encoding.document_key] += len(encoding) - encoding.document_tokens
-    met = {key for key in lengths if documents.seen_before(key, shown)}
+    met = {key for key in lengths if documents.note_asked(key, shown)}
 
     def worth(key: Key) -> bool:
         # With more queries than read one copy of it, each portion of them would compute it anew.
-        return key in met or documents.folder is not None or own[key] > MAX_GROUP_TOKENS
+        return key in met or documents.folder is not None or own[key] > MAX_GROUP_QUERY_TOKENS
 
     return {key for key, length in lengths.items() if documents.has(key, shown) or (length >= MIN_CACHED_TOKENS and worth(key))}
 
 
-def cached_prefixes(
+def get_or_compute_prefixes(
     host: Host, encodings: list[Encoding], batch_tokens: int, pictures: VisualFeatures, lookup: CacheLookup
 ) -> dict[Key, CachedPrefix]:
     """Prefixes of these prompts, each computed where it is not cached."""
@@ -130,7 +130,7 @@ def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOption
             except InputError as error:
                 raise type(error)(f"document {index}: {error}") from None
             if sum(map(len, chunk)) >= batch_tokens or index == len(documents) - 1:
-                cached_prefixes(host, chunk, batch_tokens, pictures, lookup)
+                get_or_compute_prefixes(host, chunk, batch_tokens, pictures, lookup)
                 bar.advance(len(chunk))
                 chunk = []
     bar.close()

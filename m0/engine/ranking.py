@@ -97,7 +97,7 @@ class _Ranker:
         order = sorted(zip(cheap, logits.tolist(), strict=True), key=lambda pair: -pair[1])
         return dict(order[cascade.keep :]), done
 
-    def agree(self, refused: InputError | None) -> InputError | None:
+    def settle_failures(self, refused: InputError | None) -> InputError | None:
         """Processes that share a ranking settle what they have read: what one of them cannot use, none does. Returns what all raise."""
         said = agreed((str(refused) if refused else "", {f.index: f.error for f in self.failed}))
         if refusals := [text for text, _ in said if text]:
@@ -133,7 +133,7 @@ def rank(
         ranker = _Ranker(host, asked, documents, limits, how, cascade, bar)
         refused = ranker.read(on_error)
         if run.shared:
-            refused = ranker.agree(refused)
+            refused = ranker.settle_failures(refused)
         if refused is not None:
             raise refused
         ranker.score()

@@ -14,7 +14,7 @@ from m0.engine.batching import batches
 from m0.engine.cascade import Cascade
 from m0.engine.host import Host
 from m0.engine.parallel import shared_out
-from m0.engine.prefixes import begin_lookup, cached_or_worth_it, cached_prefixes
+from m0.engine.prefixes import begin_lookup, cached_or_worth_it, get_or_compute_prefixes
 from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
 from m0.engine.watching import call, wants_every_token
@@ -94,7 +94,7 @@ def _scored(
         for members in batches(different, how.batch_tokens, known, share):
             some = [different[i] for i in members]
             cached = [encoding for encoding in some if encoding.document_key in known]
-            states = cached_prefixes(host, cached, how.batch_tokens, pictures, lookup) if lookup else {}
+            states = get_or_compute_prefixes(host, cached, how.batch_tokens, pictures, lookup) if lookup else {}
             batch = Batch.of(some, share, host.model.device, states)
             features = pictures.gather(batch.pictures)
             for session in host.sessions:

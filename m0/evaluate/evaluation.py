@@ -25,7 +25,7 @@ from m0.evaluate.dataset import Dataset
 from m0.evaluate.files import counted, few
 from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query, tied_queries
 from m0.evaluate.runs import Run, write_run
-from m0.evaluate.store import Scores, Store
+from m0.evaluate.store import Scores, ScoreStore
 from m0.inputs.prompt import Encoding
 from m0.locks import uses_model
 from m0.paths import path_of
@@ -223,12 +223,12 @@ def _scores(
     out: str | os.PathLike[str] | None,
     progress: bool,
     options: Mapping[str, Any],
-) -> tuple[Store | None, Scores]:
+) -> tuple[ScoreStore | None, Scores]:
     """Where scores are kept, and those of all processes."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world > 1 and out is None:
         raise InputError("an evaluation in several processes needs out, a directory to share results in.")
-    store = Store(path_of(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
+    store = ScoreStore(path_of(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
     if world > 1:
         dist.barrier()
     done = store.read() if store is not None else Scores()

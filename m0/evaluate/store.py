@@ -47,7 +47,7 @@ class Scores:
         self.failed |= others.failed
 
 
-class Store:
+class ScoreStore:
     """Scores on disk as they come: one file a process, one line a pair.
 
     Lines hold [query, document, score, what was cut], [null, what failed, reason], or [true, "document ID" or "query ID", hash] for one
@@ -186,7 +186,7 @@ def _names(query: str, document: str) -> tuple[str, str]:
 
 
 def _row(line: bytes) -> list[Any] | None:
-    """What a line of scores holds; None where it is not as `Store` writes it."""
+    """What a line of scores holds; None where it is not as `ScoreStore` writes it."""
     try:
         row = json.loads(line)
         match row:

@@ -17,7 +17,7 @@ from nano.evaluate import SEED, Task, build_tasks, model_scores, values
 from scipy.stats import kendalltau
 
 from m0 import DocumentCache, Reranker
-from m0.engine.calibration import UNQUANTIZED
+from m0.engine.calibration import UNQUANTIZED_SHARE
 
 TASKS = (
     "same language, 50 from BM25",
@@ -56,7 +56,7 @@ def kept_as(precision: str) -> Callable[[Path], Reranker]:
 
 
 WAYS: dict[str, Callable[[Path], Reranker]] = {
-    "int8": in_8_bits("int8", share=UNQUANTIZED),
+    "int8": in_8_bits("int8", share=UNQUANTIZED_SHARE),
     "int8, 0.33 plain": in_8_bits("int8", share=0.33),
     "int8, 0.28 plain": in_8_bits("int8", share=0.28),
     "int8, a quarter plain": in_8_bits("int8", share=0.25),
@@ -66,7 +66,7 @@ WAYS: dict[str, Callable[[Path], Reranker]] = {
     "int8, 4 groups": in_8_bits("int8", 4),
     "int8, 16 groups": in_8_bits("int8", 16),
     "int8-weights, none plain": in_8_bits("int8-weights"),
-    "int8-weights": in_8_bits("int8-weights", share=UNQUANTIZED),
+    "int8-weights": in_8_bits("int8-weights", share=UNQUANTIZED_SHARE),
     "int8-weights, 16 groups": in_8_bits("int8-weights", 16),
     "kept in bfloat16": kept_as("bfloat16"),
     "kept in int8": kept_as("int8"),
