@@ -209,7 +209,7 @@ TEXTS = {
 
 
 @pytest.fixture
-def group_equal(write):
+def alike(write):
     rows = [{"_id": key, "text": text} for key, text in TEXTS.items()]
     return write(rows, [row for row in rows if row["_id"] in "ac"], "a\tb\t1\nc\te\t1\n")
 
