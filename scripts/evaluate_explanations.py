@@ -137,7 +137,7 @@ def pointing(reranker: Reranker, encodings: list[Encoding], boxes: list[Box], me
 
 
 def randomised(model: Path, encodings: list[Encoding], method: str, draws: int) -> dict[str, list[list[float]]]:
-    """Rank correlation with the explanation before, over the document's tokens, after the weights are drawn anew from the last
+    """Rank correlation with the explanation before, over the document's tokens, after the weights are re-initialized from the last
     part to the first (cascading randomisation, Adebayo et al. 2018): by part, (draws, encodings)."""
     reranker = Reranker.from_pretrained(model, dtype="float32")
     trained = {name: weight.clone() for name, weight in reranker.model.state_dict().items()}
@@ -171,7 +171,7 @@ def randomised_table(weights: dict[str, dict[str, list[list[float]]]]) -> list[s
     """Of each method the mean correlation, and the mean of absolute values: where a random head turns an explanation about, the
     first is near 0 and the second is not."""
     lines = [
-        f"| drawn anew, down to | {' | '.join(f'{method} | absolute' for method in weights)} |",
+        f"| re-initialized, down to | {' | '.join(f'{method} | absolute' for method in weights)} |",
         "| --- |" + " --- |" * (2 * len(weights)),
     ]
     for part in next(iter(weights.values())):
@@ -274,7 +274,7 @@ def main() -> None:
     ]
     lines += [
         "",
-        "Rank correlation with the explanation before, after weights are drawn anew from the last part to the first: mean over "
+        "Rank correlation with the explanation before, after weights are re-initialized from the last part to the first: mean over "
         f"{min(40, len(texts))} texts and {options.draws} draws, and mean of absolute values.",
         "",
         *randomised_table(weights),

@@ -116,8 +116,8 @@ def list_tensors(directory: Path) -> list[StoredTensor]:
 def weight_files(directory: Path) -> dict[Path, set[str] | None]:
     """The safetensors files of a checkpoint; for shards, the keys that the index places in each.
 
-    Where there is a single file, it counts and an index beside it does not, as in transformers, which leaves the index of an
-    earlier save standing.
+    Where there is a single file, it is read and an index in the same folder is ignored, as in transformers, whose later saves leave the
+    index of an earlier one there.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory with a model in it.")

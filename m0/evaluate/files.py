@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 from m0.errors import InputError
 from m0.inputs.opening import looks_like_picture, read_encoded
+from m0.inputs.texts import encoding_of
 from m0.paths import exists, literal, path_of
 
 MAX_GRADE = 1000
@@ -20,14 +20,6 @@ HEADERS = ("query-id", "query", "qid", "queryid", "topic", "topic-id"), ("score"
 """Names of the first and the last column of judgements, in the header lines that are met."""
 NAMED = 5
 """Ids that a sentence names before it counts the rest."""
-MARKS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),  # which begins as UTF-16's does
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-    (codecs.BOM_UTF8, "UTF-8"),
-)
-"""Byte order marks."""
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")
 
 
@@ -46,11 +38,11 @@ def read_text(path: Path, digest: Any = None) -> str:
         raise InputError(f"{str(path)!r} is not a path: {error}.") from None
     if digest is not None:
         digest.update(data)
-    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "UTF-8")
+    mark, encoding, codec = encoding_of(data)
     try:
-        return data.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
+        return data[len(mark) :].decode(codec)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not {encoding} at byte {error.start}.") from None
+        raise InputError(f"{path} is not {encoding} at byte {error.start + len(mark)}.") from None
 
 
 def rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:

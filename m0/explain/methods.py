@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any, Literal
 
 from m0.engine.host import Host
@@ -103,5 +104,5 @@ class Explaining(Host):
 
 def _own_limits(limits: Limits | None, options: dict[str, Any]) -> Limits:
     """The limits among options, which they are taken out of."""
-    names = [name for name in ("max_length", "max_query_length", "max_doc_length") if name in options]
+    names = [field.name for field in fields(Limits) if field.name in options]
     return settle(limits, None, {name: options.pop(name) for name in names})[0]

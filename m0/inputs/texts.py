@@ -42,6 +42,11 @@ def kind_by_name(name: str | PathLike[str]) -> Literal["text", "picture"] | None
     return "text" if suffix in TEXT_SUFFIXES else "picture" if suffix in picture_suffixes() else None
 
 
+def encoding_of(data: bytes) -> tuple[bytes, str, str]:
+    """The byte order mark that a text begins with, its encoding's name, and Python's codec for what follows; without one UTF-8."""
+    return next((mark for mark in MARKS if data.startswith(mark[0])), (b"", "UTF-8", "utf-8"))
+
+
 def decode(data: bytes, name: str, wanted: str = "text") -> str:
     """UTF-8, or UTF-16 and UTF-32 where they begin with a byte order mark.
 
@@ -54,7 +59,7 @@ def decode(data: bytes, name: str, wanted: str = "text") -> str:
     """
     if data.startswith(b"%PDF-"):
         raise InputError(f"{name} is a PDF, which m0 does not read; give its pages as pictures.")
-    mark, encoding, codec = next((mark for mark in MARKS if data.startswith(mark[0])), (b"", "UTF-8", "utf-8"))
+    mark, encoding, codec = encoding_of(data)
     try:
         text = data[len(mark) :].decode(codec)
     except UnicodeDecodeError as error:

@@ -88,7 +88,7 @@ class Named(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A layer with named adapters beside it, at most one of them active. Keeps the layer's parameter names."""
+    """A layer with named adapters attached, at most one of them active. Keeps the layer's parameter names."""
 
     weight: Any
     bias: Any
