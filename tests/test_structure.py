@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "m0"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "m0"
+OF_THE_WHOLE = {"reranker", "calls", "paths", "gpu", "moved", "structure", "wheel"}
+"""The face, what may run beside what, `~` wherever a path is given, GPUs, old names, this file, what is shipped."""
 GROUND = {"errors", "paths", "json_part", "locks", "_moved"}
 """Files that any room may use, and that use nothing but each other."""
 ROOMS = ["model", "inputs", "checkpoints", "engine", "interp", "explain", "reranker", ("evaluate", "train"), "cli"]
@@ -53,6 +56,14 @@ def inner(path):
 def test_every_file_lies_in_a_room():
     for path in files():
         assert room_of(path) in {*FLOOR, *GROUND, *ENTRANCES}, path
+
+
+def test_tests_mirror_the_rooms():
+    """One folder a room, three for what lies beside m0/, and at the top what is of the whole."""
+    folders = {path.parent.name for path in TESTS.glob("*/test_*.py")}
+    rooms = {name for name in FLOOR if (PACKAGE / name).is_dir()}
+    assert folders == rooms | {"parity", "scripts", "docs"}
+    assert {path.stem.removeprefix("test_") for path in TESTS.glob("test_*.py")} == OF_THE_WHOLE
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -1,7 +1,7 @@
 """What a reader takes for one character: extended grapheme clusters (Unicode Standard Annex 29).
 
 A letter with its marks, conjoining jamo of one syllable, an Indic conjunct, a family of emoji, a flag, CR LF. Properties are those
-of Unicode 18.0, whatever Python's own are; tests/test_graphemes.py compares them with the package regex.
+of Unicode 18.0, whatever Python's own are; tests/inputs/test_graphemes.py compares them with the package regex.
 
 A cluster may be of any length: a letter may carry a thousand marks. One that takes more than LONGEST code points when decomposed is
 no character that anybody reads, and is taken apart into code points here, but not where two of them compose.

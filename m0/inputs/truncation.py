@@ -61,7 +61,7 @@ FIRST_PER_TOKEN = 6
 
 CACHE_BYTES, ENTRY_BYTES = 4 << 20, 128 << 10
 TOKEN_BYTES, RECORD_BYTES = 90, 900
-"""What one token and one text's record take in memory, as measured (tests/test_truncation.py)."""
+"""What one token and one text's record take in memory, as measured (tests/inputs/test_truncation.py)."""
 
 
 class Beginning:

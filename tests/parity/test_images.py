@@ -13,7 +13,7 @@ from PIL import Image
 
 from m0.inputs.images import ImageSettings, prepare_picture
 from tests.conftest import noise
-from tests.test_images import RECORDED, checksum, drawn
+from tests.inputs.test_images import RECORDED, checksum, drawn
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")
 from transformers.image_utils import load_image

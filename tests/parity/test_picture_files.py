@@ -16,7 +16,7 @@ from m0.errors import CheckpointError
 from m0.inputs.images import ImageSettings, prepare_picture
 from m0.model.reranker_model import RerankerModel
 from tests.conftest import noise, tiny_config
-from tests.test_picture_files import LIMITS, edges, pixels, write
+from tests.checkpoints.test_picture_files import LIMITS, edges, pixels, write
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")
 from transformers import AutoImageProcessor

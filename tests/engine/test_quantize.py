@@ -193,7 +193,7 @@ def test_examples_are_seen_whole(fresh, tiny_directory, tmp_path):
 def test_processors_that_overflow_are_refused(tiny_directory):
     """Without VNNI, oneDNN adds up in 16 bits."""
     code = "from m0.engine.quantize import has_kernels; print(has_kernels())"
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=True
     )

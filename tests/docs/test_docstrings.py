@@ -14,7 +14,7 @@ import pytest
 
 import m0
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "m0"
 FOLDERS = ("interp", "explain", "evaluate", "train", "model", "checkpoints/adapters")
 FILES = (

@@ -16,7 +16,7 @@ import pytest
 
 from m0.cli.arguments import parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "weights").rglob("*.md")])
 NOT_RUN = {"docs/reference/adapters.md": 1}
 """Snippets by page that are marked as not run."""

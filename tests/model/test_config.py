@@ -10,7 +10,7 @@ from m0 import RerankerConfig
 from m0.errors import ConfigError
 from tests.conftest import tiny_config
 
-CONFIGS = Path(__file__).parent / "data" / "configs"
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 
 
 def test_defaults_are_the_released_model():

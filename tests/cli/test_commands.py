@@ -17,7 +17,7 @@ from m0.cli.main import main
 from m0.cli.tables import format_table
 from tests.conftest import noise
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import noise
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "verify_release.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_release.py"
 PRINTED = {
     "text to text": (0.6839, 0.4432, 0.5904, 0.4548),
     "text to picture": (0.4938, 0.7890, 0.4781, 0.5211),

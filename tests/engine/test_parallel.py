@@ -17,7 +17,7 @@ from m0.engine.tensor_parallel import split
 from m0.errors import InputError
 from tests.conftest import noise
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["the network must be configured after the installation", "ein Apfel", "a needle that points north", "x", "x"]
 PROGRAM = """
 import json, sys
@@ -27,7 +27,7 @@ from m0.errors import M0Error
 from m0.engine.parallel import processes
 from m0.engine.tensor_parallel import split
 from tests.conftest import noise
-from tests.test_parallel import DOCUMENTS
+from tests.engine.test_parallel import DOCUMENTS
 
 documents = [*DOCUMENTS, noise(84, 56, 1), ["both", noise(56, 56, 2)]]
 with processes() as first:

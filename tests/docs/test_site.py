@@ -13,7 +13,7 @@ import m0
 from m0 import evaluate, explain, interp, train
 from m0.cli.arguments import parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 NAVIGATION = re.findall(r"^ *- (?:.+: )?(\S+\.md)$", CONFIG.partition("\nnav:")[2], re.MULTILINE)

@@ -10,7 +10,7 @@ import pytest
 from m0.checkpoints.files import list_tensors
 from tests.conftest import NANO
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "docs" / "demo"
 
 
