@@ -7,7 +7,6 @@ import pickle
 import random
 import sys
 import threading
-import time
 import unicodedata
 from pathlib import Path
 
@@ -132,7 +131,7 @@ LONG = {
 
 @pytest.mark.parametrize("kind", LONG)
 def test_a_long_text_is_not_tokenized_whole(prompt, kind, monkeypatch):
-    """No more than a few thousand characters for 512 tokens, in a moment."""
+    """No more than a few thousand characters for 512 tokens."""
     limits, seen = Limits(max_length=512), []
     encode = Tokenizer.encode
 
@@ -143,10 +142,9 @@ def test_a_long_text_is_not_tokenized_whole(prompt, kind, monkeypatch):
 
     watched = PromptEncoder(prompt.tokenizer, prompt.config)
     watched.tokenizer = watched._tokenize.tokenizer = Watched()
-    begin = time.process_time()
     found = watched.encode(["needle"], [LONG[kind]], limits)
-    assert time.process_time() - begin < 0.3
     assert max(seen) < 13_000
+    assert sum(seen) < 40_000
     (cut,) = found.cut
     assert cut.characters == len(LONG[kind])
     assert cut.tokens is None
