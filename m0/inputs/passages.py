@@ -1,0 +1,161 @@
+"""Long documents as passages: pages of a file, and pieces of a text; and how the scores of passages make a document's.
+
+A document is scored by its best passage (MaxP), by its first (FirstP), or by the mean of its best (Dai & Callan 2019, "Deeper Text
+Understanding for IR with Contextual Neural Language Modeling").
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from tokenizers import Tokenizer
+
+from m0.errors import InputError
+from m0.inputs.graphemes import edges
+from m0.inputs.images import Picture
+from m0.inputs.prompt import whole_number
+from m0.inputs.stream import Part
+from m0.inputs.truncation import encode_text
+
+if TYPE_CHECKING:
+    from m0.inputs.pages import PageInfo
+
+AGGREGATIONS = ("max", "first", "mean")
+
+
+class Span(NamedTuple):
+    """Characters of one text part of a document (of a page, where the document has pages)."""
+
+    part: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Which passage of a document a score is of."""
+
+    number: int
+    """From 1."""
+    count: int
+    """How many passages the document has."""
+    spans: tuple[Span, ...] = ()
+    """What it holds of the document's texts; empty: no text was cut."""
+    page: PageInfo | None = None
+    """The page it is, or lies on."""
+
+
+@dataclass(frozen=True)
+class Passages:
+    """How documents are cut into passages, and how the passages' scores make the document's.
+
+    A document whose text has at most `tokens` tokens is one passage. Else each text is cut into pieces of at most `tokens`, at blanks where there
+    are any, which overlap; short parts share a passage; a picture goes with the text before it. Each page of a PDF, TIFF or CBZ is a passage,
+    and the text of one (`"as": "text"`) is cut further. Raises InputError for fields that cannot be used.
+    """
+
+    tokens: int | None = 512
+    """Most tokens of text in a passage; None: texts are not cut, and passages are pages alone."""
+    overlap: int = 64
+    """Tokens at the end of a piece that the next one begins with, about."""
+    score: Literal["max", "first", "mean"] = "max"
+    """The document's logit: that of its best passage, of its first, or the mean of its `best` highest."""
+    best: int = 3
+    """How many passages "mean" is of; a document with fewer counts those it has."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", whole_number(self.tokens, "tokens"))
+            if isinstance(self.overlap, bool) or not isinstance(self.overlap, int) or not 0 <= self.overlap <= self.tokens // 2:
+                raise InputError(
+                    f"overlap is {self.overlap!r}, but must be a whole number from 0 to half of tokens, {self.tokens // 2}."
+                )
+        if self.score not in AGGREGATIONS:
+            raise InputError(f"score is {self.score!r}, but must be one of {', '.join(AGGREGATIONS)}.")
+        object.__setattr__(self, "best", whole_number(self.best, "best"))
+
+    @classmethod
+    def of(cls, value: Any) -> Passages:
+        """What the argument `passages` stands for: None and "pages" are pages as they are. Raises InputError."""
+        if value is None or value == "pages":
+            return PAGES
+        if not isinstance(value, cls):
+            raise InputError(f'passages is {value!r}, but must be Passages(...), "pages" or None.')
+        return value
+
+    def combine(self, logits: Sequence[float]) -> tuple[float, int]:
+        """The document's logit, and the number (from 0) of the passage that stands for it, (passages,) -> ()."""
+        winner = max(range(len(logits)), key=lambda number: (logits[number], -number))
+        if self.score == "mean":
+            highest = heapq.nlargest(self.best, logits)
+            return sum(highest) / len(highest), winner
+        return logits[winner], winner
+
+
+PAGES = Passages(tokens=None, overlap=0)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A passage that can be read: what becomes one prompt."""
+
+    passage: Passage | None
+    """None: the document is not made of passages."""
+    read: Callable[[], list[Part]] = field(repr=False)
+
+
+def cut_parts(parts: Sequence[Part], how: Passages, tokenizer: Tokenizer) -> list[tuple[tuple[Span, ...], list[Part]]]:
+    """Parts of a document -> its passages: the characters each holds, and its parts."""
+    if how.tokens is None:
+        return [((), list(parts))]
+    found: list[tuple[list[Span], list[Part]]] = [([], [])]
+    size = 0
+    for number, part in enumerate(parts):
+        if isinstance(part, Picture):
+            found[-1][1].append(part)
+            continue
+        for start, end, tokens in _pieces(part, how.tokens, how.overlap, tokenizer):
+            if size + tokens > how.tokens and found[-1][0]:
+                found.append(([], []))
+                size = 0
+            found[-1][0].append(Span(number, start, end))
+            found[-1][1].append(part[start:end])
+            size += tokens
+    return [(tuple(spans), some) for spans, some in found]
+
+
+def _pieces(text: str, tokens: int, overlap: int, tokenizer: Tokenizer) -> Iterator[tuple[int, int, int]]:
+    """Start, end and tokens of each piece of a text."""
+    offsets = encode_text(tokenizer, text).offsets
+    if len(offsets) <= tokens:
+        yield 0, len(text), len(offsets)
+        return
+    stops = _stops(text, offsets)
+    first = 0
+    while True:
+        last = min(first + tokens, len(offsets))
+        if last < len(offsets):
+            last = max(range(first + tokens // 2 + 1, last + 1), key=lambda place: (stops[place], place))
+        begin, end = offsets[first][0] if first else 0, offsets[last][0] if last < len(offsets) else len(text)
+        yield begin, end, last - first
+        if last == len(offsets):
+            return
+        first = max(range(max(last - overlap, first + 1), last + 1), key=lambda place: (stops[place], -place))
+
+
+def _stops(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """For each place between tokens how well a text is cut there: 2 at a blank, 1 between characters, 0 within one, which is done only to a
+    character that is longer than a passage. (tokens + 1,)"""
+    known = edges(text)
+    is_edge = [True] * (len(text) + 1) if known is None else (known[0] == known[1]).tolist()
+    found = [2]
+    for (_, end), (start, _) in itertools.pairwise(offsets):
+        if not is_edge[start] or start < end:  # tokens of one character name the same place
+            found.append(0)
+        else:
+            found.append(2 if text[start].isspace() or text[start - 1].isspace() else 1)
+    return [*found, 2]
