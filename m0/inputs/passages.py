@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
@@ -97,15 +97,6 @@ class Passages:
 
 
 PAGES = Passages(tokens=None, overlap=0)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A passage that can be read: what becomes one prompt."""
-
-    passage: Passage | None
-    """None: the document is not made of passages."""
-    read: Callable[[], list[Part]] = field(repr=False)
 
 
 def cut_parts(parts: Sequence[Part], how: Passages, tokenizer: Tokenizer) -> list[tuple[tuple[Span, ...], list[Part]]]:
