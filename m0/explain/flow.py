@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m0.engine.watching import Scorer, call, visual_features_of, wants_every_token
+from m0.engine.watching import Scorer, announce_call, compute_missing_features, wants_every_token
 from m0.errors import InputError
 from m0.explain.explanation import Explanation
 from m0.inputs.prompt import Encoding
@@ -38,8 +38,8 @@ class Inputs:
 def inputs_of(reranker: Scorer, encoding: Encoding) -> Inputs:
     """Embeddings and patches of one prompt, without gradients; open edits change them, open recordings do not keep them."""
     model, pictures = reranker.model, encoding.pictures
-    with torch.no_grad(), call(reranker, [encoding], record=False):
-        features = visual_features_of(model, reranker.sessions, pictures, {})
+    with torch.no_grad(), announce_call(reranker, [encoding], record=False):
+        features = compute_missing_features(model, reranker.sessions, pictures, {})
         patches = torch.cat([p.patches_on(model.device) for p in pictures]).to(model.dtype) if pictures else None
         return Inputs(model.embed(encoding.token_ids.to(model.device), features), patches)
 
@@ -56,11 +56,11 @@ def logits_of(reranker: Scorer, encoding: Encoding, text: Tensor, patches: Tenso
     """
     model, versions = reranker.model, len(text)
     packing = Packing([len(encoding)] * versions, causal=True, device=text.device)
-    with call(reranker, [encoding] * versions, record=False):
+    with announce_call(reranker, [encoding] * versions, record=False):
         if patches is not None:
             shown = encoding.pictures * versions
             for session in reranker.sessions:
-                session.enter_pictures(shown)
+                session.enter_vision_batch(shown)
             seen = model.vision(patches.flatten(0, 1), [picture.grid for picture in shown]).unflatten(0, (versions, -1))
             places = (encoding.token_ids == model.config.image_token_id).to(text.device)
             text = text.masked_scatter(places[None, :, None], seen.to(text.dtype))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from m0.engine.host import Host
 from m0.engine.options import RunOptions
-from m0.engine.ranking import rank, without
+from m0.engine.ranking import rank, remove_documents
 from m0.engine.results import Ranking
 from m0.errors import InputError
 from m0.explain import beside_ranking, explain, method_of
@@ -49,6 +49,6 @@ def explain_ranking(
             lost[result.index] = str(error)
             continue
         explained.append(beside_ranking(found, result.logit, result.score))
-    ranking = without(ranking, lost)
+    ranking = remove_documents(ranking, lost)
     page(explained, path, names=[str(r.index) if names is None else names[r.index] for r in ranking])
     return ranking

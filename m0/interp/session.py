@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from m0.engine.batch import Batch
-from m0.engine.watching import Scorer, WatchingSession, call, visual_features_of, wants_every_token
+from m0.engine.watching import Scorer, WatchingSession, announce_call, compute_missing_features, wants_every_token
 from m0.errors import InputError, M0Error
 from m0.inputs.images import Picture
 from m0.inputs.prompt import Encoding
@@ -99,7 +99,7 @@ class Session:
         return any(tap.is_pattern for tap in self.watched)
 
     @property
-    def astray(self) -> bool:
+    def hooks_stale(self) -> bool:
         """Whether the model has other modules by now, as after another adapter, and the hooks are on those that it had."""
         return any(now is not then for now, then in zip(self._modules(), self.attached, strict=True))
 
@@ -121,7 +121,7 @@ class Session:
         """These pairs of the call go through the decoder next, one sequence each."""
         self.numbers, self.packing = [self.first + number for number in numbers], packing
 
-    def enter_pictures(self, pictures: Sequence[Picture]) -> None:
+    def enter_vision_batch(self, pictures: Sequence[Picture]) -> None:
         """These pictures go through the vision tower next."""
         self.pictures = list(pictures)
 
@@ -220,8 +220,8 @@ def forward(
             raise InputError(f"a prompt is {type(encoding).__name__}, but must be what encode() writes.")
     model = reranker.model
     batch = Batch.of(encodings, share=False, device=model.device)
-    with call(reranker, encodings, record):
-        features = visual_features_of(model, reranker.sessions, batch.pictures, {} if seen is None else seen)
+    with announce_call(reranker, encodings, record):
+        features = compute_missing_features(model, reranker.sessions, batch.pictures, {} if seen is None else seen)
         for session in reranker.sessions:
             session.enter_batch(range(len(encodings)), batch.packing)
         return batch.score(model, features, every_token=wants_every_token(reranker.sessions))

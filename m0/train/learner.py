@@ -44,7 +44,7 @@ class PairScorer(nn.Module):
         """Logits, (prompts,)."""
         unused = None
         with torch.set_grad_enabled(self.vision_learns and torch.is_grad_enabled()):
-            features = batch.visual_features(self.model)
+            features = batch.compute_visual_features(self.model)
             if features is None and self.always_look:
                 config = self.model.config.vision
                 grid = (config.spatial_merge_size, config.spatial_merge_size)
