@@ -4,7 +4,7 @@ reranker = Reranker.from_pretrained("m0-nano")
 for result in reranker.rank("a red heart", ["ein rotes Herz", {"image": "heart.png"}]):
     print(result.score, result.document)
 
-Each method is a few lines that call a room: `m0.engine` ranks, `m0.interp` looks inside; `m0.explain.methods` has those that explain.
+Each method is a few lines that call a room: `m0.engine` ranks; `m0.interp.methods` has those that look inside, `m0.explain.methods` those that explain.
 """
 
 from __future__ import annotations
@@ -32,21 +32,20 @@ from m0.engine.prefixes import fingerprint_of, prepare
 from m0.engine.quantize import Quantization
 from m0.engine.ranking import rank
 from m0.engine.results import FailedDocument, RankedDocument, Ranking
-from m0.engine.scoring import ScoringCall, score_prompts
+from m0.engine.scoring import ScoringCall, score_pairs, score_prompts
 from m0.engine.vendor import compute_score
 from m0.engine.visual_features import VisualFeatures
 from m0.engine.watching import OpenSessions, WatchingSession
 from m0.errors import AdapterError, CheckpointError, InputError
 from m0.explain.methods import Explaining
+from m0.inputs.ahead import encode_pairs
 from m0.inputs.images import ImageSettings
 from m0.inputs.listed import listed, listed_pairs
+from m0.inputs.passages import Passages
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
-from m0.inputs.reading import encode_pairs, read_side
+from m0.inputs.reading import read_side
 from m0.inputs.stream import Part
-from m0.interp.cache import Recording
-from m0.interp.edits import EditFunction, Editing
-from m0.interp.positions import Selector
-from m0.interp.taps import Tap, find_taps
+from m0.interp.methods import LookingInside
 from m0.locks import CallLock, changes_model, uses_model
 from m0.model.fused import fuse
 from m0.model.head import relevance
@@ -62,7 +61,7 @@ __all__ = ["FailedDocument", "RankedDocument", "Ranking", "Reranker"]
 Result = TypeVar("Result")
 
 
-class Reranker(Explaining, Copied):
+class Reranker(Explaining, LookingInside, Copied):
     """A model with its tokenizer and picture settings, made by `from_pretrained`.
 
     Any number of threads may use one; what changes the model waits for their calls (docs/guides/threads-and-processes.md). `copy.deepcopy` and `pickle`
@@ -242,6 +241,7 @@ class Reranker(Explaining, Copied):
         cascade: Cascade | None = None,
         limits: Limits | None = None,
         run: RunOptions | None = None,
+        passages: Passages | Literal["pages"] | None = None,
         **keywords: Unpack[Keywords],
     ) -> Ranking:
         """Rank documents by their relevance to a query.
@@ -249,34 +249,48 @@ class Reranker(Explaining, Copied):
         Args:
             query: text, a picture, or a mixture; see `m0.inputs.reading.read_parts`. A string is always text: give a picture as
                 {"image": path or URL}, a `pathlib.Path`, bytes, a PIL image or an array.
-            documents: any mixture of the same, in any iterable.
+            documents: any mixture of the same, in any iterable; also files with pages, such as {"pdf": path}, and a `Document` with an id.
             top_n: keep only that many; None: all.
             on_error: what happens to a document that cannot be used: "raise", or "skip" it and list it under `failed`.
             cascade: score only some documents in full, after a draft score of all (`m0.engine.cascade`); None: score all.
             limits, run: lengths (`Limits`), and how the call is run (`RunOptions`); `keywords`: their fields one by one.
+            passages: how long documents are cut, and what their passages' scores make of them (`Passages`); None: a document with
+                pages is scored by its best page, and others are not cut.
 
         Raises InputError (of a document with its number), one sentence.
         """
         given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
         with self.calls.shared():
-            return rank(self, query, given, top_n, on_error, cascade, *settle(limits, run, keywords))
+            lengths, how = settle(limits, run, keywords)
+            return rank(self, query, given, top_n, on_error, cascade, lengths, how, Passages.of(passages))
 
     def score(
-        self, pairs: Iterable[Any], limits: Limits | None = None, run: RunOptions | None = None, **keywords: Unpack[Keywords]
+        self,
+        pairs: Iterable[Any],
+        limits: Limits | None = None,
+        run: RunOptions | None = None,
+        passages: Passages | Literal["pages"] | None = None,
+        **keywords: Unpack[Keywords],
     ) -> list[float]:
         """Relevance, between 0 and 1, of each (query, document) pair. Arguments and errors as for `rank`."""
         logits = torch.tensor(
-            self.logits(pairs, limits, run, **keywords), dtype=torch.promote_types(self.model.dtype, torch.float32)
+            self.logits(pairs, limits, run, passages, **keywords), dtype=torch.promote_types(self.model.dtype, torch.float32)
         )
         return relevance(logits, self.model.config.logit_bias).tolist()
 
     def logits(
-        self, pairs: Iterable[Any], limits: Limits | None = None, run: RunOptions | None = None, **keywords: Unpack[Keywords]
+        self,
+        pairs: Iterable[Any],
+        limits: Limits | None = None,
+        run: RunOptions | None = None,
+        passages: Passages | Literal["pages"] | None = None,
+        **keywords: Unpack[Keywords],
     ) -> list[float]:
         """The model's raw output for each (query, document) pair; relevance is sigmoid(logit - 2.65). Otherwise as `score`."""
         (lengths, how), given = settle(limits, run, keywords), listed_pairs(pairs)
         with self.calls.shared():
-            return self.logits_of(encode_pairs(self.prompt, given, lengths, self.image_settings), run=how)
+            encoded = encode_pairs(self.prompt, given, lengths, self.image_settings, how=Passages.of(passages))
+            return score_pairs(self, encoded, ScoringCall(how.tokens(self.model.device), how.progress)).tolist()
 
     @uses_model
     def logits_of(
@@ -296,6 +310,7 @@ class Reranker(Explaining, Copied):
         documents: Iterable[Any],
         limits: Limits | None = None,
         run: RunOptions | None = None,
+        passages: Passages | Literal["pages"] | None = None,
         **keywords: Unpack[Keywords],
     ) -> int:
         """Compute the prefixes of documents ahead of time, so that scoring one costs only the query's tokens.
@@ -311,7 +326,7 @@ class Reranker(Explaining, Copied):
         """
         given = listed(documents)
         with self.calls.shared():
-            return prepare(self, given, *settle(limits, run, keywords))
+            return prepare(self, given, *settle(limits, run, keywords), Passages.of(passages))
 
     def encode(self, query: Any, document: Any, limits: Limits | None = None, **keywords: Unpack[Keywords]) -> Encoding:
         """The prompt of one pair: token ids, positions, pictures, and the origin of every token. Raises InputError."""
@@ -351,52 +366,3 @@ class Reranker(Explaining, Copied):
         given = pairs if isinstance(pairs, Mapping) else listed(pairs, "pairs")
         with self.calls.shared():
             return compute_score(self, given, batch_size, limits, query_type, doc_type, normalize_scores, show_progress)
-
-    # --- looking inside -----------------------------------------------------------------------------------------------
-
-    def taps(self, names: str | Iterable[str] = "*") -> list[Tap]:
-        """The activations that have a name, with their shapes; `names`: shell patterns. Raises InputError where one fits none."""
-        return find_taps(self.model.config, names)
-
-    def record(self, *names: str, at: Selector | None = None, every_token: bool = False) -> Recording:
-        """Keep activations of everything that is scored inside the `with` block, by this thread.
-
-            with reranker.record("decoder.layers.*.attention.pattern") as cache:
-                reranker.score([(query, document)])
-
-        Inside an `edit` it keeps what the edit made of it; an `edit` inside it comes after.
-
-        Args:
-            names: shell patterns of taps; only these are kept. The tower's patterns must be asked for by names with "vision".
-            at: keep only the rows of these tokens (of attention, the rows of these queries); see `m0.interp.positions`.
-            every_token: let the last layer compute all tokens, not only the score token, which alone the score needs.
-
-        Raises InputError where a name fits no tap.
-        """
-        if not names:
-            raise InputError("record() is told no activation to keep; reranker.taps() lists them.")
-        return Recording(self, find_taps(self.model.config, names), at, every_token)
-
-    def edit(
-        self,
-        edits: Mapping[str, EditFunction],
-        at: Selector | None = None,
-        to: Selector | None = None,
-        heads: int | Sequence[int] | None = None,
-        every_token: bool = False,
-    ) -> Editing:
-        """Change activations of everything that is scored inside the `with` block, by this thread.
-
-            with reranker.edit({"decoder.layers.3.attention.z": zero}, heads=[1]):
-                reranker.score([(query, document)])
-
-        Args:
-            edits: shell patterns of taps, and for each what to do: a function of one pair's tensor that returns the new one,
-                among them those of `m0.interp.edits`.
-            at, to: only at these tokens; `to`: of scores and patterns, only towards these.
-            heads: only in these heads.
-            every_token: as for `record`.
-
-        Raises InputError where a name fits no tap or a tap has no such heads.
-        """
-        return Editing.of(self, edits, at, to, heads, every_token)

@@ -14,9 +14,9 @@ from m0.engine.batching import batches
 from m0.engine.host import Host
 from m0.engine.quantize import Quantization, check_quantization, quantize
 from m0.errors import InputError
+from m0.inputs.ahead import encode_pairs
 from m0.inputs.images import ImageSettings
 from m0.inputs.prompt import Limits, whole_number
-from m0.inputs.reading import encode_pairs
 from m0.locks import level_of_caller
 from m0.model.fused import fuse, is_fused
 
@@ -70,7 +70,7 @@ def quantize_with_examples(
         settings = host.image_settings
         if examples is None:  # which are no bombs, whatever is told of others
             settings = replace(settings, max_image_pixels=ImageSettings.max_image_pixels)
-        encodings = encode_pairs(host.prompt, EXAMPLE_PAIRS if examples is None else examples, Limits(), settings)
+        encodings = encode_pairs(host.prompt, EXAMPLE_PAIRS if examples is None else examples, Limits(), settings).encodings
         example_batches = [
             Batch.of([encodings[i] for i in members], share=False, device=host.model.device)
             for members in batches(encodings, EXAMPLE_BATCH_TOKENS, (), share=False)

@@ -34,8 +34,9 @@ from m0.engine.prefix_cache import CacheCall, DocumentCache, Key
 from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError
+from m0.inputs.ahead import encode_document, read_ahead, warn_of_files
+from m0.inputs.passages import PAGES, Passages
 from m0.inputs.prompt import Encoding, Limits
-from m0.inputs.reading import encode_document, read_ahead, warn_of_files
 from m0.model.attention import group_equal
 
 MIN_CACHED_TOKENS = 64
@@ -128,7 +129,7 @@ def get_or_compute_prefixes(
     return prefixes_by_key
 
 
-def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOptions) -> int:
+def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOptions, passages: Passages = PAGES) -> int:
     """As `Reranker.prepare`."""
     batch_tokens = run.tokens(host.model.device)
     if host.sessions:
@@ -142,15 +143,17 @@ def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOption
     bar = Progress(len(documents), "reading", run.progress)
     with torch.inference_mode():
         chunk: list[Encoding] = []
-        for index, parts in enumerate(read_ahead(documents, host.image_settings)):
+        complete = 0
+        for index, _, _, parts, is_last in read_ahead(documents, host.image_settings, passages, host.prompt.tokenizer):
             try:
                 chunk.append(encode_document(host.prompt, ["?"], parts, limits))
             except InputError as error:
                 raise type(error)(f"document {index}: {error}") from None
-            if sum(map(len, chunk)) >= batch_tokens or index == len(documents) - 1:
+            complete += is_last
+            if sum(map(len, chunk)) >= batch_tokens or (is_last and index == len(documents) - 1):
                 get_or_compute_prefixes(host, chunk, batch_tokens, pictures, lookup)
-                bar.advance(len(chunk))
-                chunk = []
+                bar.advance(complete)
+                chunk, complete = [], 0
     bar.close()
     return host.documents.counts.computed - computed_before
 

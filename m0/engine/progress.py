@@ -15,8 +15,9 @@ BAR_SECONDS, LINE_SECONDS = 0.1, 30.0
 class Progress:
     """On stderr, share done and time left: a bar where it is a terminal, else a line every 30 seconds."""
 
-    def __init__(self, total: int, label: str, enabled: bool) -> None:
-        self.total, self.label, self.enabled = max(total, 1), label, enabled
+    def __init__(self, total: int | None, label: str, enabled: bool) -> None:
+        """`total`: None where nobody knows how much there is; then it shows how much is done."""
+        self.total, self.label, self.enabled = math.inf if total is None else max(total, 1), label, enabled
         self.bar = enabled and is_terminal()
         self.done, self.started = 0.0, monotonic()
         self.last_shown = -math.inf if self.bar else self.started  # a short run leaves no line in a log
@@ -39,6 +40,7 @@ class Progress:
         if not self.enabled:
             return
         complete = self.done >= self.total * (1 - 1e-9)
+        status = f"{self.done:,.0f} done" if math.isinf(self.total) and self.done >= 1 else status
         due = now - self.last_shown >= (BAR_SECONDS if self.bar else LINE_SECONDS)
         if not due and not (self.bar and complete):
             return

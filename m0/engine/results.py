@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from m0.inputs.passages import Passage
 from m0.inputs.prompt import Cut, CutPages
+
+if TYPE_CHECKING:
+    from m0.inputs.pages import PageInfo
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,17 @@ class RankedDocument:
     """What was cut to keep within the limits, and pages of pictures' files that were not read; empty: nothing."""
     approximate: bool = False
     """Whether it has only a cascade's first look for a score; such documents stand behind those that were scored in full."""
+    id: str | None = None
+    """Of a `Document`."""
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False)
+    """Of a `Document`, untouched."""
+    passage: Passage | None = None
+    """Which page or piece of the document stands for it; `tokens` and `cut` are of this one. None: the document is one piece."""
+
+    @property
+    def page(self) -> PageInfo | None:
+        """The page that stands for the document; None where it has no pages."""
+        return None if self.passage is None else self.passage.page
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class FailedDocument:
     index: int
     error: str
     document: Any = field(repr=False)
+    id: str | None = None
 
 
 @dataclass(frozen=True)

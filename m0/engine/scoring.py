@@ -19,6 +19,7 @@ from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
 from m0.engine.watching import announce_call, wants_every_token
 from m0.errors import M0Error
+from m0.inputs.ahead import EncodedPairs
 from m0.inputs.prompt import Encoding
 from m0.model.attention import group_equal
 
@@ -64,6 +65,12 @@ def score_prompts(
     logits = distribute_work(groups, lambda numbers: score_numbers(numbers).tolist())
     dtype = torch.promote_types(host.model.dtype, torch.float32)
     return torch.tensor([logits[number] for number in range(len(encodings))], dtype=dtype)
+
+
+def score_pairs(host: Host, pairs: EncodedPairs, how: ScoringCall) -> Tensor:
+    """Raw logits of pairs, (pairs,), each of all its document's passages; otherwise as `score_prompts`."""
+    logits = score_prompts(host, pairs.encodings, how)
+    return torch.tensor(pairs.combine(logits.tolist()), dtype=logits.dtype)
 
 
 def _score_locally(

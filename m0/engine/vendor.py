@@ -7,12 +7,12 @@ from typing import Any
 from m0.engine.batch import tokens_at_a_time
 from m0.engine.host import Host
 from m0.engine.progress import Progress
-from m0.engine.scoring import ScoringCall, score_prompts
+from m0.engine.scoring import ScoringCall, score_pairs
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError
+from m0.inputs.ahead import encode_pairs
 from m0.inputs.listed import is_row, listed_pairs
 from m0.inputs.prompt import Limits, whole_number
-from m0.inputs.reading import encode_pairs
 from m0.model.head import relevance
 
 
@@ -42,10 +42,10 @@ def compute_score(
     bar = Progress(len(typed_pairs), "scoring", show_progress)
     how = ScoringCall(tokens_at_a_time(None, host.model.device), pictures=VisualFeatures(host.model, host.sessions))
     for start in range(0, len(typed_pairs), batch_size):
-        encodings = encode_pairs(host.prompt, typed_pairs[start : start + batch_size], limits, host.image_settings, start)
-        logits = score_prompts(host, encodings, how)
+        encoded = encode_pairs(host.prompt, typed_pairs[start : start + batch_size], limits, host.image_settings, start)
+        logits = score_pairs(host, encoded, how)
         scores += (relevance(logits, host.model.config.logit_bias) if normalize_scores else logits).tolist()
-        bar.advance(len(encodings))
+        bar.advance(len(logits))
     bar.close()
     return scores[0] if len(scores) == 1 else scores
 

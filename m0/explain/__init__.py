@@ -19,6 +19,7 @@ from m0.explain.contrast import Difference, Evidence, minimal_evidence
 from m0.explain.explanation import Explanation, Interaction, PictureRelevance, Word
 from m0.explain.gradient import attnlrp, frozen_gradient, gradient_input, integrated_gradients, smooth_grad
 from m0.explain.perturb import occlusion, shapley
+from m0.inputs.passages import Passage
 from m0.inputs.prompt import Encoding
 from m0.interp.session import Session
 from m0.interp.taps import HOOKS
@@ -102,6 +103,16 @@ def beside_ranking(explanation: Explanation, logit: float, score: float) -> Expl
     return replace(explanation, notes=(*explanation.notes, f"ranked by score {score:.4f}, logit {logit:.3f}."))
 
 
+def of_passage(explanation: Explanation, passage: Passage | None) -> Explanation:
+    """Of a document with several passages: which one is explained, and a note on it."""
+    if passage is None:
+        return explanation
+    notes = explanation.notes
+    if passage.count > 1:
+        notes = (*notes, f"this is passage {passage.number} of {passage.count}, which stands for the document.")
+    return replace(explanation, passage=passage, notes=notes)
+
+
 class _InFloat32:
     """The same model in float32, for as long as an explanation takes."""
 
@@ -117,5 +128,5 @@ class _InFloat32:
 
 __all__ = [
     "DEFAULT_METHOD", "METHODS", "Difference", "Evidence", "Explanation", "Interaction", "PictureRelevance", "Word",
-    "beside_ranking", "explain", "method_of", "minimal_evidence", "options_of",
+    "beside_ranking", "explain", "method_of", "minimal_evidence", "of_passage", "options_of",
 ]  # fmt: skip

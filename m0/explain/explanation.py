@@ -16,6 +16,7 @@ from torch import Tensor
 
 from m0.errors import InputError
 from m0.inputs.images import Picture
+from m0.inputs.passages import Passage
 from m0.inputs.prompt import Encoding, Side
 from m0.interp.positions import picture_tokens
 from m0.interp.words import Span, owners_of, words_of
@@ -154,6 +155,8 @@ class Explanation:
     """Relevance of each picture's pixels after resizing, where the method went that far."""
     errors: Tensor | None = field(default=None, repr=False)
     """Standard error of each token's relevance, where it was sampled."""
+    passage: Passage | None = None
+    """Which page or piece of the document is explained; None: the document is one piece."""
 
     @cached_property
     def words(self) -> list[Word]:

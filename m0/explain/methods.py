@@ -8,11 +8,13 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from m0.engine.host import Host
-from m0.engine.options import settle
+from m0.engine.options import RunOptions, settle
+from m0.engine.passages import encode_best_passage
 from m0.engine.results import Ranking
-from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
+from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence, of_passage
 from m0.explain.report import explain_ranking
 from m0.inputs.listed import listed
+from m0.inputs.passages import Passages
 from m0.inputs.prompt import Encoding, Limits
 from m0.locks import uses_model
 
@@ -28,6 +30,7 @@ class Explaining(Host):
         method: str = DEFAULT_METHOD,
         target: Literal["logit"] = "logit",
         limits: Limits | None = None,
+        passages: Passages | Literal["pages"] | None = None,
         **options: Any,
     ) -> Explanation:
         """Why a document got its score: a signed relevance for every word and every cell of a picture.
@@ -37,11 +40,15 @@ class Explaining(Host):
             method: one of `m0.explain.METHODS`; docs/explanation/explaining.md compares them.
             target: what is explained: the raw logit.
             limits: as for `rank`; what is cut is not explained, and a note says so.
+            passages: as for `rank`; of a document with several passages all are scored, and the one that stands for it is explained.
             options: of the method's function; or the fields of `limits` one by one.
 
         Raises InputError.
         """
-        return explain(self, self.encode(query, document, _own_limits(limits, options)), method, target, **options)
+        lengths, how = _own_limits(limits, options), Passages.of(passages)
+        asked, tokens = self.read(query, "query"), RunOptions().tokens(self.model.device)
+        encoding, passage = encode_best_passage(self, asked, document, lengths, tokens, how)
+        return of_passage(explain(self, encoding, method, target, **options), passage)
 
     @uses_model
     def explain_prompt(
@@ -60,6 +67,7 @@ class Explaining(Host):
         names: Iterable[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         limits: Limits | None = None,
+        passages: Passages | Literal["pages"] | None = None,
         **options: Any,
     ) -> Ranking:
         """Rank documents and write a page with the best `top_n` explained, best first.
@@ -70,14 +78,15 @@ class Explaining(Host):
             names: what the documents are called on the page; None: their numbers.
             on_error: what happens to a document that cannot be used, or is too long for the method: "raise", or "skip" it and list it
                 under `failed`.
-            method, limits, options: as for `explain`.
+            method, limits, passages, options: as for `explain`.
 
         Returns: the ranking of what is on the page. Raises InputError (of a document with its number).
         """
         lengths = _own_limits(limits, options)
         given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
         with self.calls.shared():
-            return explain_ranking(self, query, given, path, top_n, method, names, on_error, lengths, options)
+            how = Passages.of(passages)
+            return explain_ranking(self, query, given, path, top_n, method, names, on_error, lengths, options, how)
 
     @uses_model
     def explain_difference(

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from m0.engine.host import Host
 from m0.engine.options import RunOptions
+from m0.engine.passages import encode_passage
 from m0.engine.ranking import rank, remove_documents
 from m0.engine.results import Ranking
 from m0.errors import InputError
-from m0.explain import beside_ranking, explain, method_of
+from m0.explain import beside_ranking, explain, method_of, of_passage
 from m0.explain.html import page
 from m0.inputs.listed import listed
+from m0.inputs.passages import PAGES, Passages
 from m0.inputs.prompt import Limits
 from m0.inputs.reading import read_parts
 from m0.paths import path_of
@@ -30,19 +32,20 @@ def explain_ranking(
     on_error: Literal["raise", "skip"],
     limits: Limits,
     options: dict[str, Any],
+    passages: Passages = PAGES,
 ) -> Ranking:
     """As `Reranker.explain_ranking`. Raises InputError (of a document with its number)."""
     method_of(method, options)
     path, names = path_of(path), None if names is None else listed(names, "names")
     if names is not None and len(names) != len(documents):
         raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
-    ranking = rank(host, query, documents, top_n, on_error, None, limits, RunOptions())
+    ranking = rank(host, query, documents, top_n, on_error, None, limits, RunOptions(), passages)
     asked = read_parts(query, "query", host.image_settings)
     explained, lost = [], {}
     for result in ranking:
         try:
-            shown = read_parts(result.document, "document", host.image_settings)
-            found = explain(host, host.prompt.encode(asked, shown, limits), method, **options)
+            encoding = encode_passage(host, asked, result.document, limits, result.passage, passages)
+            found = of_passage(explain(host, encoding, method, **options), result.passage)
         except InputError as error:
             if on_error == "raise":
                 raise type(error)(f"document {result.index}: {error}") from None

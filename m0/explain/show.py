@@ -144,6 +144,8 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             for picture in explanation.pictures
         ],
     }
+    if explanation.passage is not None:
+        found["passage"] = explanation.passage.to_json()
     if explanation.errors is not None:
         found["errors"] = [None if math.isnan(error) else error for error in explanation.errors.tolist()]
     if explanation.interaction is not None:

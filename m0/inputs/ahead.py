@@ -123,7 +123,6 @@ def read_ahead(
         ahead: deque[tuple[int, Any, Future[list[Unit] | InputError]]] = deque()
         try:
             for index, document in enumerate(documents):
-                warn_of_file(document)  # here, for other threads are not to be trusted with warnings
                 ahead.append((index, document, _submit(pool, units, document)))
                 if len(ahead) > READ_AHEAD:
                     yield from _read_document(pool, *ahead.popleft())
@@ -213,6 +212,7 @@ def encode_pairs(
     checked = listed_pairs(pairs)
     sizes = [0] * len(checked)
     documents = [document for _, document in checked]
+    warn_of_files(documents)
     query: list[Part] = []
     for unit in read_ahead(documents, settings, how, prompt.tokenizer):
         try:
@@ -227,11 +227,12 @@ def encode_pairs(
     return EncodedPairs(encodings, sizes, how)
 
 
-def warn_of_file(document: Any) -> None:
-    """Where a string looks as if a file was meant."""
-    content = document.content if isinstance(document, Document) else document
-    if isinstance(content, str):
-        warn_if_file(content, "document")
+def warn_of_files(documents: Sequence[Any]) -> None:
+    """Of strings that look as if a file was meant: before other threads read them, where warnings are not to be trusted."""
+    for document in documents:
+        content = document.content if isinstance(document, Document) else document
+        if isinstance(content, str):
+            warn_if_file(content, "document")
 
 
 def _holds_opened(document: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
@@ -47,6 +47,11 @@ class Passage:
     """What it holds of the document's texts; empty: no text was cut."""
     page: PageInfo | None = None
     """The page it is, or lies on."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values; pages as the fields of `PageInfo`."""
+        page = None if self.page is None else asdict(self.page)
+        return {"number": self.number, "count": self.count, "spans": [span._asdict() for span in self.spans], "page": page}
 
 
 @dataclass(frozen=True)

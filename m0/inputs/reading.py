@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from os import PathLike
 from os.path import isfile
 from typing import Any
@@ -15,9 +13,7 @@ from PIL import Image
 
 from m0.errors import InputError
 from m0.inputs.images import ImageSettings, Picture, prepare_picture
-from m0.inputs.listed import listed_pairs
 from m0.inputs.opening import looks_like_picture
-from m0.inputs.prompt import Encoding, Limits, PromptEncoder
 from m0.inputs.stream import Part, Side
 from m0.inputs.texts import (
     PICTURE_OR_TEXT,
@@ -34,8 +30,6 @@ from m0.inputs.texts import (
 from m0.locks import level_of_caller
 from m0.paths import exists, path_of
 
-READERS, READ_AHEAD = 2, 64
-"""Threads that open pictures, and how many documents they are ahead."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -125,77 +119,6 @@ def read_side(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
     if isinstance(value, str):
         warn_if_file(value, side)
     return read_parts(value, side, settings)
-
-
-def read_ahead(documents: Sequence[Any], settings: ImageSettings) -> Iterator[list[Part] | InputError]:
-    """Documents opened, or why one cannot be: pictures by other threads, some ahead of the one that is asked for. What Pillow
-    has opened already is read here, for its pictures are not made for several threads."""
-
-    def read(document: Any) -> list[Part] | InputError:
-        try:
-            return read_parts(document, "document", settings)
-        except InputError as error:
-            return error
-
-    with ThreadPoolExecutor(READERS) as pool:
-        ahead: deque[Future[list[Part] | InputError]] = deque()
-        try:
-            for document in documents:
-                if isinstance(document, str) or _holds_opened(document):
-                    ahead.append(Future())
-                    ahead[-1].set_result(read(document))
-                else:
-                    ahead.append(pool.submit(read, document))
-                if len(ahead) > READ_AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def encode_document(prompt: PromptEncoder, query: Sequence[Part], read: list[Part] | InputError, limits: Limits) -> Encoding:
-    """The prompt of a document that `read_ahead` has opened. Raises InputError where it cannot be used."""
-    if isinstance(read, InputError):
-        raise read
-    return prompt.encode(query, read, limits)
-
-
-def encode_pairs(
-    prompt: PromptEncoder, pairs: Iterable[Any], limits: Limits, settings: ImageSettings, first: int = 0
-) -> list[Encoding]:
-    """The prompts of (query, document) pairs. `first`: number of the first pair, for messages.
-
-    Raises InputError (of a pair with its number), one sentence.
-    """
-    encodings = []
-    checked = listed_pairs(pairs)
-    documents = [document for _, document in checked]
-    warn_of_files(documents)
-    for number, ((query, _), parts) in enumerate(zip(checked, read_ahead(documents, settings), strict=True), first):
-        try:
-            if isinstance(parts, InputError):  # before the query is opened
-                raise parts
-            encodings.append(encode_document(prompt, read_side(query, "query", settings), parts, limits))
-        except InputError as error:
-            raise type(error)(f"pair {number}: {error}") from None
-    return encodings
-
-
-def warn_of_files(documents: Sequence[Any]) -> None:
-    """Before other threads read them, where warnings are not to be trusted."""
-    for document in documents:
-        if isinstance(document, str):
-            warn_if_file(document, "document")
-
-
-def _holds_opened(document: Any) -> bool:
-    """Whether there is a picture in it that Pillow has opened, or an open file."""
-    if isinstance(document, Mapping):
-        return any(_holds_opened(value) for value in document.values())
-    if isinstance(document, list | tuple):
-        return any(_holds_opened(value) for value in document)
-    return isinstance(document, Image.Image) or is_open_file(document)
 
 
 def warn_if_file(text: str, side: str) -> None:
