@@ -85,14 +85,16 @@ class ArchiveFile(PageFile):
             if info.file_size > MOST_PICTURE_BYTES:
                 raise ImageError(f"{called} is {info.file_size} bytes when unpacked, above the limit of {MOST_PICTURE_BYTES}.")
             if info.flag_bits & 1 and not self._password:
-                raise ImageError(f"{called} is protected by a password; give it with --password, in Python as password=...")
+                raise ImageError(
+                    f"{called} is protected by a password; give it by --password, or in Python as the argument password."
+                )
             try:
                 return archive.read(info, self._password.encode() if self._password else None)
             except RuntimeError as error:  # also NotImplementedError
                 if "password" in str(error).lower():
                     raise ImageError(
-                        f"{called} is protected by a password, which is not the one that was given; give it with --password, "
-                        "in Python as password=..."
+                        f"{called} is protected by a password, which is not the one that was given; give it by --password, "
+                        "or in Python as the argument password."
                     ) from None
                 raise ImageError(f"{called} cannot be unpacked: {one_line(error)}.") from None
             except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:

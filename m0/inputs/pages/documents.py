@@ -146,27 +146,22 @@ def _turn(page: Any) -> int:
 
 
 def _opened(where: str | bytes, password: str | None) -> pdfium.PdfDocument:
-    try:
-        pdf = pdfium.PdfDocument(where, password=password or None)
-    except FileNotFoundError:
-        raise Refused("does not exist any more.") from None
-    except pdfium.PdfiumError as error:
-        code = getattr(error, "err_code", None)
-        if code == raw.FPDF_ERR_PASSWORD:
-            how = "give it with --password, in Python as password=..."
-            wrong = f"is protected by a password, which is not the one that was given; {how}."
-            raise Refused(wrong if password else f"is protected by a password; {how}.") from None
-        if code == raw.FPDF_ERR_SECURITY:
-            raise Refused("is encrypted in a way that PDFium does not know.") from None
-        if code == raw.FPDF_ERR_SUCCESS:
-            raise Refused("has no pages.") from None
-        raise Refused("is damaged, cut short or no PDF: PDFium cannot open it.") from None
+    secret = password.encode("utf-8") if password else None
+    if isinstance(where, bytes):
+        handle = raw.FPDF_LoadMemDocument64(where, len(where), secret)
+    else:
+        handle = raw.FPDF_LoadDocument(where.encode("utf-8", "surrogateescape"), secret)
+    if not handle:
+        raise Refused(_why_not(raw.FPDF_GetLastError(), bool(password)))
+    pdf = pdfium.PdfDocument(handle)
     try:
         if not raw.FPDF_DocumentHasValidCrossReferenceTable(pdf):
             raise Refused(
                 "is damaged: its cross-reference table is wrong; it is not repaired, for pages could be missing or old; "
                 "have the program that made it, or qpdf, write it anew."
             )
+        if len(pdf) < 1:
+            raise Refused("has no pages.")
         pdf.init_forms()  # before any page is opened, or what is filled in is not drawn
     except pdfium.PdfiumError as error:
         pdf.close()
@@ -175,6 +170,17 @@ def _opened(where: str | bytes, password: str | None) -> pdfium.PdfDocument:
         pdf.close()
         raise
     return pdf
+
+
+def _why_not(code: int, with_password: bool) -> str:
+    if code == raw.FPDF_ERR_PASSWORD:
+        wrong = ", which is not the one that was given" if with_password else ""
+        return f"is protected by a password{wrong}; give it by --password, or in Python as the argument password."
+    if code == raw.FPDF_ERR_SECURITY:
+        return "is encrypted in a way that PDFium does not know."
+    if code == raw.FPDF_ERR_FILE:
+        return "cannot be opened any more."
+    return "is damaged, cut short or no PDF: PDFium cannot open it."
 
 
 @contextmanager
