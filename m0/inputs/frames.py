@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import threading
-from typing import IO, Any, NamedTuple
+from collections.abc import Iterator
+from typing import IO, Any, Literal, NamedTuple
 
 from PIL.GifImagePlugin import GifImageFile
 
@@ -63,31 +64,48 @@ def _gif_frames(file: IO[bytes]) -> int:
 
 
 def _tiff_pages(file: IO[bytes]) -> int:
-    """Pages of a TIFF: its directories (TIFF 6.0, section 2; also BigTIFF) but for reduced pictures and masks, and always the
-    first. A damaged one ends the count."""
+    """Pages of a TIFF: always the first directory, and of the others those that are pages. A damaged one ends the count."""
+    kinds = list(tiff_directories(file))
+    return max(1, sum(not place or kind == "page" for place, kind in enumerate(kinds) if kind != "broken"))
+
+
+def tiff_directories(file: IO[bytes]) -> Iterator[Literal["page", "extra", "broken"]]:
+    """What each directory of a TIFF is (TIFF 6.0, section 2; also BigTIFF), in order: a page, or a reduced picture or mask.
+
+    "broken" is the last where the chain leads to what is none: behind the file's end, or back to where it has been.
+    """
+    file.seek(0)
     head = file.read(16)
     order = "<" if head[:2] == b"II" else ">"
     big = head[2:4] in (b"+\0", b"\0+")
     count_of, entry_of, offset_of = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
     entry, number, offset = (struct.Struct(order + kind) for kind in (entry_of, count_of, offset_of))
-    (place,) = offset.unpack_from(head, 8 if big else 4)
+    first = 8 if big else 4
+    if len(head) < first + offset.size:
+        yield "broken"
+        return
+    (place,) = offset.unpack_from(head, first)
     room = file.seek(0, 2)  # sound directories do not overlap, so all of them together are no longer than the file
     seen: set[int] = set()
-    pages = 0
-    while place and place not in seen:
+    while place:
+        if place in seen:
+            yield "broken"
+            return
         seen.add(place)
         file.seek(place)
         start = file.read(number.size)
         size = number.unpack(start)[0] * entry.size if len(start) == number.size else room + 1
         room -= number.size + size
         if room < 0 or len(entries := file.read(size)) < size:
-            break
+            yield "broken"
+            return
         kinds = {tag: _number(value, kind, order) for tag, kind, _, value in entry.iter_unpack(entries) if tag in KINDS}
-        extra = kinds.get(SUBFILE, 0) & (REDUCED | MASK) or kinds.get(OLD_SUBFILE) == OLD_REDUCED
-        pages += not pages or not extra
+        yield "extra" if kinds.get(SUBFILE, 0) & (REDUCED | MASK) or kinds.get(OLD_SUBFILE) == OLD_REDUCED else "page"
         following = file.read(offset.size)
-        place = offset.unpack(following)[0] if len(following) == offset.size else 0
-    return max(pages, 1)
+        if len(following) < offset.size:
+            yield "broken"
+            return
+        (place,) = offset.unpack(following)
 
 
 def _number(value: bytes, kind: int, order: str) -> int:
