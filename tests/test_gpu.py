@@ -15,8 +15,8 @@ from m0.errors import InputError
 from m0.interp.edits import zero
 from m0.model.attention import Attend, Packing, has_ragged_kernel
 from tests.conftest import NANO, fill_randomly, noise, tiny_config
-from tests.model.test_attention import CASES, allowed_by, textbook
 from tests.engine.test_quantize import float8_product
+from tests.model.test_attention import CASES, allowed_by, textbook
 from tests.train.conftest import colours, configured
 
 __all__ = ["colours", "configured"]  # fixtures

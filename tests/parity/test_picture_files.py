@@ -15,8 +15,8 @@ from m0.checkpoints.picture_files import load_image_settings
 from m0.errors import CheckpointError
 from m0.inputs.images import ImageSettings, prepare_picture
 from m0.model.reranker_model import RerankerModel
-from tests.conftest import noise, tiny_config
 from tests.checkpoints.test_picture_files import LIMITS, edges, pixels, write
+from tests.conftest import noise, tiny_config
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")
 from transformers import AutoImageProcessor
