@@ -37,7 +37,7 @@ from m0.engine.vendor import compute_score
 from m0.engine.visual_features import VisualFeatures
 from m0.engine.watching import OpenSessions, WatchingSession
 from m0.errors import AdapterError, CheckpointError, InputError
-from m0.explain.methods import Explaining
+from m0.explain.methods import ExplanationMixin
 from m0.inputs.images import ImageSettings
 from m0.inputs.listed import listed, listed_pairs
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
@@ -62,7 +62,7 @@ __all__ = ["FailedDocument", "RankedDocument", "Ranking", "Reranker"]
 Result = TypeVar("Result")
 
 
-class Reranker(Explaining, Copied):
+class Reranker(ExplanationMixin, Copied):
     """A model with its tokenizer and picture settings, made by `from_pretrained`.
 
     Any number of threads may use one; what changes the model waits for their calls (docs/guides/threads-and-processes.md). `copy.deepcopy` and `pickle`
