@@ -37,7 +37,7 @@ from m0.errors import CheckpointError
 from m0.inputs.images import ImageSettings
 from m0.json_part import read_object
 from m0.model.config import RerankerConfig
-from m0.model.defaulted import counted_by, shaped_by, with_defaults_of
+from m0.model.missing_keys import keys_of_count, keys_of_shape, note_file_defaults
 from m0.model.reranker_model import RerankerModel
 from m0.paths import path_of
 
@@ -193,14 +193,14 @@ def match_tensors(tensors: list[StoredTensor], expected: Mapping[str, torch.Size
             continue
         if key not in expected:
             message = f"{tensor.file} has an unexpected tensor {tensor.key} of shape {list(tensor.shape)}."
-            raise CheckpointError(with_defaults_of(message, origin / CONFIG, counted_by(key)))
+            raise CheckpointError(note_file_defaults(message, origin / CONFIG, keys_of_count(key)))
         if key in matched:
             raise CheckpointError(_twice(matched[key], tensor))
         if tensor.shape != tuple(expected[key]):
             message = (
                 f"{tensor.file}: {tensor.key} has shape {list(tensor.shape)}, but the config asks for {list(expected[key])}."
             )
-            raise CheckpointError(with_defaults_of(message, origin / CONFIG, shaped_by(key)))
+            raise CheckpointError(note_file_defaults(message, origin / CONFIG, keys_of_shape(key)))
         if tensor.type not in FLOAT_TYPES:
             raise CheckpointError(
                 f"{tensor.file}: {tensor.key} has type {tensor.type}, but must be one of {list(FLOAT_TYPES)}."
@@ -209,7 +209,7 @@ def match_tensors(tensors: list[StoredTensor], expected: Mapping[str, torch.Size
     if missing := [key for key in expected if key not in matched]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         message = f"{origin} lacks the tensor {their_key(missing[0])}{more}."
-        raise CheckpointError(with_defaults_of(message, origin / CONFIG, counted_by(missing[0])))
+        raise CheckpointError(note_file_defaults(message, origin / CONFIG, keys_of_count(missing[0])))
     return matched
 
 

@@ -20,7 +20,7 @@ from m0.inputs.images import MEAN, ORDER, STD, ImageSettings
 from m0.json_part import JsonPart, read_object, shown
 from m0.locks import level_of_caller
 from m0.model.config import RerankerConfig, VisionConfig
-from m0.model.defaulted import with_defaults_of
+from m0.model.missing_keys import note_file_defaults
 from m0.paths import path_of
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -171,7 +171,7 @@ def _refuse_other_patches(part: JsonPart, path: Path, vision: VisionConfig) -> N
         if (value := part.get(key)) is not None and not _same(value, expected):
             message = f"{part.name}{key} is {shown(value)}, but by the model's config.json it is {expected}."
             name = "spatial_merge_size" if key == "merge_size" else key
-            raise CheckpointError(with_defaults_of(message, path.parent / "config.json", [f"vision.{name}"]))
+            raise CheckpointError(note_file_defaults(message, path.parent / "config.json", [f"vision.{name}"]))
     ours: dict[str, Any] = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True)
     ours |= {"resample": BICUBIC, "rescale_factor": 1 / 255, "image_mean": list(MEAN), "image_std": list(STD)}
     for key, expected in ours.items():

@@ -176,7 +176,7 @@ class Batch:
         return cls(
             to_device(torch.cat(ids), device),
             to_device(torch.cat(positions, dim=1), device),
-            Packing(lengths, causal=True, parents=parents, device=device, kept=len(kept)),
+            Packing(lengths, causal=True, prefix_of=parents, device=device, num_cached=len(kept)),
             to_device(torch.tensor(pairs), device),
             pictures,
             tuple(state for state, _ in kept),
@@ -205,7 +205,7 @@ class Batch:
         embeddings = model.embed(self.token_ids, image_features)
         kept = CachedLayers(self.states, self.packing.lengths[: len(self.states)], embeddings) if self.states else None
         states = model.decoder(embeddings, self.positions, self.packing, not every_token, kept, depth)
-        return model.head((states[self.packing.last] if every_token else states)[self.pairs])
+        return model.head((states[self.packing.last_rows] if every_token else states)[self.pairs])
 
 
 def compute_prefixes(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[CachedPrefix]:

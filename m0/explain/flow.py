@@ -69,7 +69,7 @@ def logits_of(reranker: Scorer, encoding: Encoding, text: Tensor, patches: Tenso
         positions = encoding.positions.to(text.device).repeat(1, versions)
         whole = wants_every_token(reranker.sessions)
         states = model.decoder(text.flatten(0, 1), positions, packing, not whole)
-        return model.head(states[packing.last] if whole else states)
+        return model.head(states[packing.last_rows] if whole else states)
 
 
 @dataclass

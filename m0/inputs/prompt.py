@@ -27,7 +27,7 @@ from m0.inputs.images import Picture
 from m0.inputs.stream import TEMPLATE, Origin, Part, Side, Stream
 from m0.inputs.truncation import Beginning, FirstTokens
 from m0.model.config import RerankerConfig
-from m0.model.defaulted import with_defaults_of
+from m0.model.missing_keys import note_file_defaults
 from m0.model.rotary import Grid, mrope_positions
 
 DOCUMENT_LEAD = "**Document**:\n"
@@ -208,7 +208,7 @@ class PromptEncoder:
                 message = (
                     f"{path} does not fit config.json: {name} is {getattr(self.config, name)}, which is the text {token!r}."
                 )
-                raise CheckpointError(with_defaults_of(message, path.parent / "config.json", [f"top.{name}"]))
+                raise CheckpointError(note_file_defaults(message, path.parent / "config.json", [f"top.{name}"]))
 
     def encode(self, query: Sequence[Part], document: Sequence[Part], limits: Limits | None = None) -> Encoding:
         """Write the prompt, cutting text where it is too long.

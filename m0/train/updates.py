@@ -80,7 +80,7 @@ class Updates:
                 loss = loss_of(logits, one, stage, totals) / stage.queries_per_step
             # DDP and FSDP take the mean over processes; ours is the sum over all queries of the step.
             (loss * self.world).backward()
-            totals.tokens += one.batch.packing.total
+            totals.tokens += one.batch.packing.num_tokens
         [totals.loss, totals.tokens] = sum_over_processes([totals.loss, totals.tokens])
         mean, when = totals.loss / stage.queries_per_step, f"at step {self.before + step + 1}"
         self._refuse_not_finite("the loss", mean, when)
