@@ -39,9 +39,9 @@ from m0.engine.watching import OpenSessions, WatchingSession
 from m0.errors import AdapterError, CheckpointError, InputError
 from m0.explain.methods import Explaining
 from m0.inputs.images import ImageSettings
-from m0.inputs.listed import listed, listed_pairs
+from m0.inputs.lists import to_list, to_pairs
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
-from m0.inputs.reading import encode_pairs, read_side
+from m0.inputs.reading import encode_pairs, read_parts_and_warn
 from m0.inputs.stream import Part
 from m0.interp.cache import Recording
 from m0.interp.edits import EditFunction, Editing
@@ -255,7 +255,7 @@ class Reranker(Explaining, Copied):
 
         Raises InputError (of a document with its number), one sentence.
         """
-        given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
+        given = to_list(documents)  # what gives them may wait for other calls, so this is not one yet
         with self.calls.shared():
             return rank(self, query, given, top_n, on_error, cascade, *settle(limits, run, keywords))
 
@@ -272,7 +272,7 @@ class Reranker(Explaining, Copied):
         self, pairs: Iterable[Any], limits: Limits | None = None, run: RunOptions | None = None, **keywords: Unpack[Keywords]
     ) -> list[float]:
         """The model's raw output for each (query, document) pair; relevance is sigmoid(logit - 2.65). Otherwise as `score`."""
-        (lengths, how), given = settle(limits, run, keywords), listed_pairs(pairs)
+        (lengths, how), given = settle(limits, run, keywords), to_pairs(pairs)
         with self.calls.shared():
             return self.logits_of(encode_pairs(self.prompt, given, lengths, self.image_settings), run=how)
 
@@ -307,7 +307,7 @@ class Reranker(Explaining, Copied):
 
         Returns: how many were computed; the others were cached already. Raises InputError (of a document with its number).
         """
-        given = listed(documents)
+        given = to_list(documents)
         with self.calls.shared():
             return prepare(self, given, *settle(limits, run, keywords))
 
@@ -318,7 +318,7 @@ class Reranker(Explaining, Copied):
 
     def read(self, value: Any, side: Literal["query", "document"] = "document") -> list[Part]:
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place. Raises InputError."""
-        return read_side(value, side, self.image_settings)
+        return read_parts_and_warn(value, side, self.image_settings)
 
     def compute_score(
         self,
@@ -346,7 +346,7 @@ class Reranker(Explaining, Copied):
         Returns: scores in the order of `pairs`; a bare number for a single pair, as the vendor's does. Raises InputError.
         """
         limits = Limits(Limits.max_length if max_length is None else max_length, max_query_length, max_doc_length)
-        given = pairs if isinstance(pairs, Mapping) else listed(pairs, "pairs")
+        given = pairs if isinstance(pairs, Mapping) else to_list(pairs, "pairs")
         with self.calls.shared():
             return compute_score(self, given, batch_size, limits, query_type, doc_type, normalize_scores, show_progress)
 

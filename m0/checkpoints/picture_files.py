@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import CheckpointError, ImageError
-from m0.inputs.images import MEAN, ORDER, STD, ImageSettings
+from m0.inputs.images import IMAGE_MEAN, IMAGE_STD, PIXEL_LIMITS_ORDER, ImageSettings
 from m0.json_part import JsonPart, read_object, shown
 from m0.locks import level_of_caller
 from m0.model.config import RerankerConfig, VisionConfig
@@ -96,9 +96,9 @@ class _FileLimits:
             return replace(_defaults(vision), **values)
         except ImageError as error:
             message = str(error)
-        if message.endswith(ORDER):
+        if message.endswith(PIXEL_LIMITS_ORDER):
             lowest, highest = (f"{values[key]}{self._origin(key, given)}" for key in ("min_pixels", "max_pixels"))
-            message = f"min_pixels is {lowest} and max_pixels {highest}{ORDER}"
+            message = f"min_pixels is {lowest} and max_pixels {highest}{PIXEL_LIMITS_ORDER}"
         if given:
             raise ImageError(message)
         raise CheckpointError(f"{self.name}: {message}")
@@ -173,7 +173,7 @@ def _refuse_other_patches(part: JsonPart, path: Path, vision: VisionConfig) -> N
             name = "spatial_merge_size" if key == "merge_size" else key
             raise CheckpointError(note_file_defaults(message, path.parent / "config.json", [f"vision.{name}"]))
     ours: dict[str, Any] = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True)
-    ours |= {"resample": BICUBIC, "rescale_factor": 1 / 255, "image_mean": list(MEAN), "image_std": list(STD)}
+    ours |= {"resample": BICUBIC, "rescale_factor": 1 / 255, "image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
     for key, expected in ours.items():
         if (value := part.get(key)) is not None and not _same(value, expected):
             raise CheckpointError(f"{part.name}{key} is {shown(value)}, but m0 implements {shown(expected)} only.")

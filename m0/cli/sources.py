@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import InputError
-from m0.inputs.texts import PICTURE_OR_TEXT, decode, kind_by_name, read_bytes
+from m0.inputs.texts import NEITHER_PICTURE_NOR_TEXT, decode, kind_by_name, read_bytes
 from m0.paths import literal, path_of
 
 NAMED_KINDS = 8
@@ -161,7 +161,7 @@ def _file(path: Path, name: str) -> Iterator[Source]:
         if kind is None and not lines and _is_picture(path, data):
             yield Source(str(path), {"image": str(path)})
             return
-        text = decode(data, str(path), PICTURE_OR_TEXT)
+        text = decode(data, str(path), NEITHER_PICTURE_NOR_TEXT)
     except InputError as error:
         yield Source(str(path), error=str(error))
         return

@@ -210,7 +210,7 @@ class Batch:
 
 def compute_prefixes(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[CachedPrefix]:
     """What precedes the query of each prompt, computed together. `image_features`: visual tokens of the documents' pictures."""
-    lengths = [encoding.document_tokens for encoding in encodings]
+    lengths = [encoding.num_prefix_tokens for encoding in encodings]
     ids = torch.cat([encoding.token_ids[:length] for encoding, length in zip(encodings, lengths, strict=True)])
     positions = torch.cat([encoding.positions[:, :length] for encoding, length in zip(encodings, lengths, strict=True)], dim=1)
     embeddings = model.embed(to_device(ids, model.device), image_features)

@@ -32,7 +32,7 @@ def batches(
         for portion, some in enumerate(_portions(own)):
             tokens = sum(own[number] for number in some) + (0 if kept else shared)
             # Kept documents cost no tokens, but memory.
-            holds = first.document_tokens if kept else 0
+            holds = first.num_prefix_tokens if kept else 0
             # A second portion in the same batch would join the first.
             full = size + tokens > batch_tokens or (kept and held + holds > CHUNK_BATCHES * batch_tokens)
             if batch and (full or portion):

@@ -21,7 +21,7 @@ from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError
 from m0.inputs.prompt import Encoding, Limits
-from m0.inputs.reading import encode_document, read_ahead, warn_of_files
+from m0.inputs.reading import encode_document, read_ahead, warn_if_files
 from m0.model.attention import group_equal
 
 MIN_CACHED_TOKENS = 64
@@ -68,10 +68,10 @@ def cached_or_worth_it(encodings: list[Encoding], lookup: CacheLookup) -> set[Ke
     """Keys of the prefixes that are cached or worth caching: long enough, and seen in an earlier call, kept on disk anyway, or asked for
     by many queries."""
     documents, shown = lookup.documents, lookup.shown
-    lengths = {encoding.document_key: encoding.document_tokens for encoding in encodings}
+    lengths = {encoding.document_key: encoding.num_prefix_tokens for encoding in encodings}
     own: Counter[Key] = Counter()
     for encoding in encodings:
-        own[encoding.document_key] += len(encoding) - encoding.document_tokens
+        own[encoding.document_key] += len(encoding) - encoding.num_prefix_tokens
     met = {key for key in lengths if documents.note_asked(key, shown)}
 
     def worth(key: Key) -> bool:
@@ -95,8 +95,8 @@ def get_or_compute_prefixes(
     left = [encoding for key, encoding in by_key.items() if key not in found]
     while left:
         count, size = 0, 0
-        while count < len(left) and (not count or size + left[count].document_tokens <= batch_tokens):
-            size += left[count].document_tokens
+        while count < len(left) and (not count or size + left[count].num_prefix_tokens <= batch_tokens):
+            size += left[count].num_prefix_tokens
             count += 1
         some, left = left[:count], left[count:]
         features = pictures.gather([p for e in some for p in e.pictures[: e.document_pictures]])
@@ -119,7 +119,7 @@ def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOption
         raise InputError("there is no room to keep documents: max_bytes is 0 and there is no folder.")
     pictures = VisualFeatures(host.model, host.sessions)
     lookup = begin_lookup(host, pictures, wanted=True)
-    warn_of_files(documents)
+    warn_if_files(documents)
     before = host.documents.counts.computed
     bar = Progress(len(documents), "reading", run.progress)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m0.errors import InputError
-from m0.inputs.graphemes import clusters, edges
+from m0.inputs.graphemes import cluster_bounds, clusters
 from m0.inputs.images import Picture
 from m0.inputs.prompt import Encoding, Side
 from m0.interp.scripts import is_spaced
@@ -146,7 +146,7 @@ def _find(text: str, part: str) -> list[tuple[int, int]]:
         return []
     text = unicodedata.normalize("NFC", text)
     composed, places = _composed(part)
-    signs, known = clusters(text), edges(composed)
+    signs, known = clusters(text), cluster_bounds(composed)
     # Between letters of scripts with blanks no word begins or ends, nor between a letter and its marks.
     first, last = is_spaced(signs[0][0]), is_spaced(signs[-1][0])
     before, after = r"(?<!\w)" if first else "", r"(?!\w)" if last else ""
