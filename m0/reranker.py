@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from m0.checkpoints.adapters.switching import Adapters
 from m0.checkpoints.files import TOKENIZER, load_checkpoint, save_checkpoint
 from m0.checkpoints.hub import locate
-from m0.checkpoints.picture_files import load_image_settings
-from m0.checkpoints.placement import known_dtype, parse_device, parse_dtype
+from m0.checkpoints.image_settings import load_image_settings
+from m0.checkpoints.placement import dtype_by_name, parse_device, parse_dtype
 from m0.engine.calibration import quantize_with_examples
 from m0.engine.cascade import Cascade
 from m0.engine.copying import Copied
@@ -218,7 +218,7 @@ class Reranker(Explaining, Copied):
             raise AdapterError(
                 f"the adapter {self.adapters.active!r} is active; merge it, switch it off, or save it with adapters.save."
             )
-        stored = None if dtype is None else known_dtype(dtype)
+        stored = None if dtype is None else dtype_by_name(dtype)
         save_checkpoint(self.model, directory, self._tokenizer_file, stored, image_settings=self.image_settings)
 
     @uses_model

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from m0.checkpoints.mapped_memory import release
+from m0.checkpoints.mapped_memory import release_pages
 from m0.engine.prefix_cache import DocumentCache
 from m0.engine.watching import WatchingSession, visual_features_of
 from m0.inputs.images import Picture
@@ -33,10 +33,10 @@ class VisualFeatures:
         unseen = sum({p.digest: p.num_tokens for p in pictures if p.digest not in self.features}.values())
         long = unseen >= RELEASE_TOKENS and self.model.device.type == "cpu"
         if long:
-            release(self.model.decoder.layers.parameters())
+            release_pages(self.model.decoder.layers.parameters())
         result = visual_features_of(self.model, self.sessions, pictures, self.features)
         if long:
-            release(self.model.vision.parameters())
+            release_pages(self.model.vision.parameters())
         for picture in pictures:
             self.features.move_to_end(picture.digest)
         while sum(map(len, self.features.values())) > KEPT_VISUAL_TOKENS and len(self.features) > 1:

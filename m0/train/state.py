@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from m0.checkpoints.files import write_beside
+from m0.checkpoints.files import write_atomically
 from m0.errors import TrainError
 
 FOLDER = "checkpoints"
@@ -37,7 +37,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_beside(path, write)
+        write_atomically(path, write)
     except (OSError, SafetensorError) as error:
         raise TrainError(f"the checkpoint {path} cannot be written: {_reason(error)}; {last_good(run)}") from None
     for old in found(run)[:-keep]:

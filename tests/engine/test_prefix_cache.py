@@ -342,7 +342,7 @@ def test_a_folder_that_refuses(fresh, documents, expected, folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     fresh.documents = DocumentCache(folder=folder / "new")
-    monkeypatch.setattr("m0.engine.prefix_cache.write_beside", full)
+    monkeypatch.setattr("m0.engine.prefix_cache.write_atomically", full)
     fresh.prepare(documents)
     assert fresh.documents.counts.unwritten == len(documents)
     torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@ import pytest
 
 from m0 import Reranker, RerankerConfig
 from m0.checkpoints.files import save_checkpoint
-from m0.checkpoints.picture_files import load_image_settings
+from m0.checkpoints.image_settings import load_image_settings
 from m0.errors import CheckpointError, ImageError
 from m0.inputs.images import IMAGE_MEAN, IMAGE_STD, ImageSettings
 from m0.model.reranker_model import RerankerModel
