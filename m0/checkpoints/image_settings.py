@@ -17,7 +17,7 @@ from typing import Any
 
 from m0.errors import CheckpointError, ImageError
 from m0.inputs.images import IMAGE_MEAN, IMAGE_STD, PIXEL_LIMITS_ORDER, ImageSettings
-from m0.json_part import JsonPart, read_object, shown
+from m0.json_part import JsonPart, format_value, read_object
 from m0.locks import level_of_caller
 from m0.model.config import RerankerConfig, VisionConfig
 from m0.model.missing_keys import note_file_defaults
@@ -144,7 +144,7 @@ def _read_limits(part: JsonPart, path: Path, vision: VisionConfig) -> _FileLimit
     highest = _first_limit((part, "max_pixels"), (size, "longest_edge"), (size, "max_pixels"))
     if part.get("size") is not None and None in (lowest, highest):
         raise CheckpointError(
-            f"{part.name}size is {shown(part.get('size'))}, but must hold shortest_edge and longest_edge, or min_pixels and "
+            f"{part.name}size is {format_value(part.get('size'))}, but must hold shortest_edge and longest_edge, or min_pixels and "
             f"max_pixels."
         )
     return _FileLimits(path.name, part.name.rstrip(".: "), lowest, highest)
@@ -164,7 +164,7 @@ def _check_patch_settings(part: JsonPart, path: Path, vision: VisionConfig) -> N
     kind = part.get("image_processor_type")
     if kind is not None and not (isinstance(kind, str) and re.fullmatch(PROCESSOR_TYPE_PATTERN, kind)):
         raise CheckpointError(
-            f"{part.name}image_processor_type is {shown(kind)}, but m0 implements 'Qwen2VLImageProcessor' only."
+            f"{part.name}image_processor_type is {format_value(kind)}, but m0 implements 'Qwen2VLImageProcessor' only."
         )
     sizes = {
         "patch_size": vision.patch_size,
@@ -173,14 +173,16 @@ def _check_patch_settings(part: JsonPart, path: Path, vision: VisionConfig) -> N
     }
     for key, expected in sizes.items():
         if (value := part.get(key)) is not None and not _equals(value, expected):
-            message = f"{part.name}{key} is {shown(value)}, but by the model's config.json it is {expected}."
+            message = f"{part.name}{key} is {format_value(value)}, but by the model's config.json it is {expected}."
             name = "spatial_merge_size" if key == "merge_size" else key
             raise CheckpointError(note_file_defaults(message, path.parent / "config.json", [f"vision.{name}"]))
     ours: dict[str, Any] = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True)
     ours |= {"resample": BICUBIC, "rescale_factor": 1 / 255, "image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
     for key, expected in ours.items():
         if (value := part.get(key)) is not None and not _equals(value, expected):
-            raise CheckpointError(f"{part.name}{key} is {shown(value)}, but m0 implements {shown(expected)} only.")
+            raise CheckpointError(
+                f"{part.name}{key} is {format_value(value)}, but m0 implements {format_value(expected)} only."
+            )
 
 
 def _equals(value: Any, expected: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from m0.errors import InputError
 from m0.inputs.texts import NEITHER_PICTURE_NOR_TEXT, decode, kind_by_name, read_bytes
-from m0.paths import literal, path_of
+from m0.paths import as_literal, path_of
 
 NAMED_KINDS = 8
 """How many kinds of files that were left out are named."""
@@ -105,7 +105,7 @@ def _directory(path: Path, say: Callable[[str], None]) -> Iterator[Source]:
         left["hidden file"] += sum(name.startswith(".") for name in names)
         folders[:] = [name for name in folders if not name.startswith(".")]
         left["linked folder"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
-        everything += [literal(Path(folder, name)) for name in names if not name.startswith(".")]
+        everything += [as_literal(Path(folder, name)) for name in names if not name.startswith(".")]
     for error in unread:
         yield Source(str(error.filename), error=f"{error.filename} cannot be read: {error.strerror}.")
     known: list[Path] = []

@@ -98,7 +98,7 @@ class Int8Linear(QuantizedLinear):
 
     def __init__(self, linear: nn.Linear, weights_only: bool, largest: Tensor | None = None, groups: int = 1) -> None:
         super().__init__(linear)
-        self.weights_only, self.bound = weights_only, not weights_only
+        self.weights_only, self.stays_on_device = weights_only, not weights_only
         weight = linear.weight.detach().float()
         self.outliers: Tensor
         self.apart: Tensor | None

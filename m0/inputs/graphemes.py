@@ -3,8 +3,8 @@
 A letter with its marks, conjoining jamo of one syllable, an Indic conjunct, a family of emoji, a flag, CR LF. Properties are those
 of Unicode 18.0, whatever Python's own are; tests/inputs/test_graphemes.py compares them with the package regex.
 
-A cluster may be of any length: a letter may carry a thousand marks. One that takes more than LONGEST code points when decomposed is
-no character that anybody reads, and is taken apart into code points here, but not where two of them compose.
+A cluster may be of any length: a letter may carry a thousand marks. One of more than MAX_CLUSTER_CODE_POINTS when decomposed is no
+character that anybody reads, and is split into code points here, but not where two of them compose.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _join_flags(classes: NDArray[np.uint8], continuation: NDArray[np.bool_]) -> 
 
 
 def _split_long_clusters(text: str, continuation: NDArray[np.bool_]) -> None:
-    """Break clusters of more than LONGEST code points."""
+    """Break clusters of more than MAX_CLUSTER_CODE_POINTS."""
     starts = np.flatnonzero(~continuation)
     ends = np.append(starts[1:], len(text))
     long = np.flatnonzero(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import ConfigError
-from m0.json_part import read_object, shown
+from m0.json_part import format_value, read_object
 from m0.model.config_file import (
     M0_DEFAULTS,
     WIDTH_AND_HEADS,
@@ -122,7 +122,7 @@ class RerankerConfig:
         """
         model_type = values.get("model_type")
         if model_type != "qwen2_vl":
-            found = shown(model_type) if "model_type" in values else "not in config.json"
+            found = format_value(model_type) if "model_type" in values else "not in config.json"
             raise ConfigError(f"model_type is {found}, but m0 implements 'qwen2_vl' only.")
         try:
             return cls(**cls._arguments(values))
@@ -250,8 +250,8 @@ def _check(config: RerankerConfig) -> None:
     ids = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "score_token_id")
     if len({getattr(config, key) for key in ids}) < len(ids):
         values = [getattr(config, key) for key in ids]
-        alike = (f"top.{key}" for key in ids if values.count(getattr(config, key)) > 1)
-        raise MismatchError(f"{', '.join(ids)} are {values}, but must all be different.", *alike)
+        duplicates = (f"top.{key}" for key in ids if values.count(getattr(config, key)) > 1)
+        raise MismatchError(f"{', '.join(ids)} are {values}, but must all be different.", *duplicates)
     for key in ids:
         if not 0 <= getattr(config, key) < decoder.vocab_size:
             raise MismatchError(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from m0.errors import ConfigError
-from m0.json_part import JsonPart, shown
+from m0.json_part import JsonPart, format_value
 
 # Of transformers 5.24.0's Qwen2VLTextConfig and Qwen2VLVisionConfig; older versions have the same. Rotary settings stand under
 # rope_scaling or rope_parameters, or the base beside them.
@@ -75,12 +75,12 @@ def decoder_sizes(text: JsonPart) -> dict[str, Any]:
     """The arguments of a DecoderConfig. Raises ConfigError."""
     rope = rope_settings(text)
     heads = text.integer("num_attention_heads", highest=MAX_WIDTH)
-    alike = text.get("num_key_value_heads") is None  # null, which is not absent: as many as there are query heads
+    multi_head = text.get("num_key_value_heads") is None  # null, which is not absent: as many as there are query heads
     return {
         "hidden_size": text.integer("hidden_size", highest=MAX_WIDTH),
         "num_layers": text.integer("num_hidden_layers", highest=MAX_LAYERS),
         "num_heads": heads,
-        "num_kv_heads": heads if alike else text.integer("num_key_value_heads", highest=MAX_WIDTH),
+        "num_kv_heads": heads if multi_head else text.integer("num_key_value_heads", highest=MAX_WIDTH),
         "intermediate_size": text.integer("intermediate_size", highest=MAX_WIDTH),
         "vocab_size": text.integer("vocab_size", highest=MAX_WIDTH),
         "norm_eps": text.number("rms_norm_eps", positive=True),
@@ -144,7 +144,9 @@ def _mrope_section(rope: JsonPart) -> tuple[int, int, int]:
         or len(section) != 3
         or not all(isinstance(part, int) and not isinstance(part, bool) and part >= 0 for part in section)
     ):
-        raise ConfigError(f"{rope.name}mrope_section is {shown(section)}, but must be three whole numbers, none below 0.")
+        raise ConfigError(
+            f"{rope.name}mrope_section is {format_value(section)}, but must be three whole numbers, none below 0."
+        )
     return section[0], section[1], section[2]
 
 
@@ -164,7 +166,7 @@ def refuse_variants(top: JsonPart, text: JsonPart, vision: JsonPart) -> None:
         expected.append((f"{part.name}per_layer_config", part.get("per_layer_config") or None, (None,)))
     for name, value, allowed in expected:
         if value not in allowed:
-            raise ConfigError(f"{name} is {shown(value)}, but m0 implements {shown(allowed[0])} only.")
+            raise ConfigError(f"{name} is {format_value(value)}, but m0 implements {format_value(allowed[0])} only.")
     _refuse_head_dim(vision, "embed_dim", depth_and_heads_keys(vision)[1])
     if nested:  # a flat file's is not read
         _refuse_head_dim(text, "hidden_size", "num_attention_heads")
@@ -189,19 +191,19 @@ def _refuse_windows(text: JsonPart) -> None:
         first = text.integer("max_window_layers", lowest=0) if window else layers
         if first < layers:
             raise MismatchError(
-                f"{text.name}use_sliding_window is {shown(text.get('use_sliding_window'))} and holds from layer {first} "
+                f"{text.name}use_sliding_window is {format_value(text.get('use_sliding_window'))} and holds from layer {first} "
                 f"(max_window_layers) of {layers}, but m0 implements full attention only.",
                 *("text.num_hidden_layers", "text.max_window_layers", "text.sliding_window"),
             )
         return
     if not isinstance(kinds, list | tuple) or len(kinds) != layers:
-        stands = f"a list of {len(kinds)}" if isinstance(kinds, list | tuple) else shown(kinds)
+        given = f"a list of {len(kinds)}" if isinstance(kinds, list | tuple) else format_value(kinds)
         raise MismatchError(
-            f"{text.name}layer_types is {stands}, but must name the kind of each of the {layers} layers.",
+            f"{text.name}layer_types is {given}, but must name the kind of each of the {layers} layers.",
             "text.num_hidden_layers",
         )
     for number, kind in enumerate(kinds):
         if kind not in ("full_attention", "attention"):  # two names of one kind
             raise ConfigError(
-                f"{text.name}layer_types makes layer {number} {shown(kind)}, but m0 implements 'full_attention' only."
+                f"{text.name}layer_types makes layer {number} {format_value(kind)}, but m0 implements 'full_attention' only."
             )

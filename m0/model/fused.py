@@ -1,4 +1,4 @@
-"""What lies between the matrix products, each a plain function in a module of its own, so that `Reranker.compile` can have
+"""The operations between the matrix products (norms, activations, rotary), each a plain function in a module of its own, so that `Reranker.compile` can have
 torch.compile fuse it: memory is then read and written once where PyTorch alone does so for every single operation.
 """
 
@@ -133,8 +133,8 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if width not in compiled:
             # For each width with code of its own: PyTorch takes sizes that vary from call to call for unknown, and with unknown
             # widths code is a little slower. (It also counts the variants of a code object and gives up after a few.)
-            own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-            compiled[width] = torch.compile(own)
+            separate = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+            compiled[width] = torch.compile(separate)
         return compiled[width](*args)
 
     return call

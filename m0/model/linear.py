@@ -91,8 +91,8 @@ class QuantizedLinear(nn.Module):
     """What layers in 8 bits have in common (`m0.engine.quantize`)."""
 
     scales: Tensor
-    bound = False
-    """Whether it cannot leave its device."""
+    stays_on_device = False
+    """Whether it cannot be moved to another device."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class QuantizedLinear(nn.Module):
         """What `to`, `float` and `cuda` call: the layer may move, but keeps its types."""
         device = fn(torch.empty(0, device=self.scales.device)).device
         if device != self.scales.device:
-            if self.bound:
+            if self.stays_on_device:
                 raise InputError("a layer in 8 bits stays on the CPU; load the model on the other device.")
             super()._apply(lambda part: part.to(device), recurse)
         return self
