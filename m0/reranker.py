@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from m0.checkpoints.adapters.switching import Adapters
 from m0.checkpoints.files import TOKENIZER, load_checkpoint, save_checkpoint
 from m0.checkpoints.hub import locate
-from m0.checkpoints.picture_files import load_image_settings
-from m0.checkpoints.placement import known_dtype, parse_device, parse_dtype
+from m0.checkpoints.image_settings import load_image_settings
+from m0.checkpoints.placement import dtype_by_name, parse_device, parse_dtype
 from m0.engine.calibration import quantize_with_examples
 from m0.engine.cascade import Cascade
 from m0.engine.copying import Copied
@@ -39,9 +39,9 @@ from m0.engine.watching import OpenSessions, WatchingSession
 from m0.errors import AdapterError, CheckpointError, InputError
 from m0.explain.methods import ExplanationMixin
 from m0.inputs.images import ImageSettings
-from m0.inputs.listed import listed, listed_pairs
+from m0.inputs.lists import to_list, to_pairs
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
-from m0.inputs.reading import encode_pairs, read_side
+from m0.inputs.reading import encode_pairs, read_parts_and_warn
 from m0.inputs.stream import Part
 from m0.interp.methods import InspectionMixin
 from m0.locks import CallLock, changes_model, uses_model
@@ -217,7 +217,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
             raise AdapterError(
                 f"the adapter {self.adapters.active!r} is active; merge it, switch it off, or save it with adapters.save."
             )
-        stored = None if dtype is None else known_dtype(dtype)
+        stored = None if dtype is None else dtype_by_name(dtype)
         save_checkpoint(self.model, directory, self._tokenizer_file, stored, image_settings=self.image_settings)
 
     @uses_model
@@ -254,7 +254,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
 
         Raises InputError (of a document with its number), one sentence.
         """
-        given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
+        given = to_list(documents)  # what gives them may wait for other calls, so this is not one yet
         with self.calls.shared():
             return rank(self, query, given, top_n, on_error, cascade, *settle(limits, run, keywords))
 
@@ -271,7 +271,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
         self, pairs: Iterable[Any], limits: Limits | None = None, run: RunOptions | None = None, **keywords: Unpack[Keywords]
     ) -> list[float]:
         """The model's raw output for each (query, document) pair; relevance is sigmoid(logit - 2.65). Otherwise as `score`."""
-        (lengths, how), given = settle(limits, run, keywords), listed_pairs(pairs)
+        (lengths, how), given = settle(limits, run, keywords), to_pairs(pairs)
         with self.calls.shared():
             return self.logits_of(encode_pairs(self.prompt, given, lengths, self.image_settings), run=how)
 
@@ -306,7 +306,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
 
         Returns: how many were computed; the others were cached already. Raises InputError (of a document with its number).
         """
-        given = listed(documents)
+        given = to_list(documents)
         with self.calls.shared():
             return prepare(self, given, *settle(limits, run, keywords))
 
@@ -317,7 +317,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
 
     def read(self, value: Any, side: Literal["query", "document"] = "document") -> list[Part]:
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place. Raises InputError."""
-        return read_side(value, side, self.image_settings)
+        return read_parts_and_warn(value, side, self.image_settings)
 
     def compute_score(
         self,
@@ -345,6 +345,6 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
         Returns: scores in the order of `pairs`; a bare number for a single pair, as the vendor's does. Raises InputError.
         """
         limits = Limits(Limits.max_length if max_length is None else max_length, max_query_length, max_doc_length)
-        given = pairs if isinstance(pairs, Mapping) else listed(pairs, "pairs")
+        given = pairs if isinstance(pairs, Mapping) else to_list(pairs, "pairs")
         with self.calls.shared():
             return compute_score(self, given, batch_size, limits, query_type, doc_type, normalize_scores, show_progress)

@@ -6,13 +6,13 @@ import warnings
 
 import pytest
 
-from m0._moved import MOVED
+from m0._moved import MOVED, RENAMED
 from tests.conftest import noise
 
 NAMES = {
     "attention": "Packing", "batch": "Batch", "calls": "CallLock", "cascade": "Cascade", "checkpoint": "load_image_settings",
     "config": "RerankerConfig", "decoder": "Decoder", "documents": "DocumentCache", "fused": "fuse", "head": "relevance",
-    "hub": "locate", "images": "prepare_picture", "linear": "Linear", "lora": "LoRAConfig", "mapped": "release",
+    "hub": "locate", "images": "prepare_picture", "linear": "Linear", "lora": "LoRAConfig", "mapped": "release_pages",
     "parallel": "processes", "prompt": "read_parts", "quantize": "has_kernels", "rotary": "mrope_positions",
     "tensor_parallel": "split", "vision": "VisionTower",
 }  # fmt: skip
@@ -80,3 +80,10 @@ def test_renamed_names_of_explanations_work_with_a_warning(nano):
         with pytest.warns(DeprecationWarning, match="fine is now pixel_relevance") as caught:
             assert thing.fine is thing.pixel_relevance is not None
         assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_every_renamed_thing_exists(old):
+    places = [importlib.import_module(f"m0.{new}") for homes in MOVED.values() for new in homes]
+    assert any(hasattr(place, RENAMED[old]) for place in places)
+    assert not any(hasattr(place, old) for place in places)

@@ -178,7 +178,7 @@ class Batch:
         return cls(
             to_device(torch.cat(token_ids), device),
             to_device(torch.cat(positions, dim=1), device),
-            Packing(lengths, causal=True, parents=parents, device=device, kept=len(cached)),
+            Packing(lengths, causal=True, prefix_of=parents, device=device, num_cached=len(cached)),
             to_device(torch.tensor(final_sequences), device),
             pictures,
             tuple(prefix for prefix, _ in cached),
@@ -215,12 +215,12 @@ class Batch:
         if self.cached_prefixes:
             cached_layers = CachedLayers(self.cached_prefixes, self.packing.lengths[: len(self.cached_prefixes)], embeddings)
         hidden_states = model.decoder(embeddings, self.positions, self.packing, not every_token, cached_layers, depth)
-        return model.head((hidden_states[self.packing.last] if every_token else hidden_states)[self.final_sequences])
+        return model.head((hidden_states[self.packing.last_rows] if every_token else hidden_states)[self.final_sequences])
 
 
 def compute_prefixes(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[CachedPrefix]:
     """What precedes the query of each prompt, computed together. `image_features`: visual tokens of the documents' pictures."""
-    lengths = [encoding.document_tokens for encoding in encodings]
+    lengths = [encoding.num_prefix_tokens for encoding in encodings]
     ids = torch.cat([encoding.token_ids[:length] for encoding, length in zip(encodings, lengths, strict=True)])
     positions = torch.cat([encoding.positions[:, :length] for encoding, length in zip(encodings, lengths, strict=True)], dim=1)
     embeddings = model.embed(to_device(ids, model.device), image_features)

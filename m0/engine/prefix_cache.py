@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from m0.checkpoints.files import open_safetensors, write_beside
+from m0.checkpoints.files import open_safetensors, write_atomically
 from m0.engine.batch import CachedPrefix, Precision
 from m0.errors import CheckpointError, InputError
 from m0.inputs.prompt import whole_number
@@ -264,7 +264,7 @@ class DocumentCache:
         if prefix.scales is not None:
             tensors["scales"] = prefix.scales.cpu().contiguous()
         try:
-            write_beside(self._path(key), lambda path: save_file(tensors, path, metadata=metadata))
+            write_atomically(self._path(key), lambda path: save_file(tensors, path, metadata=metadata))
         except (OSError, SafetensorError):
             self.counts.unwritten += 1
 

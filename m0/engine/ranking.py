@@ -22,7 +22,7 @@ from m0.engine.scoring import ScoringCall, score_prompts
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError
 from m0.inputs.prompt import Encoding, Limits, whole_number
-from m0.inputs.reading import encode_document, read_ahead, read_side, warn_of_files
+from m0.inputs.reading import encode_document, read_ahead, read_parts_and_warn, warn_if_files
 from m0.inputs.stream import Part
 from m0.model.head import relevance
 
@@ -131,8 +131,8 @@ def rank(
     top_n = None if top_n is None else whole_number(top_n, "top_n")
     check_ranking(host, documents, on_error, cascade, limits, run)
     how = ScoringCall(run.tokens(host.model.device), run.progress, VisualFeatures(host.model, host.sessions), run.shared)
-    warn_of_files(documents)
-    query_parts = read_side(query, "query", host.image_settings)
+    warn_if_files(documents)
+    query_parts = read_parts_and_warn(query, "query", host.image_settings)
     with closing(Progress(len(documents), "scoring", run.progress)) as bar:
         ranker = _Ranker(host, query_parts, documents, limits, how, cascade, bar)
         error = ranker.read(on_error)

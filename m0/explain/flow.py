@@ -69,7 +69,7 @@ def compute_logits(reranker: Scorer, encoding: Encoding, embeddings: Tensor, pat
         positions = encoding.positions.to(embeddings.device).repeat(1, versions)
         every_token = wants_every_token(reranker.sessions)
         states = model.decoder(embeddings.flatten(0, 1), positions, packing, not every_token)
-        return model.head(states[packing.last] if every_token else states)
+        return model.head(states[packing.last_rows] if every_token else states)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from m0.checkpoints.files import write_beside
+from m0.checkpoints.files import write_atomically
 from m0.errors import InputError
 from m0.explain.explanation import FORMATTERS, Explanation, Word
 from m0.explain.show import NEGATIVE_COLOUR, POSITIVE_COLOUR, colours, max_abs_relevance, normalize_relevance, text_and_pictures
@@ -97,7 +97,7 @@ def page(
         path = path_of(path)
         try:
             # Names of files may hold bytes that are no text.
-            write_beside(path, lambda place: Path(place).write_text(text, encoding="utf-8", errors="backslashreplace"))
+            write_atomically(path, lambda place: Path(place).write_text(text, encoding="utf-8", errors="backslashreplace"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
     return text

@@ -12,7 +12,7 @@ from m0.engine.options import settle
 from m0.engine.results import Ranking
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence
 from m0.explain.report import explain_ranking
-from m0.inputs.listed import listed
+from m0.inputs.lists import to_list
 from m0.inputs.prompt import Encoding, Limits
 from m0.locks import uses_model
 
@@ -75,7 +75,7 @@ class ExplanationMixin(Host):
         Returns: the ranking of what is on the page. Raises InputError (of a document with its number).
         """
         lengths = _pop_limits(limits, options)
-        given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
+        given = to_list(documents)  # what gives them may wait for other calls, so this is not one yet
         with self.calls.shared():
             return explain_ranking(self, query, given, path, top_n, method, names, on_error, lengths, options)
 

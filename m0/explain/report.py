@@ -13,7 +13,7 @@ from m0.engine.results import Ranking
 from m0.errors import InputError
 from m0.explain import explain, method_of, note_ranking_score
 from m0.explain.html import page
-from m0.inputs.listed import listed
+from m0.inputs.lists import to_list
 from m0.inputs.prompt import Limits
 from m0.inputs.reading import read_parts
 from m0.paths import path_of
@@ -33,7 +33,7 @@ def explain_ranking(
 ) -> Ranking:
     """As `Reranker.explain_ranking`. Raises InputError (of a document with its number)."""
     method_of(method, options)
-    path, names = path_of(path), None if names is None else listed(names, "names")
+    path, names = path_of(path), None if names is None else to_list(names, "names")
     if names is not None and len(names) != len(documents):
         raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
     ranking = rank(host, query, documents, top_n, on_error, None, limits, RunOptions())

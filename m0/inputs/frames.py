@@ -8,9 +8,9 @@ from typing import IO, Any, NamedTuple
 
 from PIL.GifImagePlugin import GifImageFile
 
-ONE_PICTURE = ("MPO", "PSD")
+SINGLE_PICTURE_FORMATS = ("MPO", "PSD")
 """Formats whose further frames are other views, previews or layers of the same picture, not pages."""
-KINDS = SUBFILE, OLD_SUBFILE = 254, 255  # TIFF 6.0's tags for what a directory shows
+SUBFILE_TAGS = SUBFILE, OLD_SUBFILE = 254, 255  # TIFF 6.0's tags for what a directory shows
 REDUCED, MASK, OLD_REDUCED = 1, 4, 2
 
 
@@ -23,8 +23,8 @@ class Frame(NamedTuple):
     """Pages or frames in the file. Thumbnails, masks, layers, and the sizes of an icon are none."""
 
 
-ALONE = Frame()
-_reading = threading.Lock()
+SINGLE_FRAME = Frame()
+_reading_lock = threading.Lock()
 
 
 def frame_of(image: Any) -> Frame:
@@ -33,23 +33,23 @@ def frame_of(image: Any) -> Frame:
     A picture whose file was closed, or that was copied from one of several frames, counts as the only one.
     """
     if image.format not in ("TIFF", "GIF"):
-        return ALONE if image.format in ONE_PICTURE else _frame(image, getattr(image, "n_frames", 1))
+        return SINGLE_FRAME if image.format in SINGLE_PICTURE_FORMATS else _current_frame(image, getattr(image, "n_frames", 1))
     # Pillow counts these by moving on and back, which throws away what the picture's owner has painted on it.
-    with _reading:
+    with _reading_lock:
         try:
             file = getattr(image, "_fp", None) or image.fp
             place = file.tell()
         except Exception:  # closed, which Pillow tells in ways of its own
-            return ALONE
+            return SINGLE_FRAME
         try:
             file.seek(0)
             pages = _tiff_pages(file) if image.format == "TIFF" else _gif_frames(file)
         finally:
             file.seek(place)
-    return _frame(image, pages)
+    return _current_frame(image, pages)
 
 
-def _frame(image: Any, pages: int) -> Frame:
+def _current_frame(image: Any, pages: int) -> Frame:
     page = image.tell() + 1
     return Frame(page, max(page, pages))
 
@@ -71,18 +71,20 @@ def _tiff_pages(file: IO[bytes]) -> int:
     count_of, entry_of, offset_of = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
     entry, number, offset = (struct.Struct(order + kind) for kind in (entry_of, count_of, offset_of))
     (place,) = offset.unpack_from(head, 8 if big else 4)
-    room = file.seek(0, 2)  # sound directories do not overlap, so all of them together are no longer than the file
-    seen: set[int] = set()
+    bytes_left = file.seek(0, 2)  # sound directories do not overlap, so all of them together are no longer than the file
+    visited: set[int] = set()
     pages = 0
-    while place and place not in seen:
-        seen.add(place)
+    while place and place not in visited:
+        visited.add(place)
         file.seek(place)
         start = file.read(number.size)
-        size = number.unpack(start)[0] * entry.size if len(start) == number.size else room + 1
-        room -= number.size + size
-        if room < 0 or len(entries := file.read(size)) < size:
+        size = number.unpack(start)[0] * entry.size if len(start) == number.size else bytes_left + 1
+        bytes_left -= number.size + size
+        if bytes_left < 0 or len(entries := file.read(size)) < size:
             break
-        kinds = {tag: _number(value, kind, order) for tag, kind, _, value in entry.iter_unpack(entries) if tag in KINDS}
+        kinds = {
+            tag: _entry_value(value, kind, order) for tag, kind, _, value in entry.iter_unpack(entries) if tag in SUBFILE_TAGS
+        }
         extra = kinds.get(SUBFILE, 0) & (REDUCED | MASK) or kinds.get(OLD_SUBFILE) == OLD_REDUCED
         pages += not pages or not extra
         following = file.read(offset.size)
@@ -90,6 +92,6 @@ def _tiff_pages(file: IO[bytes]) -> int:
     return max(pages, 1)
 
 
-def _number(value: bytes, kind: int, order: str) -> int:
+def _entry_value(value: bytes, kind: int, order: str) -> int:
     """A short (type 3) or long number; either stands at the start of its field."""
     return int(struct.unpack_from(order + ("H" if kind == 3 else "I"), value)[0])

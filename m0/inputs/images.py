@@ -20,16 +20,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from m0.errors import ImageError
-from m0.inputs.depth import eight_bits, from_array, load
-from m0.inputs.frames import ALONE, Frame, frame_of
-from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, without_warnings
+from m0.inputs.bit_depth import image_from_array, load_pixels, to_eight_bits
+from m0.inputs.frames import SINGLE_FRAME, Frame, frame_of
+from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, suppress_warnings
 from m0.model.attention import to_device
 from m0.model.rotary import Grid
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
-STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT_RATIO = 200
-ORDER = ", but 0 < min <= max must hold."
+PIXEL_LIMITS_ORDER = ", but 0 < min <= max must hold."
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ImageSettings:
     as_reference: bool = False
     """Whether greys of more than 8 bits, floats among them, are clipped at 255, as the reference does, which turns 16-bit scans
     white and floats from 0 to 1 black; of an array, as of the PIL image that it makes. False: they are scaled by their own depth
-    (`m0.inputs.depth`)."""
+    (`m0.inputs.bit_depth`)."""
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "max_image_pixels"):
@@ -65,7 +65,7 @@ class ImageSettings:
                 f"{value}{' (the default)' if value == getattr(ImageSettings, name) else ''}"
                 for name, value in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels))
             )
-            raise ImageError(f"min_pixels is {lowest} and max_pixels {highest}{ORDER}")
+            raise ImageError(f"min_pixels is {lowest} and max_pixels {highest}{PIXEL_LIMITS_ORDER}")
 
     @property
     def factor(self) -> int:
@@ -82,7 +82,7 @@ class Picture:
     original_size: tuple[int, int]
     """Width and height before resizing (after EXIF orientation)."""
     settings: ImageSettings
-    frame: Frame = ALONE
+    frame: Frame = SINGLE_FRAME
     """Which of its file's pages or frames it is; the others were not read."""
 
     @property
@@ -116,8 +116,8 @@ class Picture:
         blocks = rearrange(pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size)
         # 256 values a channel: normalising is a look-up.
         places = blocks.to(torch.int32) + 256 * torch.arange(3, dtype=torch.int32, device=device)[:, None]
-        values = to_device(_TABLE, device).index_select(0, places.flatten()).view(blocks.shape)
-        # A still picture is shown twice: the kernel spans two frames.
+        values = to_device(_NORMALIZED_LEVELS, device).index_select(0, places.flatten()).view(blocks.shape)
+        # A still picture is repeated: the kernel spans two frames.
         return repeat(values, "n ch d -> n (ch t d)", t=self.settings.temporal_patch_size)
 
     @cached_property
@@ -137,8 +137,10 @@ class Picture:
         return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
 
 
-_TABLE = torch.from_numpy(
-    ((np.arange(256)[None, :] / 255.0 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]).astype(np.float32).ravel()
+_NORMALIZED_LEVELS = torch.from_numpy(
+    ((np.arange(256)[None, :] / 255.0 - np.array(IMAGE_MEAN)[:, None]) / np.array(IMAGE_STD)[:, None])
+    .astype(np.float32)
+    .ravel()
 )
 """Of each channel's 256 values, one channel after another."""
 
@@ -174,7 +176,7 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
     Args:
         source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a file opened with "rb", a PIL image, or an
             array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4): uint8, or any other type of number,
-            scaled as `m0.inputs.depth` says. Of a file of several pages or frames the first is read, of a PIL image the one at which
+            scaled as `m0.inputs.bit_depth` says. Of a file of several pages or frames the first is read, of a PIL image the one at which
             it stands; `Picture.frame` says which, and of how many.
         settings: pixel limits, patch sizes, background, depth.
 
@@ -206,7 +208,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return work if premultiplied == image.mode else work.convert(image.mode)
 
 
-class Opened(NamedTuple):
+class OpenedImage(NamedTuple):
     """A picture upright and in RGB."""
 
     image: Image.Image
@@ -220,7 +222,7 @@ def open_image(
     max_image_pixels: int = ImageSettings.max_image_pixels,
     background: tuple[int, int, int] | None = None,
     as_reference: bool = False,
-) -> Opened:
+) -> OpenedImage:
     """The picture upright and in RGB, see `prepare_picture`. Raises ImageError."""
     if isinstance(source, Image.Image):
         image, name = source, f"the PIL image of {source.width} x {source.height}"
@@ -229,13 +231,13 @@ def open_image(
         name = f"the array of shape {source.shape}"
         if source.ndim > 1:
             check_pixels((source.shape[1], source.shape[0]), name, max_image_pixels)
-        image = from_array(source, as_reference)
+        image = image_from_array(source, as_reference)
     else:
         data, name = read_encoded(source)
         image = decode_picture(data, name, max_image_pixels, as_reference)
     try:
-        with without_warnings:  # Pillow warns of palettes whose transparency is dropped: that is meant
-            return Opened(_in_rgb(image, name, background, as_reference), name, frame_of(image))
+        with suppress_warnings:  # Pillow warns of palettes whose transparency is dropped: that is meant
+            return OpenedImage(_to_rgb(image, name, background, as_reference), name, frame_of(image))
     except ImageError:
         raise
     except Exception as error:  # conversions raise what they like on damaged data
@@ -244,15 +246,15 @@ def open_image(
         raise ImageError(f"{name} is damaged or cannot be converted to RGB: {one_line(error)}.") from None
 
 
-def _in_rgb(opened: Image.Image, name: str, background: tuple[int, int, int] | None, as_reference: bool) -> Image.Image:
+def _to_rgb(opened: Image.Image, name: str, background: tuple[int, int, int] | None, as_reference: bool) -> Image.Image:
     if not as_reference:
-        load(opened, name)  # what Pillow has opened for its owner may not be loaded yet
+        load_pixels(opened, name)  # what Pillow has opened for its owner may not be loaded yet
     image = ImageOps.exif_transpose(opened)
     if not as_reference:
-        image = eight_bits(image, opened, name)
+        image = to_eight_bits(image, opened, name)
     if (straight := {"La": "LA", "RGBa": "RGBA"}.get(image.mode)) is not None:  # which Pillow converts to nothing else
         image = image.convert(straight)
     if background is not None and image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
+        backdrop = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(backdrop, image.convert("RGBA"))
     return image.convert("RGB")

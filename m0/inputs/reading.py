@@ -15,12 +15,12 @@ from PIL import Image
 
 from m0.errors import InputError
 from m0.inputs.images import ImageSettings, Picture, prepare_picture
-from m0.inputs.listed import listed_pairs
+from m0.inputs.lists import to_pairs
 from m0.inputs.opening import looks_like_picture
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder
 from m0.inputs.stream import Part, Side
 from m0.inputs.texts import (
-    PICTURE_OR_TEXT,
+    NEITHER_PICTURE_NOR_TEXT,
     TEXT_SUFFIXES,
     decode,
     is_open_file,
@@ -34,7 +34,7 @@ from m0.inputs.texts import (
 from m0.locks import level_of_caller
 from m0.paths import exists, path_of
 
-READERS, READ_AHEAD = 2, 64
+READER_THREADS, READ_AHEAD_DOCUMENTS = 2, 64
 """Threads that open pictures, and how many documents they are ahead."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -61,7 +61,7 @@ def read_parts(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
 
 def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
     if isinstance(value, str):
-        return [_checked(value, side)]
+        return [_check_unicode(value, side)]
     if isinstance(value, PathLike) or is_open_file(value):
         return [_read_file(value, side, settings)]
     if isinstance(value, bytes | bytearray | memoryview | Image.Image | np.ndarray):
@@ -76,11 +76,11 @@ def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
             if key == "image":
                 parts.append(prepare_picture(content, settings))
             elif isinstance(content, str):
-                parts.append(_checked(content, side))
+                parts.append(_check_unicode(content, side))
             elif isinstance(content, PathLike):
-                parts.append(_checked(read_text(path_of(content)), side))
+                parts.append(_check_unicode(read_text(path_of(content)), side))
             elif is_open_file(content):
-                parts.append(_checked(read_open_text(content), side))
+                parts.append(_check_unicode(read_open_text(content), side))
             else:
                 raise InputError(
                     f'the "text" of a {side} part is {type(content).__name__}, but must be a string, path or open file.'
@@ -98,21 +98,23 @@ def _read_file(value: Any, side: Side, settings: ImageSettings) -> Part:
     if not is_open_file(value):
         path = path_of(value)
         # What is no file is refused by the reader of pictures.
-        kind, called = kind_by_name(path) if isfile(path) else "picture", str(path)
+        kind, display_name = kind_by_name(path) if isfile(path) else "picture", str(path)
         data = read_bytes(path) if kind != "picture" else b""
     else:
         content = read_open_file(value)
         if isinstance(content, str):
-            return _checked(content, side)
+            return _check_unicode(content, side)
         name = getattr(value, "name", None)  # of a temporary file a number
-        kind, called = kind_by_name(name) if isinstance(name, str | PathLike) else "picture", name_of_file(value)
+        kind, display_name = kind_by_name(name) if isinstance(name, str | PathLike) else "picture", name_of_file(value)
         data = content
     if kind == "picture" or (kind is None and looks_like_picture(data)):
         return prepare_picture(value, settings)
-    return _checked(decode(data, called, "neither a picture nor text" if kind is None else PICTURE_OR_TEXT), side)
+    return _check_unicode(
+        decode(data, display_name, "neither a picture nor text" if kind is None else NEITHER_PICTURE_NOR_TEXT), side
+    )
 
 
-def _checked(text: str, side: Side) -> str:
+def _check_unicode(text: str, side: Side) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -120,7 +122,7 @@ def _checked(text: str, side: Side) -> str:
     return text
 
 
-def read_side(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
+def read_parts_and_warn(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
     """As `read_parts`, with a warning where a string looks as if a file was meant."""
     if isinstance(value, str):
         warn_if_file(value, side)
@@ -137,16 +139,16 @@ def read_ahead(documents: Sequence[Any], settings: ImageSettings) -> Iterator[li
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READER_THREADS) as pool:
         ahead: deque[Future[list[Part] | InputError]] = deque()
         try:
             for document in documents:
-                if isinstance(document, str) or _holds_opened(document):
+                if isinstance(document, str) or _has_open_file(document):
                     ahead.append(Future())
                     ahead[-1].set_result(read(document))
                 else:
                     ahead.append(pool.submit(read, document))
-                if len(ahead) > READ_AHEAD:
+                if len(ahead) > READ_AHEAD_DOCUMENTS:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -169,32 +171,32 @@ def encode_pairs(
     Raises InputError (of a pair with its number), one sentence.
     """
     encodings = []
-    checked = listed_pairs(pairs)
+    checked = to_pairs(pairs)
     documents = [document for _, document in checked]
-    warn_of_files(documents)
+    warn_if_files(documents)
     for number, ((query, _), parts) in enumerate(zip(checked, read_ahead(documents, settings), strict=True), first):
         try:
             if isinstance(parts, InputError):  # before the query is opened
                 raise parts
-            encodings.append(encode_document(prompt, read_side(query, "query", settings), parts, limits))
+            encodings.append(encode_document(prompt, read_parts_and_warn(query, "query", settings), parts, limits))
         except InputError as error:
             raise type(error)(f"pair {number}: {error}") from None
     return encodings
 
 
-def warn_of_files(documents: Sequence[Any]) -> None:
+def warn_if_files(documents: Sequence[Any]) -> None:
     """Before other threads read them, where warnings are not to be trusted."""
     for document in documents:
         if isinstance(document, str):
             warn_if_file(document, "document")
 
 
-def _holds_opened(document: Any) -> bool:
+def _has_open_file(document: Any) -> bool:
     """Whether there is a picture in it that Pillow has opened, or an open file."""
     if isinstance(document, Mapping):
-        return any(_holds_opened(value) for value in document.values())
+        return any(_has_open_file(value) for value in document.values())
     if isinstance(document, list | tuple):
-        return any(_holds_opened(value) for value in document)
+        return any(_has_open_file(value) for value in document)
     return isinstance(document, Image.Image) or is_open_file(document)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m0.errors import InputError
-from m0.inputs.graphemes import clusters, edges
+from m0.inputs.graphemes import cluster_bounds, clusters
 from m0.inputs.images import Picture
 from m0.inputs.prompt import Encoding, Side
 from m0.interp.unicode_scripts import uses_spaces
@@ -146,7 +146,7 @@ def _find_occurrences(text: str, part: str) -> list[tuple[int, int]]:
         return []
     text = unicodedata.normalize("NFC", text)
     composed, places = _compose_nfc(part)
-    graphemes, known = clusters(text), edges(composed)
+    graphemes, known = clusters(text), cluster_bounds(composed)
     # Between letters of scripts with blanks no word begins or ends, nor between a letter and its marks.
     first, last = uses_spaces(graphemes[0][0]), uses_spaces(graphemes[-1][0])
     before, after = r"(?<!\w)" if first else "", r"(?!\w)" if last else ""

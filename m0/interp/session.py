@@ -145,12 +145,12 @@ class Session:
             )
         lengths, starts = self.packing.lengths, self.packing.starts
         if block is not None:
-            for place, sequence in enumerate(block.members):
+            for place, sequence in enumerate(block.sequences):
                 length = lengths[sequence]
                 yield ActivationSlice(self.numbers[sequence], (place,), range(length - block.query_tokens, length))
             return
         for sequence, number in enumerate(self.numbers):
-            if tap.rows == "sequences" or x.shape[0] != self.packing.total:
+            if tap.rows == "sequences" or x.shape[0] != self.packing.num_tokens:
                 yield ActivationSlice(number, (slice(sequence, sequence + 1),), range(lengths[sequence] - 1, lengths[sequence]))
             else:
                 end = starts[sequence] + lengths[sequence]
@@ -185,7 +185,7 @@ class Session:
                 "a picture was seen outside a call of the reranker; score pairs through it while recording or editing."
             )
         if block is not None:
-            for place, member in enumerate(block.members):
+            for place, member in enumerate(block.sequences):
                 yield ActivationSlice(member, (place,), range(block.query_tokens))
             return
         start = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m0.inputs.graphemes import clusters, edges
+from m0.inputs.graphemes import cluster_bounds, clusters
 from m0.inputs.prompt import Encoding, Side
 from m0.interp.unicode_scripts import HAN, HIRAGANA, KATAKANA, UNSPACED_SCRIPTS, can_break_before
 
@@ -106,7 +106,7 @@ def find_sentences(encoding: Encoding) -> list[Span]:
     """The sentences (and lines) of all text parts."""
     found = []
     for side, number, text in _text_parts(encoding):
-        start, known = 0, edges(text)
+        start, known = 0, cluster_bounds(text)
         for match in [*SENTENCE_END.finditer(text), None]:
             end, following = (len(text), len(text)) if match is None else match.span()
             if known is not None:  # a full stop may have a variation selector

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from m0.checkpoints.files import write_beside
+from m0.checkpoints.files import write_atomically
 from m0.errors import TrainError
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -37,7 +37,7 @@ def write_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], about:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_beside(path, write)
+        write_atomically(path, write)
     except (OSError, SafetensorError) as error:
         raise TrainError(
             f"the checkpoint {path} cannot be written: {_error_reason(error)}; {describe_last_checkpoint(run)}"

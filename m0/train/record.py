@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import m0
-from m0.checkpoints.files import write_beside
+from m0.checkpoints.files import write_atomically
 from m0.errors import TrainError
 from m0.train.config import TrainConfig
 
@@ -82,7 +82,7 @@ def print_message(sentence: str) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file whole or not at all."""
     text = json.dumps(dict(values), indent=2, default=str) + "\n"
-    write_beside(path, lambda place: Path(place).write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda place: Path(place).write_text(text, encoding="utf-8"))
 
 
 class CurveWriter:

@@ -80,7 +80,7 @@ class StageUpdater:
                 loss = compute_loss(logits, micro_batch, stage, totals) / stage.queries_per_step
             # DDP and FSDP take the mean over processes; ours is the sum over all queries of the step.
             (loss * self.world).backward()
-            totals.tokens += micro_batch.batch.packing.total
+            totals.tokens += micro_batch.batch.packing.num_tokens
         [totals.loss, totals.tokens] = sum_over_processes([totals.loss, totals.tokens])
         mean, when = totals.loss / stage.queries_per_step, f"at step {self.before + step + 1}"
         self._check_finite("the loss", mean, when)

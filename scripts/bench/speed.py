@@ -232,7 +232,7 @@ class Bench:
             kept.append(statistics.median(timed(lambda: self.our_scores(some)) for _ in range(3)))
             self.ours.documents = nothing
             anew.append(timed(lambda: self.our_scores(some)))
-        own = len(some[0]) - some[0].document_tokens
+        own = len(some[0]) - some[0].num_prefix_tokens
         self.row("kept", f"{own} of {len(some[0])} tokens new", spread(kept), spread(anew), ratios(anew, kept), BARS["kept"])
 
     def many(self) -> None:

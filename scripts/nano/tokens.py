@@ -152,5 +152,5 @@ def pack(model: RerankerModel, pieces: list[Piece], parents: list[int | None]) -
     if pictures:
         seen = dict(zip(pictures, look(model, list(pictures.values())), strict=True))
         features = torch.cat([seen[id(picture)] for piece in pieces for picture in piece.pictures])
-    packing = Packing([len(piece.ids) for piece in pieces], causal=True, parents=parents)
+    packing = Packing([len(piece.ids) for piece in pieces], causal=True, prefix_of=parents)
     return model.embed(torch.tensor(ids), features), torch.cat(positions, dim=1), packing

@@ -41,16 +41,16 @@ NO_DOCSTRING = {
     "reranker.Reranker.image_settings": "an attribute, which the class's docstring describes",
     "reranker.Reranker.documents": "an attribute, which the class's docstring describes",
     "checkpoints.adapters.config.LoRAConfig.scale_of": "its neighbour `rank_of` says what it is for; one line of arithmetic",
-    "checkpoints.adapters.layers.Adapted.forward": "the layer's own forward, with the active adapter's added",
-    "checkpoints.adapters.layers.Adapted.adapter": "a look-up by name that only `Adapters` makes",
+    "checkpoints.adapters.layers.LoRALayer.forward": "the layer's own forward, with the active adapter's added",
+    "checkpoints.adapters.layers.LoRALayer.adapter": "a look-up by name that only `Adapters` makes",
 }
 """Without a docstring, and why."""
 NO_SHAPES = {
     "checkpoints.adapters.layers.LowRank.merged_weight": "the shape of the layer's weight",
     "checkpoints.adapters.layers.LowRank.merged_bias": "the shape of the layer's bias",
     "checkpoints.adapters.layers.LowRank.forward": "the shapes of the layer's own input and output",
-    "checkpoints.adapters.layers.Adapted.forward": "the shapes of the layer's own input and output",
-    "checkpoints.adapters.peft_format.fill": "a file's tensors, of whatever shapes the module has",
+    "checkpoints.adapters.layers.LoRALayer.forward": "the shapes of the layer's own input and output",
+    "checkpoints.adapters.peft_format.fill_parameters": "a file's tensors, of whatever shapes the module has",
     "checkpoints.adapters.peft_format.write_adapter": "an adapter's tensors, of whatever shapes its layers have",
     "checkpoints.adapters.peft_format.low_rank_tensors": "says how many axes they have, which is all that varies",
 }

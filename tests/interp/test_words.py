@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from m0.errors import InputError
-from m0.inputs.graphemes import edges
+from m0.inputs.graphemes import cluster_bounds
 from m0.interp.positions import document
 from m0.interp.words import assign_tokens_to_spans, find_sentences, find_words
 
@@ -48,7 +48,7 @@ def test_words_and_sentences_are_the_same_in_every_form(tiny, language):
         assert shown(composed) == shown(decomposed)
         for text, spans in zip(forms, (composed, decomposed), strict=True):
             spans = [span for span in spans if span.side == "document"]
-            known = edges(text)
+            known = cluster_bounds(text)
             for span in spans:
                 assert text[span.start : span.end] == span.text
                 assert known is None or (known[0][span.start], known[1][span.end]) == (span.start, span.end)
