@@ -92,7 +92,7 @@ class Page:
     cover: Tensor
     """How much of each visual token each word covers, (tokens, words), at most about 1."""
     letters: Tensor
-    """The same of each letter, (tokens, LETTERS)."""
+    """The same of each letter, (tokens, KNOWN_LETTERS)."""
 
 
 class VisionTraining:
