@@ -338,8 +338,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
             batch_size: pairs at a time (memory, not results, depends on it).
             max_length, max_query_length, max_doc_length: see `m0.inputs.prompt.Limits`; max_length None is its default.
             query_type, doc_type: "text" or "image"; with "image" a string is a path, URL, data URI or base64.
-            normalize_scores: True: relevance between 0 and 1; False: the raw logits (copies of the vendor's code are about
-                that take the argument and give relevances all the same).
+            normalize_scores: True: relevance between 0 and 1; False: the raw logits (some copies of the vendor's code ignore it).
             show_progress: as `RunOptions.progress`.
 
         Returns: scores in the order of `pairs`; a bare number for a single pair, as the vendor's does. Raises InputError.

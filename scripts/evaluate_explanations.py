@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nano.evaluate import shown, write_between
-from nano.material import Box, read, sheet
+from nano.evaluate import format_estimate, write_between
+from nano.material import Box, draw_sheet, read_json_lines
 from PIL import Image
 from torch import Tensor
 
@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def text_pairs(data: Path, count: int, reranker: Reranker) -> list[Encoding]:
     """Headings and sections, as many languages as there are, documents of 20 words at least."""
     rng = random.Random(SEED)
-    rows = [row for row in read(data / "sections.jsonl") if row["held_out"] and len(row["text"]) > 120]
+    rows = [row for row in read_json_lines(data / "sections.jsonl") if row["held_out"] and len(row["text"]) > 120]
     rng.shuffle(rows)
     return [reranker.encode(row["heading"], row["text"][:CHARACTERS]) for row in rows[:count]]
 
@@ -70,14 +70,16 @@ def picture_pairs(
 ) -> tuple[list[Encoding], list[Box]]:
     """Names that were held out (or any), each with a picture of rows and columns of emoji, and where the one named lies."""
     rng = random.Random(SEED)
-    emoji = read(data / "emoji.jsonl")
+    emoji = read_json_lines(data / "emoji.jsonl")
     named = [(row, language) for row in emoji for language in (row["names"] if any_name else row["held_out"])]
     encodings, boxes = [], []
     for row, language in rng.sample(named, count):
         others = rng.sample([other for other in emoji if other is not row], grid[0] * grid[1] - 1)
         all_of_them = [row, *others]
         rng.shuffle(all_of_them)
-        paper, found = sheet([Image.open(data / drawn["image"]).convert("RGBA") for drawn in all_of_them], rng, grid, SPACE)
+        paper, found = draw_sheet(
+            [Image.open(data / drawn["image"]).convert("RGBA") for drawn in all_of_them], rng, grid, SPACE
+        )
         encodings.append(reranker.encode(row["names"][language], {"image": paper}))
         boxes.append(found[all_of_them.index(row)])
     return encodings, boxes
@@ -256,9 +258,13 @@ def main() -> None:
     ]
     figures: dict[str, Any] = {"pairs": {kind: len(found["random order"]["deletion"]) for kind, found in by_kind.items()}}
     for method in methods:
-        cells = [shown(estimate(by_kind[kind][method][measure])) for kind in by_kind for measure in ("deletion", "insertion")]
+        cells = [
+            format_estimate(estimate(by_kind[kind][method][measure]))
+            for kind in by_kind
+            for measure in ("deletion", "insertion")
+        ]
         cells += [
-            shown(estimate(points[method][name])) if method in points else f"{share:.2f} (chance)"
+            format_estimate(estimate(points[method][name])) if method in points else f"{share:.2f} (chance)"
             for name, share in chance.items()
         ]
         lines.append(f"| {method} | {' | '.join(cells)} |")

@@ -45,7 +45,7 @@ def _settings(options: argparse.Namespace, method: str) -> dict[str, Any]:
 
 
 def _check_output_paths(options: argparse.Namespace) -> None:
-    """Whether the page and the pictures can be written shows before the work."""
+    """Check before the work that the page and the pictures can be written. Raises InputError."""
     options.html, options.png = (path and path_of(path) for path in (options.html, options.png))
     if options.html and not options.html.absolute().parent.is_dir():
         raise InputError(f"{options.html} cannot be written: its folder does not exist.")

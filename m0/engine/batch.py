@@ -23,7 +23,7 @@ from m0.model.reranker_model import RerankerModel
 from m0.model.rotary import Grid
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
-"""Tokens that go through the model at a time unless told otherwise: what a CPU's cache holds, and what fills a GPU."""
+"""Tokens that go through the model at a time by default: what a CPU's cache holds, and what fills a GPU."""
 MIN_SHARED_TOKENS = 8
 """Sharing less than this does not pay for the bookkeeping."""
 Precision = Literal["same", "bfloat16", "int8"]
@@ -32,7 +32,7 @@ scale for each token and head."""
 
 
 def tokens_at_a_time(batch_tokens: int | None, device: torch.device) -> int:
-    """How many tokens go through the model at a time: as told, or what suits the device. Raises InputError for less than 1."""
+    """How many tokens go through the model at a time: `batch_tokens`, or the device's default. Raises InputError for less than 1."""
     if batch_tokens is not None:
         return whole_number(batch_tokens, "batch_tokens")
     return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS

@@ -52,7 +52,7 @@ class Counts:
     dropped: int = 0
     """Put out of memory for lack of room, the least recently used first."""
     refused: int = 0
-    """Not kept in memory for lack of room, since all that were there had been asked for since these were last."""
+    """Not kept in memory for lack of room: all that were there had been asked for more recently."""
     damaged: int = 0
     """Files that were cut short or changed; they are computed and written anew."""
     unwritten: int = 0

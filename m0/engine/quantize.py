@@ -92,7 +92,7 @@ class Float8Linear(QuantizedLinear):
 class Int8Linear(QuantizedLinear):
     """y = x W^T + b with W in 8 bits, and x too unless `weights_only`.
 
-    `largest`: of each input in some prompts, (inputs,); None: all are taken to be alike. `groups`: inputs are sorted by it and cut
+    `largest`: of each input in some prompts, (inputs,); None: all are taken to be equally large. `groups`: inputs are sorted by it and cut
     into so many parts, each with scales of its own.
     """
 
@@ -279,7 +279,7 @@ def quantize(
 
     Args:
         examples: prompts that tell the layers' largest inputs, and which layers it would hurt most to round; none: columns are taken
-            to be alike. Float8 needs none.
+            to be equally large. Float8 needs none.
         groups: see `Int8Linear`.
         unquantized_share: share of the weights, of the tower's and of the decoder's, that stay unquantized, in the layers whose
             rounding would change the examples' logits most for their size.
