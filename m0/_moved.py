@@ -18,7 +18,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "batch": ("engine.batch",),
     "calls": ("locks",),
     "cascade": ("engine.cascade",),
-    "checkpoint": ("checkpoints.files", "checkpoints.picture_files"),
+    "checkpoint": ("checkpoints.files", "checkpoints.image_settings"),
     "config": ("model.config",),
     "decoder": ("model.decoder",),
     "documents": ("engine.prefix_cache",),
@@ -45,10 +45,14 @@ RENAMED = {
     "KeptLayers": "CachedLayers",
     "agreed": "gather_objects",
     "alike": "group_equal",
+    "by_float32": "linear_in_float32",
     "compute_states": "compute_prefixes",
+    "read_side": "read_parts_and_warn",
+    "release": "release_pages",
     "sent": "to_device",
     "shared_out": "distribute_work",
     "worth_keeping": "select_unquantized",
+    "write_beside": "write_atomically",
 }
 """What was in these modules by another name."""
 

@@ -36,24 +36,24 @@ class JsonPart:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as it stands there, and the default where the key is absent. A null is a value."""
+        """The value as it is in the file, and the default where the key is absent. A null is a value."""
         return self.values[key] if key in self.values else self.defaults.get(key, default)
 
     def integer(self, key: str, lowest: int = 1, highest: int = 2**31) -> int:
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(f"{self.name}{key} is {shown(value)}, but must be a whole number.")
+            raise self.error(f"{self.name}{key} is {format_value(value)}, but must be a whole number.")
         if value < lowest:
             raise self.error(f"{self.name}{key} is {value}, but must be {f'at least {lowest}' if lowest < 1 else 'above 0'}.")
         if value > highest:
-            raise self.error(f"{self.name}{key} is {shown(value)}, but may be {highest} at most.")
+            raise self.error(f"{self.name}{key} is {format_value(value)}, but may be {highest} at most.")
         return value
 
     def number(self, key: str, positive: bool = False) -> float:
         value = self.get(key)
         # The comparison is false for NaN, too.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-            raise self.error(f"{self.name}{key} is {shown(value)}, but must be a number.")
+            raise self.error(f"{self.name}{key} is {format_value(value)}, but must be a number.")
         if positive and value <= 0:
             raise self.error(f"{self.name}{key} is {value}, but must be above 0.")
         return float(value)
@@ -62,11 +62,11 @@ class JsonPart:
         """The object under a key; an empty one where the key is absent or null."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, Mapping):
-            raise self.error(f"{self.name}{key} is {shown(value)}, but must be a JSON object.")
+            raise self.error(f"{self.name}{key} is {format_value(value)}, but must be a JSON object.")
         return JsonPart(value or {}, self.error, f"{self.name}{key}.", defaults or {})
 
 
-def shown(value: Any) -> str:
-    """A value of the file in a message: short, and null, true and false as JSON says them."""
+def format_value(value: Any) -> str:
+    """A value of the file as a message shows it: short, and null, true and false as JSON says them."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 100 else f"{text[:60]}..."

@@ -63,11 +63,11 @@ class CallLock:
         """Until nobody changes the model, nor waits to: but for one change at most."""
         if self._changer is None and not self._waiting:
             return
-        came, self._queued = self._changes, self._queued + 1
+        changes_before, self._queued = self._changes, self._queued + 1
         try:
-            self._condition.wait_for(lambda: self._changer is None and (not self._waiting or self._changes > came))
+            self._condition.wait_for(lambda: self._changer is None and (not self._waiting or self._changes > changes_before))
         finally:
-            if self._changes > came and self._invited:
+            if self._changes > changes_before and self._invited:
                 self._invited -= 1
             else:
                 self._queued -= 1

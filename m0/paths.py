@@ -30,13 +30,13 @@ def path_of(value: Any, error: type[M0Error] = InputError, folder: Path | None =
             path = path.expanduser()
         except RuntimeError:
             if not exists(path if folder is None else folder / path):
-                shown = text if len(text) <= 100 else f"{text[:60]}..."
-                raise error(f"{shown} begins in the home directory of somebody whom this machine does not know.") from None
-    return literal(path if folder is None else folder / path)
+                shortened = text if len(text) <= 100 else f"{text[:60]}..."
+                raise error(f"{shortened} begins in the home directory of somebody whom this machine does not know.") from None
+    return as_literal(path if folder is None else folder / path)
 
 
-def literal(path: Path) -> Path:
-    """The same path in a form that `path_of` leaves alone, for names that were found and not typed."""
+def as_literal(path: Path) -> Path:
+    """The same path in a form that `path_of` leaves alone, so that its `~` is a name and no home directory: for names that were found and not typed."""
     return path.absolute() if str(path).startswith("~") else path
 
 

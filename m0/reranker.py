@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from m0.checkpoints.adapters.switching import Adapters
 from m0.checkpoints.files import TOKENIZER, load_checkpoint, save_checkpoint
 from m0.checkpoints.hub import locate
-from m0.checkpoints.picture_files import load_image_settings
-from m0.checkpoints.placement import known_dtype, parse_device, parse_dtype
+from m0.checkpoints.image_settings import load_image_settings
+from m0.checkpoints.placement import dtype_by_name, parse_device, parse_dtype
 from m0.engine.calibration import quantize_with_examples
 from m0.engine.cascade import Cascade
 from m0.engine.copying import Copied
@@ -37,15 +37,15 @@ from m0.engine.vendor import compute_score
 from m0.engine.visual_features import VisualFeatures
 from m0.engine.watching import OpenSessions, WatchingSession
 from m0.errors import AdapterError, CheckpointError, InputError
-from m0.explain.methods import Explaining
+from m0.explain.methods import ExplanationMixin
 from m0.inputs.ahead import encode_pairs
 from m0.inputs.images import ImageSettings
-from m0.inputs.listed import listed, listed_pairs
+from m0.inputs.lists import to_list, to_pairs
 from m0.inputs.passages import Passages
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
-from m0.inputs.reading import read_side
+from m0.inputs.reading import read_parts_and_warn
 from m0.inputs.stream import Part
-from m0.interp.methods import LookingInside
+from m0.interp.methods import InspectionMixin
 from m0.locks import CallLock, changes_model, uses_model
 from m0.model.fused import fuse
 from m0.model.head import relevance
@@ -61,7 +61,7 @@ __all__ = ["FailedDocument", "RankedDocument", "Ranking", "Reranker"]
 Result = TypeVar("Result")
 
 
-class Reranker(Explaining, LookingInside, Copied):
+class Reranker(ExplanationMixin, InspectionMixin, Copied):
     """A model with its tokenizer and picture settings, made by `from_pretrained`.
 
     Any number of threads may use one; what changes the model waits for their calls (docs/guides/threads-and-processes.md). `copy.deepcopy` and `pickle`
@@ -219,7 +219,7 @@ class Reranker(Explaining, LookingInside, Copied):
             raise AdapterError(
                 f"the adapter {self.adapters.active!r} is active; merge it, switch it off, or save it with adapters.save."
             )
-        stored = None if dtype is None else known_dtype(dtype)
+        stored = None if dtype is None else dtype_by_name(dtype)
         save_checkpoint(self.model, directory, self._tokenizer_file, stored, image_settings=self.image_settings)
 
     @uses_model
@@ -259,7 +259,7 @@ class Reranker(Explaining, LookingInside, Copied):
 
         Raises InputError (of a document with its number), one sentence.
         """
-        given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
+        given = to_list(documents)  # what gives them may wait for other calls, so this is not one yet
         with self.calls.shared():
             lengths, how = settle(limits, run, keywords)
             return rank(self, query, given, top_n, on_error, cascade, lengths, how, Passages.of(passages))
@@ -287,7 +287,7 @@ class Reranker(Explaining, LookingInside, Copied):
         **keywords: Unpack[Keywords],
     ) -> list[float]:
         """The model's raw output for each (query, document) pair; relevance is sigmoid(logit - 2.65). Otherwise as `score`."""
-        (lengths, how), given = settle(limits, run, keywords), listed_pairs(pairs)
+        (lengths, how), given = settle(limits, run, keywords), to_pairs(pairs)
         with self.calls.shared():
             encoded = encode_pairs(self.prompt, given, lengths, self.image_settings, how=Passages.of(passages))
             return score_pairs(self, encoded, ScoringCall(how.tokens(self.model.device), how.progress)).tolist()
@@ -324,7 +324,7 @@ class Reranker(Explaining, LookingInside, Copied):
 
         Returns: how many were computed; the others were cached already. Raises InputError (of a document with its number).
         """
-        given = listed(documents)
+        given = to_list(documents)
         with self.calls.shared():
             return prepare(self, given, *settle(limits, run, keywords), Passages.of(passages))
 
@@ -335,7 +335,7 @@ class Reranker(Explaining, LookingInside, Copied):
 
     def read(self, value: Any, side: Literal["query", "document"] = "document") -> list[Part]:
         """Open a query or document once (pictures decoded and resized); what comes back may be given in its place. Raises InputError."""
-        return read_side(value, side, self.image_settings)
+        return read_parts_and_warn(value, side, self.image_settings)
 
     def compute_score(
         self,
@@ -356,13 +356,12 @@ class Reranker(Explaining, LookingInside, Copied):
             batch_size: pairs at a time (memory, not results, depends on it).
             max_length, max_query_length, max_doc_length: see `m0.inputs.prompt.Limits`; max_length None is its default.
             query_type, doc_type: "text" or "image"; with "image" a string is a path, URL, data URI or base64.
-            normalize_scores: True: relevance between 0 and 1; False: the raw logits (copies of the vendor's code are about
-                that take the argument and give relevances all the same).
+            normalize_scores: True: relevance between 0 and 1; False: the raw logits (some copies of the vendor's code ignore it).
             show_progress: as `RunOptions.progress`.
 
         Returns: scores in the order of `pairs`; a bare number for a single pair, as the vendor's does. Raises InputError.
         """
         limits = Limits(Limits.max_length if max_length is None else max_length, max_query_length, max_doc_length)
-        given = pairs if isinstance(pairs, Mapping) else listed(pairs, "pairs")
+        given = pairs if isinstance(pairs, Mapping) else to_list(pairs, "pairs")
         with self.calls.shared():
             return compute_score(self, given, batch_size, limits, query_type, doc_type, normalize_scores, show_progress)

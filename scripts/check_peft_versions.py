@@ -85,34 +85,34 @@ def write(folder: Path) -> None:
     torch.manual_seed(0)
     inputs = load_file(folder / "inputs.safetensors")
     for number, (kind, settings) in enumerate(KINDS.items()):
-        model = _reference(folder)
+        model = _load_reference(folder)
         try:
-            wrapped = _trained(model, settings, folder / f"{number}-first")
+            wrapped = _add_trained_adapter(model, settings, folder / f"{number}-first")
         except (TypeError, ValueError, AssertionError) as error:
             (folder / f"{number}.txt").write_text(f"{type(error).__name__}: {error}")
             continue
         converted = {"path_initial_model_for_weight_conversion": str(folder / f"{number}-first")}
-        trained = _answers(model, inputs)
+        trained = _compute_logits(model, inputs)
         wrapped.save_pretrained(str(folder / str(number)), **(converted if "converted" in kind else {}))
-        model = _reference(folder)
+        model = _load_reference(folder)
         try:
             peft.PeftModel.from_pretrained(model, str(folder / str(number))).eval()
-            read = _answers(model, inputs)
+            read = _compute_logits(model, inputs)
         except KeyError as error:  # a fault of that version's: it does not read what it has written
             (folder / f"{number}-unread.txt").write_text(str(error))
             read = {name: value.clone() for name, value in trained.items()}
         save_file({f"{name} trained": value for name, value in trained.items()} | read, folder / f"{number}.safetensors")
-    save_file(_answers(_reference(folder), inputs), folder / "plain.safetensors")
+    save_file(_compute_logits(_load_reference(folder), inputs), folder / "plain.safetensors")
 
 
-def _answers(model: Any, inputs: Any) -> dict[str, Any]:
+def _compute_logits(model: Any, inputs: Any) -> dict[str, Any]:
     import torch
 
     with torch.no_grad():
         return {name: _logits(model, inputs, name == "picture") for name in ("text", "picture")}
 
 
-def _reference(folder: Path) -> Any:
+def _load_reference(folder: Path) -> Any:
     """transformers' own model with the vendor's head, under the names that this transformers gives it."""
     import torch
     from safetensors.torch import load_file
@@ -128,7 +128,7 @@ def _reference(folder: Path) -> Any:
     model = Ranker(_config(folder, Qwen2VLConfig)).eval()
     state = load_file(folder / "base" / "model.safetensors")
     if newer:
-        state = {_newer(key): value for key, value in state.items()}
+        state = {_rename_key(key): value for key, value in state.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected, unexpected
     assert all("lm_head" in key or "inv_freq" in key for key in missing), missing
@@ -142,13 +142,13 @@ def _config(folder: Path, kind: Any) -> Any:
     return kind(**values)
 
 
-def _newer(key: str) -> str:
+def _rename_key(key: str) -> str:
     if key.startswith("model."):
         return f"model.language_model.{key.removeprefix('model.')}"
     return f"model.{key}" if key.startswith("visual.") else key
 
 
-def _trained(model: Any, settings: dict[str, Any], first: Path) -> Any:
+def _add_trained_adapter(model: Any, settings: dict[str, Any], first: Path) -> Any:
     """The model with an adapter that is not the zero it starts as. Changes the model."""
     import peft
     import torch
@@ -250,11 +250,11 @@ def compare(folder: Path) -> tuple[int, int, list[str]]:
                 "picture": model(picture, mrope_positions([5, (2, 3), 10]), [len(picture)], inputs["patches"], [(4, 6)]),
             }
 
-    def apart(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    def max_difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
         return max(float((found[name] - expected[name]).abs().max()) for name in found)
 
     plain = logits(load_checkpoint(folder / "base"))
-    if (difference := apart(plain, load_file(folder / "plain.safetensors"))) > TOLERANCE:
+    if (difference := max_difference(plain, load_file(folder / "plain.safetensors"))) > TOLERANCE:
         return 0, 0, [f"the model without an adapter is {difference:.1e} off"]
     for number, kind in enumerate(KINDS):
         unread = (folder / f"{number}-unread.txt").exists()
@@ -272,9 +272,9 @@ def compare(folder: Path) -> tuple[int, int, list[str]]:
             continue
         trained = {name: theirs[f"{name} trained"] for name in plain}
         found = logits(model)
-        difference, moved = min(apart(found, theirs), apart(found, trained)), apart(plain, trained)
-        if (lost := apart(trained, theirs)) > 2 * TOLERANCE:
-            like = "as trained" if apart(found, trained) <= TOLERANCE else "as peft"
+        difference, moved = min(max_difference(found, theirs), max_difference(found, trained)), max_difference(plain, trained)
+        if (lost := max_difference(trained, theirs)) > 2 * TOLERANCE:
+            like = "as trained" if max_difference(found, trained) <= TOLERANCE else "as peft"
             faults.append(f"({kind}: read again by peft, it is {lost:.1e} off what was trained; m0 computes it {like})")
         if difference > TOLERANCE or moved < 10 * TOLERANCE:
             faults.append(f"{kind}: {difference:.1e} off, moved by {moved:.1e}")

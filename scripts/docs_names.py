@@ -4,7 +4,7 @@ import re
 
 import griffe
 
-ENTRY = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)$", re.MULTILINE)
+SHARED_ENTRY = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)$", re.MULTILINE)
 
 
 class SplitNames(griffe.Extension):
@@ -13,9 +13,9 @@ class SplitNames(griffe.Extension):
     def on_instance(self, *, obj, **kwargs):
         if obj.docstring is not None and "Args:" in obj.docstring.value:
             before, heading, after = obj.docstring.value.partition("Args:")
-            obj.docstring.value = before + heading + ENTRY.sub(split, after)
+            obj.docstring.value = before + heading + SHARED_ENTRY.sub(split_entry, after)
 
 
-def split(match):
+def split_entry(match):
     indent, names, text = match.groups()
     return "\n".join(f"{indent}{name}: {text}" for name in names.split(", "))

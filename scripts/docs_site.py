@@ -12,10 +12,10 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = "repository"
+OUTSIDE_FOLDER = "repository"
 """Where files from outside docs/ are on the site."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
-LOADS = re.compile(
+EXTERNAL_LOAD = re.compile(
     r"<(?:link|script|img|iframe|source)\b[^>]*?\b(?:src|href)\s*=\s*[\"']?(?:https?:)?//[^\s\"'>]*", re.IGNORECASE
 )
 
@@ -28,16 +28,16 @@ def outside_pages():
 
 def on_files(files, config):
     for name, path in outside_pages().items():
-        files.append(File.generated(config, f"{OUTSIDE}/{name}", content=path.read_text(encoding="utf-8")))
+        files.append(File.generated(config, f"{OUTSIDE_FOLDER}/{name}", content=path.read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
     here = page.file.src_uri
-    inside = here.startswith(f"{OUTSIDE}/")
-    original = here.removeprefix(f"{OUTSIDE}/") if inside else f"docs/{here}"
+    inside = here.startswith(f"{OUTSIDE_FOLDER}/")
+    original = here.removeprefix(f"{OUTSIDE_FOLDER}/") if inside else f"docs/{here}"
 
-    def moved(match):
+    def rewrite_link(match):
         shown, text, target, anchor = match.groups()
         if re.match(r"[a-z]+:", target):
             return match.group()
@@ -45,27 +45,27 @@ def on_page_markdown(markdown, page, config, files):
         if target.startswith("docs/") and files.get_file_from_path(target.removeprefix("docs/")):
             place = target.removeprefix("docs/")
         elif target in outside_pages():
-            place = f"{OUTSIDE}/{target}"
+            place = f"{OUTSIDE_FOLDER}/{target}"
         elif target.startswith("docs/") and not (ROOT / target).exists():
             return match.group()  # for MkDocs to find
         else:
             return text
         return f"{shown}[{text}]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{anchor or ''})"
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(rewrite_link, markdown)
 
 
 def on_post_page(output, page, config):
-    refuse_foreign(output, page.file.src_uri)
+    check_external_loads(output, page.file.src_uri)
     return output
 
 
 def on_post_template(output_content, template_name, config):
-    refuse_foreign(output_content, template_name)
+    check_external_loads(output_content, template_name)
     return output_content
 
 
-def refuse_foreign(html, name):
+def check_external_loads(html, name):
     """Raises PluginError where a page would load something from another address."""
-    if found := LOADS.search(html):
+    if found := EXTERNAL_LOAD.search(html):
         raise PluginError(f"{name} would load from outside: {found.group()}")

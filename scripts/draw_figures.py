@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from nano.evaluate import write_between
-from nano.material import on_white, sheet
+from nano.material import draw_sheet, open_on_white
 from PIL import Image, ImageDraw
 
 from m0 import Reranker
@@ -26,7 +26,7 @@ from m0.interp import (
     direct_logit_attribution,
     score_lens,
 )
-from m0.interp.grid import layers_and_heads
+from m0.interp.grid import layer_head_axes
 
 PICTURES = Path("docs/demo/pictures")
 SHOWN = (("snowman", "snowman"), ("Gitarre", "guitar"), ("tram", "tram"))
@@ -41,7 +41,7 @@ def heat_maps(reranker: Reranker) -> Image.Image:
     """Single pictures beside their heat maps."""
     page = Image.new("RGB", (len(SHOWN) * (2 * SIDE + 30), SIDE), (255, 255, 255))
     for number, (query, name) in enumerate(SHOWN):
-        paper = on_white(PICTURES / f"{name}.png")
+        paper = open_on_white(PICTURES / f"{name}.png")
         explanation = reranker.explain(query, {"image": paper})
         left = number * (2 * SIDE + 30)
         page.paste(paper.resize((SIDE, SIDE)), (left, 0))
@@ -52,7 +52,7 @@ def heat_maps(reranker: Reranker) -> Image.Image:
 def one_of_six(reranker: Reranker) -> tuple[Image.Image, list[str]]:
     """A sheet of six pictures, and its heat map for three queries; what each map points at."""
     rng = random.Random(4)
-    paper, boxes = sheet([Image.open(PICTURES / f"{name}.png").convert("RGBA") for name in SHEET], rng, (2, 3), 84)
+    paper, boxes = draw_sheet([Image.open(PICTURES / f"{name}.png").convert("RGBA") for name in SHEET], rng, (2, 3), 84)
     asked = ("guitar", "tram", "Delfin")
     page = Image.new("RGB", (4 * (paper.width + 12), paper.height + 16), (255, 255, 255))
     page.paste(paper, (0, 16))
@@ -108,7 +108,7 @@ def study(reranker: Reranker, out: Path) -> str:
     layers, heads = reranker.model.config.decoder.num_layers, reranker.model.config.decoder.num_heads
     for kind in ("query", "picture"):
         values = torch.stack([v for k, v in moved if k == kind]).mean(0).view(layers, heads)
-        grid = Grid(f"share of the logit that a head brings back, other {kind}", layers_and_heads(layers, heads), values)
+        grid = Grid(f"share of the logit that a head brings back, other {kind}", layer_head_axes(layers, heads), values)
         grid.plot(out / f"study-patching-{kind}.png")
         count = sum(k == kind for k, _ in moved)
         lines += [

@@ -28,17 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nano.evaluate import shown, write_between
-from nano.material import Box, read, sheet
+from nano.evaluate import format_estimate, write_between
+from nano.material import Box, draw_sheet, read_json_lines
 from PIL import Image
 from torch import Tensor
 
 from m0 import Reranker
 from m0.evaluate.metrics import estimate
 from m0.explain import METHODS, explain
-from m0.explain.perturb import Game, players_of
+from m0.explain.perturb import MaskedModel, find_players
 from m0.inputs.prompt import Encoding
-from m0.interp.grid import correlation, ranks
+from m0.interp.grid import pearson_correlation, ranks
 
 SEED = 5
 STEPS = 8
@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def text_pairs(data: Path, count: int, reranker: Reranker) -> list[Encoding]:
     """Headings and sections, as many languages as there are, documents of 20 words at least."""
     rng = random.Random(SEED)
-    rows = [row for row in read(data / "sections.jsonl") if row["held_out"] and len(row["text"]) > 120]
+    rows = [row for row in read_json_lines(data / "sections.jsonl") if row["held_out"] and len(row["text"]) > 120]
     rng.shuffle(rows)
     return [reranker.encode(row["heading"], row["text"][:CHARACTERS]) for row in rows[:count]]
 
@@ -70,20 +70,22 @@ def picture_pairs(
 ) -> tuple[list[Encoding], list[Box]]:
     """Names that were held out (or any), each with a picture of rows and columns of emoji, and where the one named lies."""
     rng = random.Random(SEED)
-    emoji = read(data / "emoji.jsonl")
+    emoji = read_json_lines(data / "emoji.jsonl")
     named = [(row, language) for row in emoji for language in (row["names"] if any_name else row["held_out"])]
     encodings, boxes = [], []
     for row, language in rng.sample(named, count):
         others = rng.sample([other for other in emoji if other is not row], grid[0] * grid[1] - 1)
         all_of_them = [row, *others]
         rng.shuffle(all_of_them)
-        paper, found = sheet([Image.open(data / drawn["image"]).convert("RGBA") for drawn in all_of_them], rng, grid, SPACE)
+        paper, found = draw_sheet(
+            [Image.open(data / drawn["image"]).convert("RGBA") for drawn in all_of_them], rng, grid, SPACE
+        )
         encodings.append(reranker.encode(row["names"][language], {"image": paper}))
         boxes.append(found[all_of_them.index(row)])
     return encodings, boxes
 
 
-def curves(game: Game, order: list[int]) -> tuple[float, float]:
+def curves(game: MaskedModel, order: list[int]) -> tuple[float, float]:
     """Mean fall of the logit while players go in this order, and mean rise while they come: shares of the whole range."""
     count = len(order)
     cuts = sorted({round(count * step / STEPS) for step in range(1, STEPS)})
@@ -95,7 +97,7 @@ def curves(game: Game, order: list[int]) -> tuple[float, float]:
     return float((full - gone).mean()) / span, float((come - empty).mean()) / span
 
 
-def orders_of(reranker: Reranker, encoding: Encoding, game: Game, method: str, seed: int) -> list[int]:
+def orders_of(reranker: Reranker, encoding: Encoding, game: MaskedModel, method: str, seed: int) -> list[int]:
     if method == "random order":
         order = list(range(len(game.players)))
         random.Random(seed).shuffle(order)
@@ -111,7 +113,7 @@ def faithfulness(
     found: dict[str, dict[str, list[float]]] = {method: defaultdict(list) for method in methods}
     begin, left_out = time.monotonic(), 0
     for number, encoding in enumerate(encodings):
-        game = Game(reranker, encoding, players_of(encoding, "word", ("document",)))
+        game = MaskedModel(reranker, encoding, find_players(encoding, "word", ("document",)))
         full, empty = game.logits([[], range(len(game.players))]).tolist()
         if full - empty < 0.5 or len(game.players) < 6:
             left_out += 1  # the document does not raise the score, so there is nothing to be faithful to
@@ -163,7 +165,7 @@ def randomised(model: Path, encodings: list[Encoding], method: str, draws: int) 
                 for parameter in part.parameters():
                     if parameter.ndim > 1:
                         parameter.normal_(0.0, float(parameter.std()), generator=generator)
-            found[name].append([correlation(ranks(a), ranks(b)) for a, b in zip(before, documents(), strict=True)])
+            found[name].append([pearson_correlation(ranks(a), ranks(b)) for a, b in zip(before, documents(), strict=True)])
     return found
 
 
@@ -256,9 +258,13 @@ def main() -> None:
     ]
     figures: dict[str, Any] = {"pairs": {kind: len(found["random order"]["deletion"]) for kind, found in by_kind.items()}}
     for method in methods:
-        cells = [shown(estimate(by_kind[kind][method][measure])) for kind in by_kind for measure in ("deletion", "insertion")]
+        cells = [
+            format_estimate(estimate(by_kind[kind][method][measure]))
+            for kind in by_kind
+            for measure in ("deletion", "insertion")
+        ]
         cells += [
-            shown(estimate(points[method][name])) if method in points else f"{share:.2f} (chance)"
+            format_estimate(estimate(points[method][name])) if method in points else f"{share:.2f} (chance)"
             for name, share in chance.items()
         ]
         lines.append(f"| {method} | {' | '.join(cells)} |")

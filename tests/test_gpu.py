@@ -13,7 +13,7 @@ from m0 import Cascade, DocumentCache, Reranker, RerankerModel
 from m0.engine.quantize import Float8Linear, has_float8
 from m0.errors import InputError
 from m0.interp.edits import zero
-from m0.model.attention import Attend, Packing, has_ragged_kernel
+from m0.model.attention import Attend, Packing, has_varlen_kernel
 from tests.conftest import NANO, fill_randomly, noise, tiny_config
 from tests.engine.test_quantize import float8_product
 from tests.model.test_attention import CASES, allowed_by, textbook
@@ -93,8 +93,8 @@ def compiled(ours, _):
     ours.compile()
     counters.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("m0.model.fused.SMALL", 0)
-        patch.setattr("m0.model.attention.LONG", 4)
+        patch.setattr("m0.model.fused.MIN_COMPILED_NUMBERS", 0)
+        patch.setattr("m0.model.attention.MIN_LONG_TOKENS", 4)
         found = [ours.logits([pair])[0] for pair in PAIRS]
     assert counters["frames"]["ok"]
     return found
@@ -146,7 +146,7 @@ def test_the_kernel_for_any_length_agrees_with_its_gradients(lengths, causal, pa
     for heads in (4, 2, 2):
         on_cpu.append(torch.randn(sum(lengths), heads, 64).to(dtype).float().requires_grad_())
     on_gpu = [x.detach().cuda().to(dtype).requires_grad_() for x in on_cpu]
-    assert has_ragged_kernel(on_gpu[0])
+    assert has_varlen_kernel(on_gpu[0])
     wanted, found = textbook(*on_cpu, allowed_by(lengths, causal, parents)), Attend()(*on_gpu, packing)
     torch.testing.assert_close(found.float().cpu(), wanted, atol=3e-2, rtol=3e-2)
     weights = torch.randn(wanted.shape)
@@ -155,8 +155,8 @@ def test_the_kernel_for_any_length_agrees_with_its_gradients(lengths, causal, pa
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):
         torch.testing.assert_close(ours.grad.float().cpu(), theirs.grad, atol=6e-2, rtol=6e-2)
     if causal:
-        last = Attend()(on_gpu[0][packing.last], *on_gpu[1:], packing, last_only=True)
-        torch.testing.assert_close(last.float().cpu(), wanted[packing.last.cpu()], atol=3e-2, rtol=3e-2)
+        last = Attend()(on_gpu[0][packing.last_rows], *on_gpu[1:], packing, last_only=True)
+        torch.testing.assert_close(last.float().cpu(), wanted[packing.last_rows.cpu()], atol=3e-2, rtol=3e-2)
 
 
 def test_pictures_of_many_sizes_agree():
@@ -194,7 +194,7 @@ def test_in_8_bits(expected, how, bound, monkeypatch):
     if how == "float8":
         ours.documents = DocumentCache(max_bytes=0)
         ours.compile()
-        monkeypatch.setattr("m0.model.fused.SMALL", 0)
+        monkeypatch.setattr("m0.model.fused.MIN_COMPILED_NUMBERS", 0)
         assert 1e-4 < change() < bound
 
 

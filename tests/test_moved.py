@@ -6,12 +6,13 @@ import warnings
 
 import pytest
 
-from m0._moved import MOVED
+from m0._moved import MOVED, RENAMED
+from tests.conftest import noise
 
 NAMES = {
     "attention": "Packing", "batch": "Batch", "calls": "CallLock", "cascade": "Cascade", "checkpoint": "load_image_settings",
     "config": "RerankerConfig", "decoder": "Decoder", "documents": "DocumentCache", "fused": "fuse", "head": "relevance",
-    "hub": "locate", "images": "prepare_picture", "linear": "Linear", "lora": "LoRAConfig", "mapped": "release",
+    "hub": "locate", "images": "prepare_picture", "linear": "Linear", "lora": "LoRAConfig", "mapped": "release_pages",
     "parallel": "processes", "prompt": "read_parts", "quantize": "has_kernels", "rotary": "mrope_positions",
     "tensor_parallel": "split", "vision": "VisionTower",
 }  # fmt: skip
@@ -63,3 +64,26 @@ def test_renamed_things_are_found_by_their_old_names():
     from m0.engine.batch import CachedPrefix
 
     assert DocumentState is CachedPrefix
+
+
+def test_renamed_names_of_explanations_work_with_a_warning(nano):
+    import m0.explain
+
+    with pytest.warns(DeprecationWarning, match="beside_ranking is now note_ranking_score") as caught:
+        assert m0.explain.beside_ranking is m0.explain.note_ranking_score
+    assert caught[0].filename == __file__
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        _ = m0.explain.nothing_of_that_name
+    picture = {"image": noise(56, 56)}
+    explanation = nano.explain("a heart", picture, "gradient_input", pixels=True)
+    for thing in (explanation, explanation.pictures[0]):
+        with pytest.warns(DeprecationWarning, match="fine is now pixel_relevance") as caught:
+            assert thing.fine is thing.pixel_relevance is not None
+        assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_every_renamed_thing_exists(old):
+    places = [importlib.import_module(f"m0.{new}") for homes in MOVED.values() for new in homes]
+    assert any(hasattr(place, RENAMED[old]) for place in places)
+    assert not any(hasattr(place, old) for place in places)

@@ -12,7 +12,7 @@ from m0.cli.main import main
 from m0.errors import AdapterError, CheckpointError, ConfigError, DownloadError, ImageError, InputError
 from m0.evaluate import Dataset, evaluate, load_contrasts, read_run, write_run
 from m0.inputs.images import prepare_picture
-from m0.paths import literal, path_of
+from m0.paths import as_literal, path_of
 from m0.train import TrainConfig
 from m0.train.data import Examples
 from tests.conftest import noise
@@ -64,7 +64,7 @@ def test_a_file_whose_name_begins_with_a_tilde(tmp_path, monkeypatch):
     assert path_of(NOBODY, folder=tmp_path) == tmp_path / NOBODY
     assert path_of("./~") == tmp_path / "~"
     assert path_of(path_of("./~/x")) == tmp_path / "~" / "x"
-    assert literal(Path("~/x")) == tmp_path / "~" / "x"
+    assert as_literal(Path("~/x")) == tmp_path / "~" / "x"
     with pytest.raises(InputError, match="somebody whom this machine does not know"):
         path_of(NOBODY + "/x.png")
 
@@ -136,12 +136,12 @@ def test_plots(home):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    from m0.interp.grid import save
+    from m0.interp.grid import save_figure
 
-    save(Figure(), "~/plot.png")
+    save_figure(Figure(), "~/plot.png")
     assert (home / "plot.png").exists()
     with pytest.raises(InputError, match=f"^{NOBODY}/plot.png begins"):
-        save(Figure(), f"{NOBODY}/plot.png")
+        save_figure(Figure(), f"{NOBODY}/plot.png")
 
 
 def dataset_in(folder):

@@ -8,7 +8,7 @@ Two key layouts are in the wild, and both files and configs of each are read. On
     score.*                 score.*                       head.*
 
 Loading proves that every parameter was filled, from exactly one tensor of the right shape. The model is built without
-memory (on the meta device); tensors that already have the wanted type stay memory-mapped, others are converted a stretch
+memory (on the meta device); tensors that already have the wanted type stay memory-mapped, others are converted a chunk
 of the file at a time.
 """
 
@@ -31,18 +31,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from m0.checkpoints.picture_files import load_image_settings as load_image_settings
-from m0.checkpoints.picture_files import picture_files
+from m0.checkpoints.image_settings import image_settings_files
+from m0.checkpoints.image_settings import load_image_settings as load_image_settings
 from m0.errors import CheckpointError
 from m0.inputs.images import ImageSettings
 from m0.json_part import read_object
 from m0.model.config import RerankerConfig
-from m0.model.defaulted import counted_by, shaped_by, with_defaults_of
+from m0.model.missing_keys import keys_of_count, keys_of_shape, note_file_defaults
 from m0.model.reranker_model import RerankerModel
 from m0.paths import path_of
 
 # Longest prefix first: "model." would swallow the newer layout's.
-PREFIXES = (
+KEY_PREFIXES = (
     ("model.language_model.", "decoder."),
     ("model.visual.", "vision."),
     ("model.", "decoder."),
@@ -52,7 +52,7 @@ PREFIXES = (
 )
 HUB_PREFIXES = {"decoder.": "model.", "vision.": "visual.", "head.": "score."}
 NESTED_PREFIXES = {"decoder.": "model.language_model.", "vision.": "model.visual.", "head.": "score."}
-IGNORED = ("lm_head.", "model.lm_head.")
+IGNORED_PREFIXES = ("lm_head.", "model.lm_head.")
 """The vocabulary projection, which ranking does not use."""
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 """Tables that old versions stored and that are computed here."""
@@ -61,15 +61,15 @@ WEIGHTS, INDEX, CONFIG, TOKENIZER = "model.safetensors", "model.safetensors.inde
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 FLOAT_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CONVERT_BYTES = 32 * 2**20
+CONVERT_CHUNK_BYTES = 32 * 2**20
 """How much of a file is mapped at a time while converting, so that pages already read do not pile up."""
 
 
 def our_key(key: str) -> str | None:
     """The model's name of a tensor of either layout; None where it is not used."""
-    if key.startswith(IGNORED) or key.endswith(IGNORED_SUFFIXES):
+    if key.startswith(IGNORED_PREFIXES) or key.endswith(IGNORED_SUFFIXES):
         return None
-    for theirs, ours in PREFIXES:
+    for theirs, ours in KEY_PREFIXES:
         if key.startswith(theirs):
             return ours + key[len(theirs) :]
     return key
@@ -94,7 +94,7 @@ class StoredTensor:
     """As safetensors names it: F32, BF16, ..."""
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(self.type, 1)
         return width * int(torch.Size(self.shape).numel())
 
@@ -172,14 +172,14 @@ def open_safetensors(file: Path) -> Any:
 
 def parameter_shapes(config: RerankerConfig) -> dict[str, torch.Size]:
     """Name and shape of every parameter of a model of this config, without building it in memory."""
-    return _shapes(_without_memory(config))
+    return _shapes(_build_on_meta(config))
 
 
 def _shapes(model: RerankerModel) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in model.state_dict().items()}
 
 
-def _without_memory(config: RerankerConfig) -> RerankerModel:
+def _build_on_meta(config: RerankerConfig) -> RerankerModel:
     with torch.device("meta"), _NoInitialisation():
         return RerankerModel(config)
 
@@ -193,14 +193,14 @@ def match_tensors(tensors: list[StoredTensor], expected: Mapping[str, torch.Size
             continue
         if key not in expected:
             message = f"{tensor.file} has an unexpected tensor {tensor.key} of shape {list(tensor.shape)}."
-            raise CheckpointError(with_defaults_of(message, origin / CONFIG, counted_by(key)))
+            raise CheckpointError(note_file_defaults(message, origin / CONFIG, keys_of_count(key)))
         if key in matched:
-            raise CheckpointError(_twice(matched[key], tensor))
+            raise CheckpointError(_repeat_message(matched[key], tensor))
         if tensor.shape != tuple(expected[key]):
             message = (
                 f"{tensor.file}: {tensor.key} has shape {list(tensor.shape)}, but the config asks for {list(expected[key])}."
             )
-            raise CheckpointError(with_defaults_of(message, origin / CONFIG, shaped_by(key)))
+            raise CheckpointError(note_file_defaults(message, origin / CONFIG, keys_of_shape(key)))
         if tensor.type not in FLOAT_TYPES:
             raise CheckpointError(
                 f"{tensor.file}: {tensor.key} has type {tensor.type}, but must be one of {list(FLOAT_TYPES)}."
@@ -209,11 +209,11 @@ def match_tensors(tensors: list[StoredTensor], expected: Mapping[str, torch.Size
     if missing := [key for key in expected if key not in matched]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         message = f"{origin} lacks the tensor {their_key(missing[0])}{more}."
-        raise CheckpointError(with_defaults_of(message, origin / CONFIG, counted_by(missing[0])))
+        raise CheckpointError(note_file_defaults(message, origin / CONFIG, keys_of_count(missing[0])))
     return matched
 
 
-def _twice(first: StoredTensor, second: StoredTensor) -> str:
+def _repeat_message(first: StoredTensor, second: StoredTensor) -> str:
     if first.file == second.file:
         return f"{second.file}: {first.key} and {second.key} are the same parameter twice."
     names = first.key if first.key == second.key else f"{first.key} and {second.key}"
@@ -228,28 +228,28 @@ def read_tensors(
     for key, tensor in matched.items():
         by_file.setdefault(tensor.file, []).append((key, tensor))
     for file, members in by_file.items():
-        stay = [pair for pair in members if device.type == "cpu" and dtype in (None, FLOAT_TYPES[pair[1].type])]
+        unconverted = [pair for pair in members if device.type == "cpu" and dtype in (None, FLOAT_TYPES[pair[1].type])]
         with open_safetensors(file) as handle:
-            for key, tensor in stay:
+            for key, tensor in unconverted:
                 yield key, handle.get_tensor(tensor.key)
-        kept = {key for key, _ in stay}
-        for stretch in _stretches([pair for pair in members if pair[0] not in kept]):
+        unconverted_keys = {key for key, _ in unconverted}
+        for chunk in _chunks([pair for pair in members if pair[0] not in unconverted_keys]):
             with open_safetensors(file) as handle:
-                for key, tensor in stretch:
+                for key, tensor in chunk:
                     yield key, handle.get_tensor(tensor.key).to(device=device, dtype=dtype)
 
 
-def _stretches(members: list[tuple[str, StoredTensor]]) -> Iterator[list[tuple[str, StoredTensor]]]:
-    stretch: list[tuple[str, StoredTensor]] = []
+def _chunks(members: list[tuple[str, StoredTensor]]) -> Iterator[list[tuple[str, StoredTensor]]]:
+    chunk: list[tuple[str, StoredTensor]] = []
     size = 0
     for pair in members:
-        if stretch and size + pair[1].bytes > CONVERT_BYTES:
-            yield stretch
-            stretch, size = [], 0
-        stretch.append(pair)
-        size += pair[1].bytes
-    if stretch:
-        yield stretch
+        if chunk and size + pair[1].num_bytes > CONVERT_CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(pair)
+        size += pair[1].num_bytes
+    if chunk:
+        yield chunk
 
 
 def load_checkpoint(directory: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> RerankerModel:
@@ -263,7 +263,7 @@ def load_checkpoint(directory: Path, dtype: torch.dtype | None = None, device: t
     Raises ConfigError and CheckpointError, one sentence naming file and key.
     """
     config = RerankerConfig.load(directory)
-    model = _without_memory(config)
+    model = _build_on_meta(config)
     matched = match_tensors(list_tensors(directory), _shapes(model), directory)
     state = dict(read_tensors(matched, dtype, torch.device(device)))
     model.load_state_dict(state, strict=True, assign=True)
@@ -281,7 +281,7 @@ def save_checkpoint(
 ) -> None:
     """Write config, weights, picture settings and tokenizer in a form that this loader and transformers read.
 
-    Each file is written beside its place and then moved there, so that what stood there stays whole until then. `layout`
+    Each file is written under a temporary name and then moved into place, so that an older file stays whole until then. `layout`
     is "hub" (as the released files) or "nested" (as newer transformers). Raises CheckpointError where writing fails.
     """
     directory = path_of(directory, CheckpointError)
@@ -296,7 +296,7 @@ def save_checkpoint(
     settings = image_settings or ImageSettings()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        pictures = picture_files(directory, settings, model.config.vision)
+        pictures = image_settings_files(directory, settings, model.config.vision)
         _write_weights(directory, tensors, max_shard_bytes)
         for path, content in {directory / CONFIG: config, **pictures}.items():
             _write_json(path, content)
@@ -317,7 +317,7 @@ def _write_weights(directory: Path, tensors: dict[str, Tensor], max_shard_bytes:
         shards[-1][key] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        write_beside(directory / WEIGHTS, partial(_save_shard, shards[0]))
+        write_atomically(directory / WEIGHTS, partial(_save_shard, shards[0]))
         (directory / INDEX).unlink(missing_ok=True)
         return
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
@@ -325,7 +325,7 @@ def _write_weights(directory: Path, tensors: dict[str, Tensor], max_shard_bytes:
     total = sum(tensor.nbytes for tensor in tensors.values())
     with contextlib.ExitStack() as moves:  # all are written before the first is moved into place
         for name, shard in zip(names, shards, strict=True):
-            moves.enter_context(written_beside(directory / name, partial(_save_shard, shard)))
+            moves.enter_context(atomic_write(directory / name, partial(_save_shard, shard)))
     _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     (directory / WEIGHTS).unlink(missing_ok=True)
 
@@ -336,7 +336,7 @@ def _save_shard(tensors: dict[str, Tensor], path: str) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_beside(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 class _NoInitialisation(TorchFunctionMode):
@@ -352,15 +352,15 @@ class _NoInitialisation(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def write_beside(path: Path, write: Callable[[str], Any]) -> None:
-    """Write a file beside its place and move it there, so that nobody ever reads half of one."""
-    with written_beside(path, write):
+def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
+    """Write a file under a temporary name and move it into place, so that nobody ever reads half of one."""
+    with atomic_write(path, write):
         pass
 
 
 @contextlib.contextmanager
-def written_beside(path: Path, write: Callable[[str], Any]) -> Iterator[None]:
-    """Write a file beside its place, and move it there at the end of the `with` block; after an error nothing is left of it."""
+def atomic_write(path: Path, write: Callable[[str], Any]) -> Iterator[None]:
+    """Write a file under a temporary name, and move it into place at the end of the `with` block; after an error nothing is left of it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:

@@ -7,15 +7,23 @@ import re
 from pathlib import Path
 
 from m0.checkpoints.files import CONFIG, INDEX, WEIGHTS
-from m0.checkpoints.picture_files import PREPROCESSOR, PROCESSOR
+from m0.checkpoints.image_settings import PREPROCESSOR_FILE, PROCESSOR_FILE
 from m0.errors import DownloadError
 from m0.paths import path_of
 
-SHIPPED = "m0-nano"
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", CONFIG, "tokenizer*.json", PREPROCESSOR, PROCESSOR, "*.md"]
+SHIPPED_MODEL = "m0-nano"
+DOWNLOAD_PATTERNS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    CONFIG,
+    "tokenizer*.json",
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    "*.md",
+]
 """What a download takes: weights, sizes, tokenizer, picture settings, model card. Never code, never pickles."""
-WINNERS = ((WEIGHTS, INDEX), (PROCESSOR, PREPROCESSOR))
-"""Where both are there, the first is read and the second is not."""
+PRECEDENCE = ((WEIGHTS, INDEX), (PROCESSOR_FILE, PREPROCESSOR_FILE))
+"""Pairs of files: where a directory has both, the first is read and the second is not."""
 
 
 def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -37,16 +45,16 @@ def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     except DownloadError:
         raise
     except (OSError, ValueError) as error:
-        raise DownloadError(f"the model {_short(str(name))} cannot be looked for: {error}.") from None
-    if text == SHIPPED or (text and is_directory):
+        raise DownloadError(f"the model {_shorten(str(name))} cannot be looked for: {error}.") from None
+    if text == SHIPPED_MODEL or (text and is_directory):
         if revision is not None:
             raise DownloadError(f"{text} is on this machine; revision {revision!r} goes with a hub id only.")
-        return _shipped() if text == SHIPPED else path
+        return _shipped_directory() if text == SHIPPED_MODEL else path
     if exists and text:
         raise DownloadError(f"{text} is a file; give the directory that holds {CONFIG} and the weights.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith((".", "/", "~")):
         raise DownloadError(
-            f"{_short(text)!r} is neither {SHIPPED!r}, nor a directory, nor a hub id such as 'jinaai/jina-reranker-m0'."
+            f"{_shorten(text)!r} is neither {SHIPPED_MODEL!r}, nor a directory, nor a hub id such as 'jinaai/jina-reranker-m0'."
         )
     fetched = default_target(text, revision)
     if (fetched / CONFIG).exists():
@@ -70,17 +78,17 @@ def default_target(name: str, revision: str | None = None) -> Path:
     return Path("weights") / owner / (model if revision is None else f"{model}@{revision.replace('/', '_')}")
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:60]}..."
 
 
-def _shipped() -> Path:
-    here = Path(__file__).resolve().parent.parent
+def _shipped_directory() -> Path:
+    package = Path(__file__).resolve().parent.parent
     # Inside an installed wheel, or beside the package in a checkout.
-    for folder in (here / "weights" / SHIPPED, here.parent / "weights" / SHIPPED):
+    for folder in (package / "weights" / SHIPPED_MODEL, package.parent / "weights" / SHIPPED_MODEL):
         if (folder / CONFIG).exists():
             return folder
-    raise DownloadError(f"{SHIPPED} is not part of this installation of m0.")
+    raise DownloadError(f"{SHIPPED_MODEL} is not part of this installation of m0.")
 
 
 def _download(name: str, revision: str | None, target: Path | None) -> Path:
@@ -88,19 +96,19 @@ def _download(name: str, revision: str | None, target: Path | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        path = Path(snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS))
-        doubtful = [pair for pair in WINNERS if target is not None and all((path / file).exists() for file in pair)]
-        files = HfApi().model_info(name, revision=revision).siblings or () if doubtful else ()
+        path = Path(snapshot_download(name, revision=revision, local_dir=target, allow_patterns=DOWNLOAD_PATTERNS))
+        conflicting = [pair for pair in PRECEDENCE if target is not None and all((path / file).exists() for file in pair)]
+        files = HfApi().model_info(name, revision=revision).siblings or () if conflicting else ()
     except Exception as error:  # the client has a family of errors of its own, and its transport another
-        raise DownloadError(f"{name} cannot be fetched: {_reason(error, name, revision)}.") from None
-    held = {file.rfilename for file in files}
-    for winner, loser in doubtful:  # an earlier download leaves what the model has no more
-        if winner not in held:
+        raise DownloadError(f"{name} cannot be fetched: {_failure_reason(error, name, revision)}.") from None
+    hub_files = {file.rfilename for file in files}
+    for winner, loser in conflicting:  # an earlier download leaves what the model has no more
+        if winner not in hub_files:
             raise DownloadError(f"{path / winner} is not part of {name}, but would be read in place of its {loser}; remove it.")
     return path
 
 
-def _reason(error: Exception, name: str, revision: str | None) -> str:
+def _failure_reason(error: Exception, name: str, revision: str | None) -> str:
     kind = type(error).__name__
     reasons = {
         "RepositoryNotFoundError": "the hub has no such model, or it is private",

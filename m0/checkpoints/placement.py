@@ -32,24 +32,24 @@ def parse_device(device: str | torch.device | None) -> torch.device:
 
 def parse_dtype(dtype: str | torch.dtype | None, device: torch.device, directory: Path) -> torch.dtype | None:
     if dtype is not None and dtype != "auto":
-        return known_dtype(dtype)
+        return dtype_by_name(dtype)
     if device.type == "cuda":
         return torch.bfloat16
-    return None if computes_bfloat16() and stored_as_bfloat16(directory) else torch.float32
+    return None if has_native_bfloat16() and is_stored_in_bfloat16(directory) else torch.float32
 
 
-def known_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def dtype_by_name(dtype: str | torch.dtype) -> torch.dtype:
     names = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if (found := names.get(str(dtype).removeprefix("torch."))) is None:
         raise InputError(f"dtype is {dtype!r}, but must be one of {list(names)}, or None.")
     return found
 
 
-def computes_bfloat16() -> bool:
+def has_native_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 natively; where it does not, float32 is faster and more exact."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
 
 
-def stored_as_bfloat16(directory: Path) -> bool:
+def is_stored_in_bfloat16(directory: Path) -> bool:
     return all(tensor.type == "BF16" for tensor in list_tensors(directory))

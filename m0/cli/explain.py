@@ -45,7 +45,7 @@ def _settings(options: argparse.Namespace, method: str) -> dict[str, Any]:
 
 
 def _check_output_paths(options: argparse.Namespace) -> None:
-    """Whether the page and the pictures can be written shows before the work."""
+    """Check before the work that the page and the pictures can be written. Raises InputError."""
     options.html, options.png = (path and path_of(path) for path in (options.html, options.png))
     if options.html and not options.html.absolute().parent.is_dir():
         raise InputError(f"{options.html} cannot be written: its folder does not exist.")
@@ -59,7 +59,7 @@ def _explain_sources(
     options: argparse.Namespace, ranked: RankedSources, method: str, settings: dict[str, Any]
 ) -> tuple[RankedSources, list[Explanation]]:
     """The documents that could be explained, and their explanations; the others are failures, too."""
-    from m0.explain import beside_ranking
+    from m0.explain import note_ranking_score
 
     explanations, rows = [], []
     bar = Progress(len(ranked.rows), "explaining", needs_progress_bar(len(ranked.rows)))
@@ -74,7 +74,7 @@ def _explain_sources(
             continue
         finally:
             bar.advance()
-        explanations.append(beside_ranking(explanation, result.logit, result.score))
+        explanations.append(note_ranking_score(explanation, result.logit, result.score))
         rows.append((number, source, result))
     bar.close()
     return replace(ranked, rows=rows), explanations
@@ -82,7 +82,7 @@ def _explain_sources(
 
 def _show(options: argparse.Namespace, ranked: RankedSources, explanations: list[Explanation]) -> None:
     from m0.explain.html import page
-    from m0.explain.show import printable
+    from m0.explain.show import replace_control_characters
 
     rows = ranked.rows
     names = [source.name for _, source, _ in rows]
@@ -95,7 +95,7 @@ def _show(options: argparse.Namespace, ranked: RankedSources, explanations: list
         print(format_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
     else:
         for place, (name, explanation) in enumerate(zip(names, explanations, strict=True), 1):
-            print(f"{place}. {printable(name)}\n{textwrap.indent(str(explanation), '   ')}\n")
+            print(f"{place}. {replace_control_characters(name)}\n{textwrap.indent(str(explanation), '   ')}\n")
     if options.html and rows:
         page(explanations, options.html, names=names)
     if options.png:

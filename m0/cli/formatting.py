@@ -28,7 +28,7 @@ def format_table(rows: Sequence[tuple[float, str, str]], logits: Sequence[float]
     """
     if not rows:
         return ""
-    from m0.explain.show import printable  # here, so that the command line's help comes at once
+    from m0.explain.show import replace_control_characters  # here, so that the command line's help comes at once
 
     scores = [f"{score:6.4f}" for score, _, _ in rows]
     if logits is not None and _hides_order(scores, logit_texts := [f"{logit:8.4f}" for logit in logits]):
@@ -41,10 +41,12 @@ def format_table(rows: Sequence[tuple[float, str, str]], logits: Sequence[float]
     text_width = max(10, columns - name_width - len(header) - 7)
     lines = [f"{header}  {_fit('name', name_width)}  document"]
     for rank, (score, (_, name, words)) in enumerate(zip(scores, rows, strict=True), 1):
-        name = printable(name)
+        name = replace_control_characters(name)
         if _width(name) > name_width:
             name = "…" + name[-(name_width - 1) :]
-        lines.append(f"{rank:>4}  {score}  {_fit(name, name_width)}  {_fit(printable(words), text_width).rstrip()}")
+        lines.append(
+            f"{rank:>4}  {score}  {_fit(name, name_width)}  {_fit(replace_control_characters(words), text_width).rstrip()}"
+        )
     return "\n".join(lines)
 
 

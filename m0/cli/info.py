@@ -29,7 +29,7 @@ def run_info(options: argparse.Namespace) -> int:
         return 0
     vision, decoder = config.vision, config.decoder
     embeddings = shapes["decoder.embed_tokens.weight"].numel()
-    stored = sum(tensor.bytes for tensor in matched.values())
+    stored = sum(tensor.num_bytes for tensor in matched.values())
     print(
         textwrap.dedent(f"""\
         {directory}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import InputError
-from m0.inputs.texts import PICTURE_OR_TEXT, decode, kind_by_name, read_bytes
-from m0.paths import literal, path_of
+from m0.inputs.texts import NEITHER_PICTURE_NOR_TEXT, decode, kind_by_name, read_bytes
+from m0.paths import as_literal, path_of
 
 MAX_NAMED_KINDS = 8
 """How many kinds of files that were left out a message names."""
@@ -105,7 +105,7 @@ def _read_directory(path: Path, notify: Callable[[str], None]) -> Iterator[Sourc
         left_out["hidden file"] += sum(name.startswith(".") for name in names)
         folders[:] = [name for name in folders if not name.startswith(".")]
         left_out["linked folder"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
-        files += [literal(Path(folder, name)) for name in names if not name.startswith(".")]
+        files += [as_literal(Path(folder, name)) for name in names if not name.startswith(".")]
     for error in unreadable:
         yield Source(str(error.filename), error=f"{error.filename} cannot be read: {error.strerror}.")
     usable: list[Path] = []
@@ -164,7 +164,7 @@ def _read_file(path: Path, name: str) -> Iterator[Source]:
         if kind is None and not lines and _is_picture(path, data):
             yield Source(str(path), {"image": str(path)})
             return
-        text = decode(data, str(path), PICTURE_OR_TEXT)
+        text = decode(data, str(path), NEITHER_PICTURE_NOR_TEXT)
     except InputError as error:
         yield Source(str(path), error=str(error))
         return

@@ -23,7 +23,7 @@ from m0.model.reranker_model import RerankerModel
 from m0.model.rotary import Grid
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
-"""Tokens that go through the model at a time unless told otherwise: what a CPU's cache holds, and what fills a GPU."""
+"""Tokens that go through the model at a time by default: what a CPU's cache holds, and what fills a GPU."""
 MIN_SHARED_TOKENS = 8
 """Sharing less than this does not pay for the bookkeeping."""
 Precision = Literal["same", "bfloat16", "int8"]
@@ -32,7 +32,7 @@ scale for each token and head."""
 
 
 def tokens_at_a_time(batch_tokens: int | None, device: torch.device) -> int:
-    """How many tokens go through the model at a time: as told, or what suits the device. Raises InputError for less than 1."""
+    """How many tokens go through the model at a time: `batch_tokens`, or the device's default. Raises InputError for less than 1."""
     if batch_tokens is not None:
         return whole_number(batch_tokens, "batch_tokens")
     return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
@@ -178,7 +178,7 @@ class Batch:
         return cls(
             to_device(torch.cat(token_ids), device),
             to_device(torch.cat(positions, dim=1), device),
-            Packing(lengths, causal=True, parents=parents, device=device, kept=len(cached)),
+            Packing(lengths, causal=True, prefix_of=parents, device=device, num_cached=len(cached)),
             to_device(torch.tensor(final_sequences), device),
             pictures,
             tuple(prefix for prefix, _ in cached),
@@ -215,12 +215,12 @@ class Batch:
         if self.cached_prefixes:
             cached_layers = CachedLayers(self.cached_prefixes, self.packing.lengths[: len(self.cached_prefixes)], embeddings)
         hidden_states = model.decoder(embeddings, self.positions, self.packing, not every_token, cached_layers, depth)
-        return model.head((hidden_states[self.packing.last] if every_token else hidden_states)[self.final_sequences])
+        return model.head((hidden_states[self.packing.last_rows] if every_token else hidden_states)[self.final_sequences])
 
 
 def compute_prefixes(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[CachedPrefix]:
     """What precedes the query of each prompt, computed together. `image_features`: visual tokens of the documents' pictures."""
-    lengths = [encoding.document_tokens for encoding in encodings]
+    lengths = [encoding.num_prefix_tokens for encoding in encodings]
     ids = torch.cat([encoding.token_ids[:length] for encoding, length in zip(encodings, lengths, strict=True)])
     positions = torch.cat([encoding.positions[:, :length] for encoding, length in zip(encodings, lengths, strict=True)], dim=1)
     embeddings = model.embed(to_device(ids, model.device), image_features)

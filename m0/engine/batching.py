@@ -32,7 +32,7 @@ def batches(
         for part, part_members in enumerate(_split_group(own_tokens)):
             tokens = sum(own_tokens[number] for number in part_members) + (0 if is_cached else shared_tokens)
             # Cached documents cost no tokens, but memory.
-            cached_here = first.document_tokens if is_cached else 0
+            cached_here = first.num_prefix_tokens if is_cached else 0
             # A second part of a group in the same batch would join the first.
             full = size + tokens > batch_tokens or (is_cached and cached_tokens + cached_here > CHUNK_BATCHES * batch_tokens)
             if batch and (full or part):

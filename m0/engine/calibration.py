@@ -34,7 +34,7 @@ EXAMPLE_PAIRS = [
 ]
 """(query, document) pairs that calibrate a model when the user gives none."""
 EXAMPLE_BATCH_TOKENS = 1024
-"""Of it at a time, for gradients keep every layer's outputs."""
+"""Tokens of the examples that go through the model at a time: gradients need every layer's outputs in memory."""
 DEFAULT_UNQUANTIZED_SHARE = 0.3
 """Share of the weights that stays unquantized when the user gives none."""
 
@@ -68,7 +68,7 @@ def quantize_with_examples(
     example_batches = []
     if how != "float8":  # which needs no examples, and has no groups
         settings = host.image_settings
-        if examples is None:  # which are no bombs, whatever is told of others
+        if examples is None:  # these are no decompression bombs, whatever the user's limit is
             settings = replace(settings, max_image_pixels=ImageSettings.max_image_pixels)
         encodings = encode_pairs(host.prompt, EXAMPLE_PAIRS if examples is None else examples, Limits(), settings).encodings
         example_batches = [

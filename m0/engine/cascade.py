@@ -1,8 +1,8 @@
-"""Fewer full scores: a cheap first look at all documents, the full model for the best of them.
+"""Fewer full scores: a cheap draft score of all documents, the full model for the best of them.
 
 reranker.rank(query, documents, cascade=Cascade(keep=20, depth=14))
 
-The first look reads the ranking head after some of the decoder's layers (as `m0.interp.score_lens` does), shows pictures smaller,
+The draft score reads the ranking head after some of the decoder's layers (as `m0.interp.score_lens` does), shows pictures smaller,
 or both. It is an approximation: a document that it places too low is not scored in full, and results say which were not.
 scripts/bench/cascade.py measures what it costs and saves on m0-nano.
 """
@@ -19,7 +19,7 @@ from m0.inputs.prompt import Part, whole_number
 
 @dataclass(frozen=True)
 class Cascade:
-    """How the first look is made, and how many documents are scored in full after it."""
+    """How draft scores are made, and how many documents are scored in full after them."""
 
     keep: int = 10
     depth: int | None = None

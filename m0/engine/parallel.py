@@ -57,7 +57,7 @@ def use_cores(threads: int | None = None) -> None:
     """Have PyTorch compute with so many threads; None: as many as OMP_NUM_THREADS says, or else as it would, but no more than
     `usable_cores`, for threads beyond those wait for each other.
 
-    Raises InputError where `threads` is below 1 or above MOST_THREADS.
+    Raises InputError where `threads` is below 1 or above MAX_THREADS.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads is {threads}, but must be at least 1 and at most {MAX_THREADS}.")

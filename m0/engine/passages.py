@@ -36,5 +36,7 @@ def encode_passage(
     units = units_of(document, host.image_settings, passages, host.prompt.tokenizer)
     number = 1 if passage is None else passage.number
     if number > len(units):
-        raise InputError(f"the document has {len(units)} passages now, and had {passage.count if passage else 1} when it was ranked.")
+        raise InputError(
+            f"the document has {len(units)} passages now, and had {passage.count if passage else 1} when it was ranked."
+        )
     return host.prompt.encode(query, units[number - 1].read(), limits)

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from m0.checkpoints.files import open_safetensors, write_beside
+from m0.checkpoints.files import open_safetensors, write_atomically
 from m0.engine.batch import CachedPrefix, Precision
 from m0.errors import CheckpointError, InputError
 from m0.inputs.prompt import whole_number
@@ -52,7 +52,7 @@ class Counts:
     dropped: int = 0
     """Put out of memory for lack of room, the least recently used first."""
     refused: int = 0
-    """Not kept in memory for lack of room, since all that were there had been asked for since these were last."""
+    """Not kept in memory for lack of room: all that were there had been asked for more recently."""
     damaged: int = 0
     """Files that were cut short or changed; they are computed and written anew."""
     unwritten: int = 0
@@ -264,7 +264,7 @@ class DocumentCache:
         if prefix.scales is not None:
             tensors["scales"] = prefix.scales.cpu().contiguous()
         try:
-            write_beside(self._path(key), lambda path: save_file(tensors, path, metadata=metadata))
+            write_atomically(self._path(key), lambda path: save_file(tensors, path, metadata=metadata))
         except (OSError, SafetensorError):
             self.counts.unwritten += 1
 

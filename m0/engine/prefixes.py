@@ -34,7 +34,7 @@ from m0.engine.prefix_cache import CacheCall, DocumentCache, Key
 from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError
-from m0.inputs.ahead import encode_document, read_ahead, warn_of_files
+from m0.inputs.ahead import encode_document, read_ahead, warn_if_files
 from m0.inputs.passages import PAGES, Passages
 from m0.inputs.prompt import Encoding, Limits
 from m0.model.attention import group_equal
@@ -83,10 +83,10 @@ def find_cacheable(encodings: list[Encoding], lookup: CacheLookup) -> set[Key]:
     """Keys of the prefixes that are cached or worth caching: long enough, and seen in an earlier call, kept on disk anyway, or asked for
     by many queries."""
     documents, call = lookup.documents, lookup.call
-    lengths = {encoding.document_key: encoding.document_tokens for encoding in encodings}
+    lengths = {encoding.document_key: encoding.num_prefix_tokens for encoding in encodings}
     query_tokens: Counter[Key] = Counter()
     for encoding in encodings:
-        query_tokens[encoding.document_key] += len(encoding) - encoding.document_tokens
+        query_tokens[encoding.document_key] += len(encoding) - encoding.num_prefix_tokens
     seen_before = {key for key in lengths if documents.note_request(key, call)}
 
     def is_worth_caching(key: Key) -> bool:
@@ -114,8 +114,8 @@ def get_or_compute_prefixes(
     missing = [encoding for key, encoding in by_key.items() if key not in prefixes_by_key]
     while missing:
         count, size = 0, 0
-        while count < len(missing) and (not count or size + missing[count].document_tokens <= batch_tokens):
-            size += missing[count].document_tokens
+        while count < len(missing) and (not count or size + missing[count].num_prefix_tokens <= batch_tokens):
+            size += missing[count].num_prefix_tokens
             count += 1
         chunk, missing = missing[:count], missing[count:]
         features = pictures.get_or_compute([p for e in chunk for p in e.pictures[: e.document_pictures]])
@@ -138,7 +138,7 @@ def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOption
         raise InputError("there is no room to keep documents: max_bytes is 0 and there is no folder.")
     pictures = VisualFeatures(host.model, host.sessions)
     lookup = begin_lookup(host, pictures, explicit=True)
-    warn_of_files(documents)
+    warn_if_files(documents)
     computed_before = host.documents.counts.computed
     bar = Progress(len(documents), "reading", run.progress)
     with torch.inference_mode():

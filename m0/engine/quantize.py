@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from m0.engine.batch import Batch
 from m0.errors import InputError, M0Error
 from m0.model.fused import Fusible
-from m0.model.linear import MIN_ROWS, WIDENED, Linear, QuantizedLinear, float32_is_faster, is_quantized
+from m0.model.linear import MIN_UPCAST_ROWS, UPCAST_CHUNK_NUMBERS, Linear, QuantizedLinear, float32_is_faster, is_quantized
 from m0.model.reranker_model import RerankerModel
 
 Quantization = Literal["int8", "int8-weights", "float8"]
@@ -92,13 +92,13 @@ class Float8Linear(QuantizedLinear):
 class Int8Linear(QuantizedLinear):
     """y = x W^T + b with W in 8 bits, and x too unless `weights_only`.
 
-    `largest`: of each input in some prompts, (inputs,); None: all are taken to be alike. `groups`: inputs are sorted by it and cut
+    `largest`: of each input in some prompts, (inputs,); None: all are taken to be equally large. `groups`: inputs are sorted by it and cut
     into so many parts, each with scales of its own.
     """
 
     def __init__(self, linear: nn.Linear, weights_only: bool, largest: Tensor | None = None, groups: int = 1) -> None:
         super().__init__(linear)
-        self.weights_only, self.bound = weights_only, not weights_only
+        self.weights_only, self.stays_on_device = weights_only, not weights_only
         weight = linear.weight.detach().float()
         self.outliers: Tensor
         self.apart: Tensor | None
@@ -152,11 +152,11 @@ class Int8Linear(QuantizedLinear):
         return result.view(*x.shape[:-1], self.out_features)
 
     def _multiply_unrounded(self, rows: Tensor) -> Tensor:
-        """The product with the rows as they are. On a CPU few weights are widened at a time, as `by_float32` does."""
+        """The product with the rows as they are. On a CPU few weights are widened at a time, as `linear_in_float32` does."""
         rounded, step = cast(Tensor, self.rounded), self.out_features
         if rows.device.type == "cpu":
-            step = max(64, WIDENED // self.in_features)
-            if rows.dtype == torch.bfloat16 and len(rows) >= MIN_ROWS and float32_is_faster():
+            step = max(64, UPCAST_CHUNK_NUMBERS // self.in_features)
+            if rows.dtype == torch.bfloat16 and len(rows) >= MIN_UPCAST_ROWS and float32_is_faster():
                 rows = rows.float()
         product = rows.new_empty(len(rows), self.out_features)
         for start in range(0, self.out_features, step):
@@ -279,7 +279,7 @@ def quantize(
 
     Args:
         examples: prompts that tell the layers' largest inputs, and which layers it would hurt most to round; none: columns are taken
-            to be alike. Float8 needs none.
+            to be equally large. Float8 needs none.
         groups: see `Int8Linear`.
         unquantized_share: share of the weights, of the tower's and of the decoder's, that stay unquantized, in the layers whose
             rounding would change the examples' logits most for their size.

@@ -21,11 +21,11 @@ from m0.engine.results import FailedDocument, RankedDocument, Ranking
 from m0.engine.scoring import ScoringCall, score_prompts
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError
-from m0.inputs.ahead import encode_document, read_ahead, warn_of_files
+from m0.inputs.ahead import encode_document, read_ahead, warn_if_files
 from m0.inputs.document import Document
 from m0.inputs.passages import PAGES, Passage, Passages
 from m0.inputs.prompt import Cut, CutPages, Encoding, Limits, whole_number
-from m0.inputs.reading import read_side
+from m0.inputs.reading import read_parts_and_warn
 from m0.inputs.stream import Part
 from m0.model.attention import group_equal
 from m0.model.head import relevance
@@ -199,8 +199,8 @@ def rank(
     check_ranking(host, total, on_error, cascade, limits, run)
     how = ScoringCall(run.tokens(host.model.device), run.progress, VisualFeatures(host.model, host.sessions), run.shared)
     if not isinstance(documents, Iterator):
-        warn_of_files(documents)
-    query_parts = read_side(query, "query", host.image_settings)
+        warn_if_files(documents)
+    query_parts = read_parts_and_warn(query, "query", host.image_settings)
     with closing(Progress(total, "scoring", run.progress)) as bar:
         ranker = _Ranker(host, query_parts, limits, passages, how, cascade, top_n, bar)
         error = ranker.read(documents, total, on_error)

@@ -30,7 +30,7 @@ class RankedDocument:
     cut: tuple[Cut | CutPages, ...] = ()
     """What was cut to keep within the limits, and pages of pictures' files that were not read; empty: nothing."""
     approximate: bool = False
-    """Whether it has only a cascade's first look for a score; such documents stand behind those that were scored in full."""
+    """Whether its score is only a cascade's draft score; such documents come after those that were scored in full."""
     id: str | None = None
     """Of a `Document`."""
     metadata: Mapping[str, Any] | None = field(default=None, repr=False)

@@ -11,7 +11,7 @@ from m0.engine.scoring import ScoringCall, score_pairs
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError
 from m0.inputs.ahead import encode_pairs
-from m0.inputs.listed import is_row, listed_pairs
+from m0.inputs.lists import is_collection, to_pairs
 from m0.inputs.prompt import Limits, whole_number
 from m0.model.head import relevance
 
@@ -31,11 +31,10 @@ def compute_score(
         if value not in ("text", "image"):
             raise InputError(f"{name} is {value!r}, but must be 'text' or 'image'.")
     batch_size = whole_number(batch_size, "batch_size")
-    if isinstance(pairs, list) and len(pairs) == 2 and not is_row(pairs[0]):  # a mapping is refused below
+    if isinstance(pairs, list) and len(pairs) == 2 and not is_collection(pairs[0]):  # a mapping is refused below
         pairs = [pairs]
     typed_pairs = [
-        (_as_picture_or_text(query, query_type), _as_picture_or_text(document, doc_type))
-        for query, document in listed_pairs(pairs)
+        (_as_picture_or_text(query, query_type), _as_picture_or_text(document, doc_type)) for query, document in to_pairs(pairs)
     ]
     scores: list[float] = []
     batch_size = len(typed_pairs) if host.sessions else batch_size  # who watches sees all pairs in one call

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from m0.checkpoints.mapped_memory import release
+from m0.checkpoints.mapped_memory import release_pages
 from m0.engine.prefix_cache import DocumentCache
 from m0.engine.watching import WatchingSession, compute_missing_features
 from m0.inputs.images import Picture
@@ -34,10 +34,10 @@ class VisualFeatures:
         missing_tokens = sum({p.digest: p.num_tokens for p in pictures if p.digest not in self.features}.values())
         releases_weights = missing_tokens >= MIN_TOKENS_TO_RELEASE and self.model.device.type == "cpu"
         if releases_weights:
-            release(self.model.decoder.layers.parameters())
+            release_pages(self.model.decoder.layers.parameters())
         result = compute_missing_features(self.model, self.sessions, pictures, self.features)
         if releases_weights:
-            release(self.model.vision.parameters())
+            release_pages(self.model.vision.parameters())
         for picture in pictures:
             self.features.move_to_end(picture.digest)
         while sum(map(len, self.features.values())) > MAX_CACHED_VISUAL_TOKENS and len(self.features) > 1:

@@ -1,4 +1,4 @@
-"""Who watches while prompts are scored: what scoring tells open sessions (`m0.interp.session`), and which thread each belongs to."""
+"""Open sessions (`m0.interp.session`) while prompts are scored: what scoring tells them, and which thread each belongs to."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 from m0.errors import InputError
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.files import format_count, format_ids
-from m0.inputs.listed import listed
+from m0.inputs.lists import to_list
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Candidates:
         result = cls()
         for query in dataset.queries:
             documents = dataset.corpus if candidates is None else candidates.get(query, ())
-            ids = documents if isinstance(documents, Mapping) else listed(documents, f"the candidates of {query}")
+            ids = documents if isinstance(documents, Mapping) else to_list(documents, f"the candidates of {query}")
             if wrong_ids := [document_id for document_id in ids if not isinstance(document_id, str)]:
                 raise InputError(f"the candidates of {query} hold {wrong_ids[0]!r}, but must hold ids, which are text.")
             for document in dict.fromkeys(ids):

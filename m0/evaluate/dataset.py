@@ -82,7 +82,7 @@ class Dataset:
         return cls(directory.name, corpus.contents, queries.contents, qrels, queries.languages, fingerprint, unusable, notes)
 
     def refusal(self, why: str) -> InputError:
-        """For where there will be no figures beside which the dataset's gaps are said: an error that says them, too."""
+        """An InputError with the sentence `why`, and the dataset's gaps, which may be its cause."""
         return InputError(" ".join((why, *(("The dataset has gaps:", *self.notes) if self.notes else ()))))
 
     def text(self, document: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from m0.errors import InputError
 from m0.inputs.opening import looks_like_picture, read_encoded
 from m0.inputs.texts import encoding_of
-from m0.paths import exists, literal, path_of
+from m0.paths import as_literal, exists, path_of
 
 MAX_GRADE = 1000
 """Highest grade of a judgement; trec_eval makes tables as long as that."""
@@ -99,7 +99,7 @@ def resolve_picture(image: str, directory: Path, ending: str = "") -> str:
     try:
         path = path_of(image, folder=directory)
     except InputError:  # of a user whom nobody knows: then it is a file of that name, as for a shell, and it is not there
-        path = literal(directory / image)
+        path = as_literal(directory / image)
     if ending and path.name and not path.suffix:
         path = path.with_suffix(ending)
     return image if BASE64_PATTERN.fullmatch(image) and not exists(path) and _is_picture(image) else str(path)

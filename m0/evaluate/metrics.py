@@ -49,7 +49,7 @@ def per_query(
 
 
 def _replace_scores_by_ranks(query: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """For each document its place from the end, which stands for its score: trec_eval keeps scores as float32, in which two of a
+    """Replace each document's score by its rank from the end, which orders them alike: trec_eval keeps scores as float32, in which two of a
     float64 model may be equal. (float32 counts to 16,777,216, more documents than a ranking has.)"""
     for document, score in scores.items():
         if not math.isfinite(score):

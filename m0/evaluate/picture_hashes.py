@@ -18,9 +18,9 @@ UNKNOWN_HASH = ""
 
 
 def hash_pictures(content: Any) -> str | None:
-    """SHA-256 of all that a document or query shows besides its words; None: words alone; UNKNOWN where it cannot be told.
+    """SHA-256 of all that a document or query shows besides its words; None: words alone; UNKNOWN_HASH where it cannot be known.
 
-    Raises nothing: what cannot be read is UNKNOWN.
+    Raises nothing: what cannot be read is UNKNOWN_HASH.
 
     Of a URL that is the address, for the server may be asked once only: what lies there is taken to stay.
     """

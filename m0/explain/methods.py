@@ -13,13 +13,14 @@ from m0.engine.passages import encode_best_passage
 from m0.engine.results import Ranking
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence, of_passage
 from m0.explain.report import explain_ranking
-from m0.inputs.listed import listed
+from m0.inputs.lists import to_list
 from m0.inputs.passages import Passages
 from m0.inputs.prompt import Encoding, Limits
+from m0.inputs.reading import read_parts_and_warn
 from m0.locks import uses_model
 
 
-class Explaining(Host):
+class ExplanationMixin(Host):
     """What `m0.reranker.Reranker` can say about its scores."""
 
     @uses_model
@@ -45,8 +46,9 @@ class Explaining(Host):
 
         Raises InputError.
         """
-        lengths, how = _own_limits(limits, options), Passages.of(passages)
-        asked, tokens = self.read(query, "query"), RunOptions().tokens(self.model.device)
+        lengths, how = _pop_limits(limits, options), Passages.of(passages)
+        tokens = RunOptions().tokens(self.model.device)
+        asked = read_parts_and_warn(query, "query", self.image_settings)
         encoding, passage = encode_best_passage(self, asked, document, lengths, tokens, how)
         return of_passage(explain(self, encoding, method, target, **options), passage)
 
@@ -82,8 +84,8 @@ class Explaining(Host):
 
         Returns: the ranking of what is on the page. Raises InputError (of a document with its number).
         """
-        lengths = _own_limits(limits, options)
-        given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
+        lengths = _pop_limits(limits, options)
+        given = to_list(documents)  # what gives them may wait for other calls, so this is not one yet
         with self.calls.shared():
             how = Passages.of(passages)
             return explain_ranking(self, query, given, path, top_n, method, names, on_error, lengths, options, how)
@@ -111,7 +113,7 @@ class Explaining(Host):
         return minimal_evidence(self, encoding, explain(self, encoding, method).tokens.tolist(), keep, threshold, unit)
 
 
-def _own_limits(limits: Limits | None, options: dict[str, Any]) -> Limits:
+def _pop_limits(limits: Limits | None, options: dict[str, Any]) -> Limits:
     """The limits among options, which they are taken out of."""
     names = [field.name for field in fields(Limits) if field.name in options]
     return settle(limits, None, {name: options.pop(name) for name in names})[0]

@@ -12,9 +12,9 @@ from m0.engine.passages import encode_passage
 from m0.engine.ranking import rank, remove_documents
 from m0.engine.results import Ranking
 from m0.errors import InputError
-from m0.explain import beside_ranking, explain, method_of, of_passage
+from m0.explain import explain, method_of, note_ranking_score, of_passage
 from m0.explain.html import page
-from m0.inputs.listed import listed
+from m0.inputs.lists import to_list
 from m0.inputs.passages import PAGES, Passages
 from m0.inputs.prompt import Limits
 from m0.inputs.reading import read_parts
@@ -36,7 +36,7 @@ def explain_ranking(
 ) -> Ranking:
     """As `Reranker.explain_ranking`. Raises InputError (of a document with its number)."""
     method_of(method, options)
-    path, names = path_of(path), None if names is None else listed(names, "names")
+    path, names = path_of(path), None if names is None else to_list(names, "names")
     if names is not None and len(names) != len(documents):
         raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
     ranking = rank(host, query, documents, top_n, on_error, None, limits, RunOptions(), passages)
@@ -51,7 +51,7 @@ def explain_ranking(
                 raise type(error)(f"document {result.index}: {error}") from None
             lost[result.index] = str(error)
             continue
-        explained.append(beside_ranking(found, result.logit, result.score))
+        explained.append(note_ranking_score(found, result.logit, result.score))
     ranking = remove_documents(ranking, lost)
     page(explained, path, names=[str(r.index) if names is None else names[r.index] for r in ranking])
     return ranking

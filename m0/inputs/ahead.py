@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from m0.errors import InputError
 from m0.inputs.document import Document
 from m0.inputs.images import ImageSettings
-from m0.inputs.listed import listed_pairs
+from m0.inputs.lists import to_pairs
 from m0.inputs.pages import Page
 from m0.inputs.passages import PAGES, Passage, Passages, Span, cut_parts
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder
-from m0.inputs.reading import pages_of, read_parts, read_side, warn_if_file
+from m0.inputs.reading import pages_of, read_parts, read_parts_and_warn, warn_if_file
 from m0.inputs.stream import Part
 from m0.inputs.texts import is_open_file
 
@@ -40,8 +40,8 @@ class Unit:
 class ReadUnit(NamedTuple):
     """One passage of a document, opened."""
 
-    index: int
-    """The document's place in the list."""
+    place: int
+    """Of the document in the list."""
     document: Any
     """As it was given."""
     passage: Passage | None
@@ -133,7 +133,7 @@ def read_ahead(
 
 
 def _submit(pool: ThreadPoolExecutor, work: Callable[[Any], Any], document: Any) -> Future[Any]:
-    if isinstance(document, str) or _holds_opened(document):
+    if isinstance(document, str) or _has_open_file(document):
         return _done(work(document))
     return pool.submit(work, document)
 
@@ -209,25 +209,25 @@ def encode_pairs(
     Raises InputError (of a pair with its number), one sentence.
     """
     encodings: list[Encoding] = []
-    checked = listed_pairs(pairs)
+    checked = to_pairs(pairs)
     sizes = [0] * len(checked)
     documents = [document for _, document in checked]
-    warn_of_files(documents)
+    warn_if_files(documents)
     query: list[Part] = []
     for unit in read_ahead(documents, settings, how, prompt.tokenizer):
         try:
             if isinstance(unit.parts, InputError):  # before the query is opened
                 raise unit.parts
-            if not sizes[unit.index]:
-                query = read_side(checked[unit.index][0], "query", settings)
+            if not sizes[unit.place]:
+                query = read_parts_and_warn(checked[unit.place][0], "query", settings)
             encodings.append(encode_document(prompt, query, unit.parts, limits))
         except InputError as error:
-            raise type(error)(f"pair {first + unit.index}: {error}") from None
-        sizes[unit.index] += 1
+            raise type(error)(f"pair {first + unit.place}: {error}") from None
+        sizes[unit.place] += 1
     return EncodedPairs(encodings, sizes, how)
 
 
-def warn_of_files(documents: Sequence[Any]) -> None:
+def warn_if_files(documents: Sequence[Any]) -> None:
     """Of strings that look as if a file was meant: before other threads read them, where warnings are not to be trusted."""
     for document in documents:
         content = document.content if isinstance(document, Document) else document
@@ -235,12 +235,12 @@ def warn_of_files(documents: Sequence[Any]) -> None:
             warn_if_file(content, "document")
 
 
-def _holds_opened(document: Any) -> bool:
+def _has_open_file(document: Any) -> bool:
     """Whether there is a picture in it that Pillow has opened, or an open file."""
     if isinstance(document, Document):
-        return _holds_opened(document.content)
+        return _has_open_file(document.content)
     if isinstance(document, Mapping):
-        return any(_holds_opened(value) for value in document.values())
+        return any(_has_open_file(value) for value in document.values())
     if isinstance(document, list | tuple):
-        return any(_holds_opened(value) for value in document)
+        return any(_has_open_file(value) for value in document)
     return isinstance(document, Image.Image) or is_open_file(document)

@@ -9,9 +9,9 @@ from typing import IO, Any, Literal, NamedTuple
 
 from PIL.GifImagePlugin import GifImageFile
 
-ONE_PICTURE = ("MPO", "PSD")
+SINGLE_PICTURE_FORMATS = ("MPO", "PSD")
 """Formats whose further frames are other views, previews or layers of the same picture, not pages."""
-KINDS = SUBFILE, OLD_SUBFILE = 254, 255  # TIFF 6.0's tags for what a directory shows
+SUBFILE_TAGS = SUBFILE, OLD_SUBFILE = 254, 255  # TIFF 6.0's tags for what a directory shows
 REDUCED, MASK, OLD_REDUCED = 1, 4, 2
 
 
@@ -24,8 +24,8 @@ class Frame(NamedTuple):
     """Pages or frames in the file. Thumbnails, masks, layers, and the sizes of an icon are none."""
 
 
-ALONE = Frame()
-_reading = threading.Lock()
+SINGLE_FRAME = Frame()
+_reading_lock = threading.Lock()
 
 
 def frame_of(image: Any) -> Frame:
@@ -34,23 +34,23 @@ def frame_of(image: Any) -> Frame:
     A picture whose file was closed, or that was copied from one of several frames, counts as the only one.
     """
     if image.format not in ("TIFF", "GIF"):
-        return ALONE if image.format in ONE_PICTURE else _frame(image, getattr(image, "n_frames", 1))
+        return SINGLE_FRAME if image.format in SINGLE_PICTURE_FORMATS else _current_frame(image, getattr(image, "n_frames", 1))
     # Pillow counts these by moving on and back, which throws away what the picture's owner has painted on it.
-    with _reading:
+    with _reading_lock:
         try:
             file = getattr(image, "_fp", None) or image.fp
             place = file.tell()
         except Exception:  # closed, which Pillow tells in ways of its own
-            return ALONE
+            return SINGLE_FRAME
         try:
             file.seek(0)
             pages = _tiff_pages(file) if image.format == "TIFF" else _gif_frames(file)
         finally:
             file.seek(place)
-    return _frame(image, pages)
+    return _current_frame(image, pages)
 
 
-def _frame(image: Any, pages: int) -> Frame:
+def _current_frame(image: Any, pages: int) -> Frame:
     page = image.tell() + 1
     return Frame(page, max(page, pages))
 
@@ -99,7 +99,9 @@ def tiff_directories(file: IO[bytes]) -> Iterator[Literal["page", "extra", "brok
         if room < 0 or len(entries := file.read(size)) < size:
             yield "broken"
             return
-        kinds = {tag: _number(value, kind, order) for tag, kind, _, value in entry.iter_unpack(entries) if tag in KINDS}
+        kinds = {
+            tag: _entry_value(value, kind, order) for tag, kind, _, value in entry.iter_unpack(entries) if tag in SUBFILE_TAGS
+        }
         yield "extra" if kinds.get(SUBFILE, 0) & (REDUCED | MASK) or kinds.get(OLD_SUBFILE) == OLD_REDUCED else "page"
         following = file.read(offset.size)
         if len(following) < offset.size:
@@ -108,6 +110,6 @@ def tiff_directories(file: IO[bytes]) -> Iterator[Literal["page", "extra", "brok
         (place,) = offset.unpack(following)
 
 
-def _number(value: bytes, kind: int, order: str) -> int:
+def _entry_value(value: bytes, kind: int, order: str) -> int:
     """A short (type 3) or long number; either stands at the start of its field."""
     return int(struct.unpack_from(order + ("H" if kind == 3 else "I"), value)[0])

@@ -3,8 +3,8 @@
 A letter with its marks, conjoining jamo of one syllable, an Indic conjunct, a family of emoji, a flag, CR LF. Properties are those
 of Unicode 18.0, whatever Python's own are; tests/inputs/test_graphemes.py compares them with the package regex.
 
-A cluster may be of any length: a letter may carry a thousand marks. One that takes more than LONGEST code points when decomposed is
-no character that anybody reads, and is taken apart into code points here, but not where two of them compose.
+A cluster may be of any length: a letter may carry a thousand marks. One of more than MAX_CLUSTER_CODE_POINTS when decomposed is no
+character that anybody reads, and is split into code points here, but not where two of them compose.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-LONGEST = 32
+MAX_CLUSTER_CODE_POINTS = 32
 """Code points of a cluster in NFD. Families of emoji have up to 11, stacks of Tibetan and Indic about as many."""
 
-OTHER, CR, LF, CONTROL, EXTEND, LINKER, LONE_LINKER, NON_JOINER, JOINER, FLAG, PREPEND, SPACING, L, V, T, LV, LVT = range(17)
+OTHER, CR, LF, CONTROL, EXTEND, LINKER, LONE_LINKER, ZWNJ, ZWJ, REGIONAL_INDICATOR, PREPEND, SPACING_MARK, L, V, T, LV, LVT = (
+    range(17)
+)
 PICTOGRAPH, CONSONANT = 17, 18
 """Grapheme_Cluster_Break, split by Indic_Conjunct_Break and Extended_Pictographic where the rules ask for these."""
 
-RANGES = {
+CLASS_RANGES = {
     CONTROL: (
         "0-9 B-C E-1F 7F-9F AD 61C 180E 200B 200E-200F 2028-202E 2060-206F FEFF FFF0-FFFB 13430-1343F 1BCA0-1BCA3 "
         "1D173-1D17A E0000-E001F E0080-E00FF E01F0-E0FFF"
@@ -63,7 +65,7 @@ RANGES = {
     LINKER: ("94D 9CD ACD B4D C4D D4D 1039 17D2 1A60 1B44 1BAB A9C0 AAF6 10A3F 11133 113D0 1193E 11A47 11A99 11F42"),
     LONE_LINKER: ("1CF5-1CF6 11A3A"),
     PREPEND: ("600-605 6DD 70F 890-891 8E2 D4E 110BD 110CD 111C2-111C3 113D1 1193F 11941 11A84-11A89 11D46 11F02"),
-    SPACING: (
+    SPACING_MARK: (
         "903 93B 93E-940 949-94C 94E-94F 982-983 9BF-9C0 9C7-9C8 9CB-9CC A03 A3E-A40 A83 ABE-AC0 AC9 ACB-ACC B02-B03 B40 "
         "B47-B48 B4B-B4C BBF BC1-BC2 BC6-BC8 BCA-BCC C01-C03 C41-C44 C82-C83 CBE CC1 CC3-CC4 CF3 D02-D03 D3F-D40 D46-D48 "
         "D4A-D4C D82-D83 DD0-DD1 DD8-DDE DF2-DF3 E33 EB3 F3E-F3F F7F 1031 103B-103C 1056-1057 1084 17B6 17BE-17C5 "
@@ -107,27 +109,27 @@ RANGES = {
 }
 
 
-def _properties() -> NDArray[np.uint8]:
+def _break_classes() -> NDArray[np.uint8]:
     """The class of every code point, (0x110000,)."""
     table = np.zeros(0x110000, dtype=np.uint8)
-    for kind, ranges in RANGES.items():
+    for break_class, ranges in CLASS_RANGES.items():
         for item in ranges.split():
             first, _, last = item.partition("-")
-            table[int(first, 16) : int(last or first, 16) + 1] = kind
+            table[int(first, 16) : int(last or first, 16) + 1] = break_class
     table[0xAC00:0xD7A4] = LVT
     table[0xAC00:0xD7A4:28] = LV
-    table[0x1F1E6:0x1F200] = FLAG
-    table[[0x0D, 0x0A, 0x200C, 0x200D]] = CR, LF, NON_JOINER, JOINER
+    table[0x1F1E6:0x1F200] = REGIONAL_INDICATOR
+    table[[0x0D, 0x0A, 0x200C, 0x200D]] = CR, LF, ZWNJ, ZWJ
     return table
 
 
-def _pairs() -> NDArray[np.bool_]:
+def _no_break_pairs() -> NDArray[np.bool_]:
     """Whether there is no break between two classes, whatever stands around them: rules GB3 to GB9b."""
     pairs = np.zeros((19, 19), dtype=bool)
     pairs[L, [L, V, LV, LVT]] = True
     pairs[np.ix_([LV, V], [V, T])] = True
     pairs[[LVT, T], T] = True
-    pairs[:, [EXTEND, LINKER, NON_JOINER, JOINER, SPACING]] = True
+    pairs[:, [EXTEND, LINKER, ZWNJ, ZWJ, SPACING_MARK]] = True
     pairs[PREPEND, :] = True
     pairs[[CR, LF, CONTROL], :] = False
     pairs[:, [CR, LF, CONTROL]] = False
@@ -135,67 +137,72 @@ def _pairs() -> NDArray[np.bool_]:
     return pairs
 
 
-PROPERTIES, PAIRS = _properties(), _pairs()
-MARKS, LINKERS, CONJUNCT_MARKS, BEFORE_CONSONANT = (
-    np.isin(np.arange(19), kinds)
-    for kinds in (
-        [EXTEND, LINKER, NON_JOINER],
+BREAK_CLASSES, NO_BREAK_PAIRS = _break_classes(), _no_break_pairs()
+IS_MARK, IS_LINKER, IS_CONJUNCT_MARK, MAY_PRECEDE_CONSONANT = (
+    np.isin(np.arange(19), classes)
+    for classes in (
+        [EXTEND, LINKER, ZWNJ],
         [LINKER, LONE_LINKER],
-        [EXTEND, JOINER],
-        [EXTEND, LINKER, LONE_LINKER, JOINER],
+        [EXTEND, ZWJ],
+        [EXTEND, LINKER, LONE_LINKER, ZWJ],
     )
 )
 
 
-def continues(text: str) -> NDArray[np.bool_] | None:
+def find_continuations(text: str) -> NDArray[np.bool_] | None:
     """For each character whether it belongs to the cluster of the one before, (characters,); None where none does."""
     if text.isascii() and "\r\n" not in text:
         return None
-    kinds = PROPERTIES[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
-    if not kinds.any():
+    classes = BREAK_CLASSES[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
+    if not classes.any():
         return None
-    found = np.zeros(len(text), dtype=bool)
-    before, here = kinds[:-1], kinds[1:]
-    found[1:] = PAIRS[before, here]
+    continuation = np.zeros(len(text), dtype=bool)
+    before, here = classes[:-1], classes[1:]
+    continuation[1:] = NO_BREAK_PAIRS[before, here]
     # GB11: a pictograph, its marks, a joiner, a pictograph.
-    places = np.flatnonzero((before == JOINER) & (here == PICTOGRAPH)) + 1
+    places = np.flatnonzero((before == ZWJ) & (here == PICTOGRAPH)) + 1
     if places.size:
-        found[places] |= _last_but(kinds, MARKS)[np.maximum(places - 2, 0)] == PICTOGRAPH
+        continuation[places] |= _last_class_except(classes, IS_MARK)[np.maximum(places - 2, 0)] == PICTOGRAPH
     # GB9c: a sign that makes conjuncts, and marks, before a consonant.
-    places = np.flatnonzero(BEFORE_CONSONANT[before] & (here == CONSONANT)) + 1
+    places = np.flatnonzero(MAY_PRECEDE_CONSONANT[before] & (here == CONSONANT)) + 1
     if places.size:
-        found[places] |= LINKERS[_last_but(kinds, CONJUNCT_MARKS)[places - 1]]
-    _join_flags(kinds, found)
-    if not found.any():
+        continuation[places] |= IS_LINKER[_last_class_except(classes, IS_CONJUNCT_MARK)[places - 1]]
+    _join_flags(classes, continuation)
+    if not continuation.any():
         return None
-    _take_apart(text, found)
-    return found
+    _split_long_clusters(text, continuation)
+    return continuation
 
 
-def _last_but(kinds: NDArray[np.uint8], skipped: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _last_class_except(classes: NDArray[np.uint8], skipped: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """For each character the class of the last one up to it that is not skipped; of the text's first where there is none."""
-    return kinds[np.maximum.accumulate(np.where(skipped[kinds], 0, np.arange(len(kinds))))]
+    return classes[np.maximum.accumulate(np.where(skipped[classes], 0, np.arange(len(classes))))]
 
 
-def _join_flags(kinds: NDArray[np.uint8], found: NDArray[np.bool_]) -> None:
+def _join_flags(classes: NDArray[np.uint8], continuation: NDArray[np.bool_]) -> None:
     """GB12 and GB13: regional indicators are flags two by two."""
     second = -1
-    places = np.flatnonzero(kinds == FLAG).tolist()
+    places = np.flatnonzero(classes == REGIONAL_INDICATOR).tolist()
     for last, place in itertools.pairwise(places):
         if last == place - 1 and second != last:
-            found[place], second = True, place
+            continuation[place], second = True, place
 
 
-def _take_apart(text: str, found: NDArray[np.bool_]) -> None:
-    """Break clusters of more than LONGEST code points."""
-    starts = np.flatnonzero(~found)
+def _split_long_clusters(text: str, continuation: NDArray[np.bool_]) -> None:
+    """Break clusters of more than MAX_CLUSTER_CODE_POINTS."""
+    starts = np.flatnonzero(~continuation)
     ends = np.append(starts[1:], len(text))
-    long = np.flatnonzero(ends - starts > LONGEST // 4).tolist()  # no character has more than four code points in NFD
+    long = np.flatnonzero(
+        ends - starts > MAX_CLUSTER_CODE_POINTS // 4
+    ).tolist()  # no character has more than four code points in NFD
     for start, end in ((int(starts[number]), int(ends[number])) for number in long):
         # Python takes quadratic time to normalize many marks in the wrong order, so it is not asked to.
-        if end - start > LONGEST or len(unicodedata.normalize("NFD", text[start:end])) > LONGEST:
+        if (
+            end - start > MAX_CLUSTER_CODE_POINTS
+            or len(unicodedata.normalize("NFD", text[start:end])) > MAX_CLUSTER_CODE_POINTS
+        ):
             for place in range(start + 1, end):
-                found[place] = _composes(text[max(start, place - 3) : place], text[place])
+                continuation[place] = _composes(text[max(start, place - 3) : place], text[place])
 
 
 def _composes(before: str, character: str) -> bool:
@@ -203,14 +210,14 @@ def _composes(before: str, character: str) -> bool:
     return len(unicodedata.normalize("NFC", before + character)) < alone
 
 
-def edges(text: str) -> tuple[NDArray[np.intp], NDArray[np.intp]] | None:
-    """For each place between characters, from 0 to the text's length, the last cluster's edge at or before it and the first at or
+def cluster_bounds(text: str) -> tuple[NDArray[np.intp], NDArray[np.intp]] | None:
+    """For each place between characters, from 0 to the text's length, the last cluster boundary at or before it and the first at or
     behind it, (characters + 1,) each; None where every character is a cluster."""
-    inside = continues(text)
-    if inside is None:
+    continuation = find_continuations(text)
+    if continuation is None:
         return None
     places = np.arange(len(text) + 1)
-    is_edge = np.append(~inside, True)
+    is_edge = np.append(~continuation, True)
     before = np.maximum.accumulate(np.where(is_edge, places, 0))
     behind = np.minimum.accumulate(np.where(is_edge, places, len(text))[::-1])[::-1]
     return before, behind
@@ -218,8 +225,8 @@ def edges(text: str) -> tuple[NDArray[np.intp], NDArray[np.intp]] | None:
 
 def clusters(text: str) -> list[str]:
     """The text, cluster by cluster."""
-    inside = continues(text)
-    if inside is None:
+    continuation = find_continuations(text)
+    if continuation is None:
         return list(text)
-    starts = np.flatnonzero(~inside).tolist()
+    starts = np.flatnonzero(~continuation).tolist()
     return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]

@@ -19,28 +19,28 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from m0.errors import ImageError
-from m0.inputs.depth import eight_bits, from_array, load
-from m0.inputs.frames import ALONE, Frame, frame_of
-from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, without_warnings
-from m0.inputs.resizing import MAX_ASPECT_RATIO, ORDER, ImageSettings, resize, smart_resize
+from m0.inputs.bit_depth import image_from_array, load_pixels, to_eight_bits
+from m0.inputs.frames import SINGLE_FRAME, Frame, frame_of
+from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, suppress_warnings
+from m0.inputs.resizing import MAX_ASPECT_RATIO, PIXEL_LIMITS_ORDER, ImageSettings, resize, smart_resize
 from m0.model.attention import to_device
 from m0.model.rotary import Grid
 
 __all__ = [
+    "IMAGE_MEAN",
+    "IMAGE_STD",
     "MAX_ASPECT_RATIO",
-    "MEAN",
-    "ORDER",
-    "STD",
+    "PIXEL_LIMITS_ORDER",
     "ImageSettings",
-    "Opened",
+    "OpenedImage",
     "Picture",
     "open_image",
     "prepare_picture",
     "resize",
     "smart_resize",
 ]
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
-STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's (Radford et al. 2021), as the vision tower was trained with
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Picture:
     original_size: tuple[int, int]
     """Width and height before resizing (after EXIF orientation)."""
     settings: ImageSettings
-    frame: Frame = ALONE
+    frame: Frame = SINGLE_FRAME
     """Which of its file's pages or frames it is; the others were not read."""
 
     @property
@@ -86,8 +86,8 @@ class Picture:
         blocks = rearrange(pixels, "(r mr p) (c mc q) ch -> (r c mr mc) ch (p q)", mr=merge, mc=merge, p=size, q=size)
         # 256 values a channel: normalising is a look-up.
         places = blocks.to(torch.int32) + 256 * torch.arange(3, dtype=torch.int32, device=device)[:, None]
-        values = to_device(_TABLE, device).index_select(0, places.flatten()).view(blocks.shape)
-        # A still picture is shown twice: the kernel spans two frames.
+        values = to_device(_NORMALIZED_LEVELS, device).index_select(0, places.flatten()).view(blocks.shape)
+        # A still picture is repeated: the kernel spans two frames.
         return repeat(values, "n ch d -> n (ch t d)", t=self.settings.temporal_patch_size)
 
     @cached_property
@@ -107,8 +107,10 @@ class Picture:
         return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
 
 
-_TABLE = torch.from_numpy(
-    ((np.arange(256)[None, :] / 255.0 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]).astype(np.float32).ravel()
+_NORMALIZED_LEVELS = torch.from_numpy(
+    ((np.arange(256)[None, :] / 255.0 - np.array(IMAGE_MEAN)[:, None]) / np.array(IMAGE_STD)[:, None])
+    .astype(np.float32)
+    .ravel()
 )
 """Of each channel's 256 values, one channel after another."""
 
@@ -119,7 +121,7 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
     Args:
         source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a file opened with "rb", a PIL image, or an
             array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4): uint8, or any other type of number,
-            scaled as `m0.inputs.depth` says. Of a file of several pages or frames the first is read, of a PIL image the one at which
+            scaled as `m0.inputs.bit_depth` says. Of a file of several pages or frames the first is read, of a PIL image the one at which
             it stands; `Picture.frame` says which, and of how many.
         settings: pixel limits, patch sizes, background, depth.
 
@@ -135,7 +137,7 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
     return Picture(np.array(resize(image, (width, height))), image.size, settings, opened.frame)
 
 
-class Opened(NamedTuple):
+class OpenedImage(NamedTuple):
     """A picture upright and in RGB."""
 
     image: Image.Image
@@ -149,7 +151,7 @@ def open_image(
     max_image_pixels: int = ImageSettings.max_image_pixels,
     background: tuple[int, int, int] | None = None,
     as_reference: bool = False,
-) -> Opened:
+) -> OpenedImage:
     """The picture upright and in RGB, see `prepare_picture`. Raises ImageError."""
     if isinstance(source, Image.Image):
         image, name = source, f"the PIL image of {source.width} x {source.height}"
@@ -158,13 +160,13 @@ def open_image(
         name = f"the array of shape {source.shape}"
         if source.ndim > 1:
             check_pixels((source.shape[1], source.shape[0]), name, max_image_pixels)
-        image = from_array(source, as_reference)
+        image = image_from_array(source, as_reference)
     else:
         data, name = read_encoded(source)
         image = decode_picture(data, name, max_image_pixels, as_reference)
     try:
-        with without_warnings:  # Pillow warns of palettes whose transparency is dropped: that is meant
-            return Opened(_in_rgb(image, name, background, as_reference), name, frame_of(image))
+        with suppress_warnings:  # Pillow warns of palettes whose transparency is dropped: that is meant
+            return OpenedImage(_to_rgb(image, name, background, as_reference), name, frame_of(image))
     except ImageError:
         raise
     except Exception as error:  # conversions raise what they like on damaged data
@@ -173,15 +175,15 @@ def open_image(
         raise ImageError(f"{name} is damaged or cannot be converted to RGB: {one_line(error)}.") from None
 
 
-def _in_rgb(opened: Image.Image, name: str, background: tuple[int, int, int] | None, as_reference: bool) -> Image.Image:
+def _to_rgb(opened: Image.Image, name: str, background: tuple[int, int, int] | None, as_reference: bool) -> Image.Image:
     if not as_reference:
-        load(opened, name)  # what Pillow has opened for its owner may not be loaded yet
+        load_pixels(opened, name)  # what Pillow has opened for its owner may not be loaded yet
     image = ImageOps.exif_transpose(opened)
     if not as_reference:
-        image = eight_bits(image, opened, name)
+        image = to_eight_bits(image, opened, name)
     if (straight := {"La": "LA", "RGBa": "RGBA"}.get(image.mode)) is not None:  # which Pillow converts to nothing else
         image = image.convert(straight)
     if background is not None and image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
+        backdrop = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(backdrop, image.convert("RGBA"))
     return image.convert("RGB")

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from m0.errors import ImageError, InputError
-from m0.inputs.depth import load
+from m0.inputs.bit_depth import load_pixels
 from m0.inputs.texts import is_open_file, is_opened_as_text, name_of_file, read_open_file
 from m0.paths import path_of
 
@@ -28,7 +28,7 @@ URL_TIMEOUT_SECONDS = 20.0
 URL_MAX_BYTES = 256 * 2**20
 
 
-class _WithoutWarnings:
+class _SuppressWarnings:
     """`warnings.catch_warnings` for several threads at once: the filters are put back when the last of them is out."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class _WithoutWarnings:
                 self.caught.__exit__(None, None, None)
 
 
-without_warnings = _WithoutWarnings()
+suppress_warnings = _SuppressWarnings()
 
 
 def read_encoded(source: Any) -> tuple[bytes, str]:
@@ -122,7 +122,7 @@ def _read_url(url: str) -> bytes:
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
             kind = response.headers.get_content_type()
             data = response.read(URL_MAX_BYTES + 1)
-            stated = _stated_length(response.headers)
+            content_length = _content_length(response.headers)
     except urllib.error.HTTPError as error:
         raise ImageError(f"{url} answered {error.code} {one_line(error.reason)}.") from None
     except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
@@ -133,15 +133,15 @@ def _read_url(url: str) -> bytes:
         raise ImageError(f"{url} did not answer as a web server should: {one_line(error)}.") from None
     if len(data) > URL_MAX_BYTES:
         raise ImageError(f"{url} is larger than {URL_MAX_BYTES // 2**20} MiB.")
-    if len(data) < stated:  # which read() with a size takes for the end
-        raise ImageError(f"{url}: the answer was cut short after {len(data)} of {stated} bytes.")
+    if len(data) < content_length:  # which read() with a size takes for the end
+        raise ImageError(f"{url}: the answer was cut short after {len(data)} of {content_length} bytes.")
     # Servers misname pictures, so their word counts only where the bytes are none.
     if (kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")) and not looks_like_picture(data):
         raise ImageError(f"{url} answered {kind}, not a picture.")
     return data
 
 
-def _stated_length(headers: Message) -> int:
+def _content_length(headers: Message) -> int:
     """Bytes that an answer is to have by its head; 0 where that does not say, or says it of a form that is not the one sent."""
     length = (headers.get("Content-Length") or "").strip()
     other = headers.get("Transfer-Encoding") or (headers.get("Content-Encoding") or "identity").strip().lower() != "identity"
@@ -150,7 +150,7 @@ def _stated_length(headers: Message) -> int:
 
 def looks_like_picture(data: bytes) -> bool:
     try:
-        with without_warnings:
+        with suppress_warnings:
             Image.open(io.BytesIO(data)).close()
         return True
     except Image.DecompressionBombError:
@@ -179,35 +179,35 @@ def _decode_base64(text: str, name: str) -> bytes:
         raise ImageError(f"{name} is not valid base64: {one_line(error)}.") from None
 
 
-_pillow_limit = threading.Lock()
+_pillow_limit_lock = threading.Lock()
 
 
 def decode_picture(data: bytes, name: str, max_image_pixels: int, as_reference: bool) -> Image.Image:
     if not data:
         raise ImageError(f"{name} is empty.")
     try:
-        with _pillow_limit:  # Pillow's own bomb limit is global and cannot be raised for one picture; ours replaces it.
+        with _pillow_limit_lock:  # Pillow's own bomb limit is global and cannot be raised for one picture; ours replaces it.
             pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 image = Image.open(io.BytesIO(data))
             finally:
                 Image.MAX_IMAGE_PIXELS = pillow_limit
         check_pixels(image.size, name, max_image_pixels)
-        with without_warnings:  # Pillow warns of odd metadata; the pixels are what counts
+        with suppress_warnings:  # Pillow warns of odd metadata; the pixels are what counts
             if as_reference:
                 image.load()
             else:
-                load(image, name)
+                load_pixels(image, name)
         return image
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is not a picture that Pillow can open{_looks_like(data)}.") from None
+        raise ImageError(f"{name} is not a picture that Pillow can open{_format_hint(data)}.") from None
     except ImageError:
         raise
     except Exception as error:  # decoders raise what they like on damaged data
         raise ImageError(f"{name} is damaged: {one_line(error)}.") from None
 
 
-def _looks_like(data: bytes) -> str:
+def _format_hint(data: bytes) -> str:
     if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return " (it looks like HTML)"
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tokenizers import Tokenizer
 
 from m0.errors import InputError
-from m0.inputs.graphemes import edges
+from m0.inputs.graphemes import cluster_bounds
 from m0.inputs.images import Picture
 from m0.inputs.prompt import whole_number
 from m0.inputs.stream import Part
@@ -146,7 +146,7 @@ def _pieces(text: str, tokens: int, overlap: int, tokenizer: Tokenizer) -> Itera
 def _stops(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     """For each place between tokens how well a text is cut there: 2 at a blank, 1 between characters, 0 within one, which is done only to a
     character that is longer than a passage. (tokens + 1,)"""
-    known = edges(text)
+    known = cluster_bounds(text)
     is_edge = [True] * (len(text) + 1) if known is None else (known[0] == known[1]).tolist()
     found = [2]
     for (_, end), (start, _) in itertools.pairwise(offsets):

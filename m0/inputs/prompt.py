@@ -11,6 +11,7 @@ in a document is thirteen characters, not a picture.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,15 +26,15 @@ from torch import Tensor
 from m0.errors import CheckpointError, InputError, TooLongError
 from m0.inputs.images import Picture
 from m0.inputs.stream import TEMPLATE, Origin, Part, Side, Stream
-from m0.inputs.truncation import Beginning, FirstTokens
+from m0.inputs.truncation import FirstTokens, FirstTokensEncoder
 from m0.model.config import RerankerConfig
-from m0.model.defaulted import with_defaults_of
+from m0.model.missing_keys import note_file_defaults
 from m0.model.rotary import Grid, mrope_positions
 
 DOCUMENT_LEAD = "**Document**:\n"
 QUERY_LEAD = "\n**Query**:\n"
-MERGES = 8
-"""Of so many tokens too many the best cut is looked for one by one."""
+FINE_SEARCH_TOKENS = 8
+"""Where a prompt is too long by at most so many tokens, the limit is lowered by one token at a time."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,19 @@ class Encoding:
         return [picture.digest for picture in self.pictures]
 
     @cached_property
-    def document_tokens(self) -> int:
-        """How many tokens stand before the query's first: template and document, the same whatever the query (but for a merge of
+    def num_prefix_tokens(self) -> int:
+        """How many tokens stand before the query's first, in template and document: the shared prefix of all prompts of this document (but for a merge of
         characters across the border, which only matching by token can see)."""
-        asked = next((i for i, origin in enumerate(self.origins) if origin.side == "query"), len(self.origins) - 1)
+        query_start = next((i for i, origin in enumerate(self.origins) if origin.side == "query"), len(self.origins) - 1)
         # A picture's frame belongs to it.
-        return asked - (self.origins[asked].kind == "image")
+        return query_start - (self.origins[query_start].kind == "image")
+
+    @property
+    def document_tokens(self) -> int:
+        """The old name of `num_prefix_tokens`, with a DeprecationWarning."""
+        message = "Encoding.document_tokens is now num_prefix_tokens; the old name goes with the next version."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.num_prefix_tokens
 
     @cached_property
     def document_pictures(self) -> int:
@@ -154,8 +162,8 @@ class Encoding:
     def document_key(self) -> tuple[bytes, ...]:
         """Equal for prompts of the same document, cut at the same place, whatever the query: all before its last token."""
         last = max((i for i, origin in enumerate(self.origins) if origin.side == "document"), default=0)
-        shown = sum(origin == (origin.side, origin.part, None, None, 0, 0) for origin in self.origins[: last + 1])
-        return self.token_ids[:last].numpy().tobytes(), *(picture.digest for picture in self.pictures[:shown])
+        num_pictures = sum(origin == (origin.side, origin.part, None, None, 0, 0) for origin in self.origins[: last + 1])
+        return self.token_ids[:last].numpy().tobytes(), *(picture.digest for picture in self.pictures[:num_pictures])
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -184,10 +192,10 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Tokenizer, config: RerankerConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
-        self._tokenize = FirstTokens(tokenizer)
+        self._tokenize = FirstTokensEncoder(tokenizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What is kept of earlier calls stays behind."""
+        """The cache of tokenized texts stays behind."""
         return PromptEncoder, (self.tokenizer, self.config)
 
     def check(self, limits: Limits) -> None:
@@ -208,7 +216,7 @@ class PromptEncoder:
                 message = (
                     f"{path} does not fit config.json: {name} is {getattr(self.config, name)}, which is the text {token!r}."
                 )
-                raise CheckpointError(with_defaults_of(message, path.parent / "config.json", [f"top.{name}"]))
+                raise CheckpointError(note_file_defaults(message, path.parent / "config.json", [f"top.{name}"]))
 
     def encode(self, query: Sequence[Part], document: Sequence[Part], limits: Limits | None = None) -> Encoding:
         """Write the prompt, cutting text where it is too long.
@@ -218,13 +226,15 @@ class PromptEncoder:
         limits = limits or Limits()
         self.check(limits)
         sides: dict[Side, list[Part]] = {"query": list(query), "document": list(document)}
-        most: dict[Side, int] = {"query": limits.max_query_length, "document": limits.document}
-        begun = {side: self._begin(parts, min(most[side], limits.max_length)) for side, parts in sides.items()}
-        tokens = {side: sum(some.count for some in found if some) for side, found in begun.items()}
-        fixed = self._fixed_tokens(sides)
+        max_tokens: dict[Side, int] = {"query": limits.max_query_length, "document": limits.document}
+        first_tokens = {
+            side: self._first_tokens(parts, min(max_tokens[side], limits.max_length)) for side, parts in sides.items()
+        }
+        tokens = {side: sum(text.count for text in texts if text) for side, texts in first_tokens.items()}
+        num_fixed = self._num_fixed_tokens(sides)
         wanted_query = min(tokens["query"], limits.max_query_length)
         wanted_document = min(tokens["document"], limits.document)
-        free = min(limits.max_length - fixed, wanted_query + wanted_document)
+        free = min(limits.max_length - num_fixed, wanted_query + wanted_document)
         # Counts are taken part by part; in the prompt a merge across a border may make one token more or fewer, and small parts come
         # with many separators.
         for _ in range(64):
@@ -232,8 +242,8 @@ class PromptEncoder:
             keep_document = min(wanted_document, free - keep_query)
             if keep_query < min(wanted_query, 1) or keep_document < min(wanted_document, 1):
                 break
-            kept_query, query_cuts = _cut(sides["query"], begun["query"], "query", keep_query)
-            kept_document, document_cuts = _cut(sides["document"], begun["document"], "document", keep_document)
+            kept_query, query_cuts = _cut_parts(sides["query"], first_tokens["query"], "query", keep_query)
+            kept_document, document_cuts = _cut_parts(sides["document"], first_tokens["document"], "document", keep_document)
             # A character of several tokens that does not fit is left out whole, and with it perhaps all there was.
             cut_sides: tuple[tuple[Side, list[Part]], ...] = (("query", kept_query), ("document", kept_document))
             for side, kept in cut_sides:
@@ -246,32 +256,32 @@ class PromptEncoder:
             if len(encoding) <= limits.max_length:
                 return encoding
             over = len(encoding) - limits.max_length
-            share = (keep_query + keep_document) / (len(encoding) - fixed)
-            free -= 1 if over <= MERGES else max(1, int(0.9 * share * over))
+            share = (keep_query + keep_document) / (len(encoding) - num_fixed)
+            free -= 1 if over <= FINE_SEARCH_TOKENS else max(1, int(0.9 * share * over))
         pictures = [part for parts in sides.values() for part in parts if isinstance(part, Picture)]
         raise TooLongError(
             f"max_length is {limits.max_length}, but the template"
             + (f" and {len(pictures)} picture{'s' * (len(pictures) > 1)} take" if pictures else " takes")
-            + f" {fixed} tokens, which leaves no room for the text"
+            + f" {num_fixed} tokens, which leaves no room for the text"
             + ("; raise max_length or lower max_pixels." if pictures else ".")
         )
 
-    def _begin(self, parts: Sequence[Part], most: int) -> list[Beginning | None]:
+    def _first_tokens(self, parts: Sequence[Part], most: int) -> list[FirstTokens | None]:
         """The first tokens of each text, until there are `most`; None for pictures, and for texts that cannot get any."""
-        found: list[Beginning | None] = []
+        found: list[FirstTokens | None] = []
         for part in parts:
-            begun = self._tokenize(part, most) if isinstance(part, str) and most > 0 else None
-            most -= begun.count if begun else 0
-            found.append(begun)
+            first_tokens = self._tokenize(part, most) if isinstance(part, str) and most > 0 else None
+            most -= first_tokens.count if first_tokens else 0
+            found.append(first_tokens)
         return found
 
-    def _fixed_tokens(self, sides: Mapping[Side, Sequence[Part]]) -> int:
+    def _num_fixed_tokens(self, sides: Mapping[Side, Sequence[Part]]) -> int:
         """Tokens that cannot be cut: the template, the score token, pictures with their frames."""
         query, document = ([part for part in sides[side] if isinstance(part, Picture)] for side in ("query", "document"))
-        return len(self._write(query, document, ())) if query or document else self._template_tokens
+        return len(self._write(query, document, ())) if query or document else self._num_template_tokens
 
     @cached_property
-    def _template_tokens(self) -> int:
+    def _num_template_tokens(self) -> int:
         return len(self._write([], [], ()))
 
     def _write(self, query: Sequence[Part], document: Sequence[Part], cut: tuple[Cut | CutPages, ...]) -> Encoding:
@@ -291,25 +301,25 @@ class PromptEncoder:
         return Encoding(torch.tensor(stream.ids), stream.origins, stream.pictures, stream.runs, cut, parts)
 
 
-def _cut(
-    parts: Sequence[Part], begun: Sequence[Beginning | None], side: Side, keep: int
+def _cut_parts(
+    parts: Sequence[Part], first_tokens: Sequence[FirstTokens | None], side: Side, keep: int
 ) -> tuple[list[Part], list[Cut | CutPages]]:
     """The same parts with at most `keep` tokens of text, counted from the start; and what is left out, of pictures' files too."""
     kept: list[Part] = []
     cuts: list[Cut | CutPages] = []
-    for number, (part, some) in enumerate(zip(parts, begun, strict=True)):
+    for number, (part, some) in enumerate(zip(parts, first_tokens, strict=True)):
         if isinstance(part, Picture):
             kept.append(part)
             if part.frame.pages > 1:
                 cuts.append(CutPages(side, number, 1, part.frame.pages, part.frame.page))
         elif not part:
             kept.append(part)
-        elif some and some.whole and some.count <= keep:
+        elif some and some.is_complete and some.count <= keep:
             kept.append(part)
             keep -= some.count
         else:
             taken, end = some.cut(part, keep) if some and keep else (0, 0)
             kept.append(part[:end])
-            cuts.append(Cut(side, number, end, len(part), some.count - taken if some and some.whole else None))
+            cuts.append(Cut(side, number, end, len(part), some.count - taken if some and some.is_complete else None))
             keep = 0
     return kept, cuts

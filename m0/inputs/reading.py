@@ -16,7 +16,7 @@ from m0.inputs.images import ImageSettings, Picture, prepare_picture
 from m0.inputs.opening import looks_like_picture
 from m0.inputs.stream import Part, Side
 from m0.inputs.texts import (
-    PICTURE_OR_TEXT,
+    NEITHER_PICTURE_NOR_TEXT,
     TEXT_SUFFIXES,
     decode,
     is_open_file,
@@ -55,7 +55,7 @@ def read_parts(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
 
 def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
     if isinstance(value, str):
-        return [_checked(value, side)]
+        return [_check_unicode(value, side)]
     if isinstance(value, PathLike) or is_open_file(value):
         return [_read_file(value, side, settings)]
     if isinstance(value, bytes | bytearray | memoryview | Image.Image | np.ndarray):
@@ -70,11 +70,11 @@ def _read_part(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
             if key == "image":
                 parts.append(prepare_picture(content, settings))
             elif isinstance(content, str):
-                parts.append(_checked(content, side))
+                parts.append(_check_unicode(content, side))
             elif isinstance(content, PathLike):
-                parts.append(_checked(read_text(path_of(content)), side))
+                parts.append(_check_unicode(read_text(path_of(content)), side))
             elif is_open_file(content):
-                parts.append(_checked(read_open_text(content), side))
+                parts.append(_check_unicode(read_open_text(content), side))
             else:
                 raise InputError(
                     f'the "text" of a {side} part is {type(content).__name__}, but must be a string, path or open file.'
@@ -92,21 +92,23 @@ def _read_file(value: Any, side: Side, settings: ImageSettings) -> Part:
     if not is_open_file(value):
         path = path_of(value)
         # What is no file is refused by the reader of pictures.
-        kind, called = kind_by_name(path) if isfile(path) else "picture", str(path)
+        kind, display_name = kind_by_name(path) if isfile(path) else "picture", str(path)
         data = read_bytes(path) if kind != "picture" else b""
     else:
         content = read_open_file(value)
         if isinstance(content, str):
-            return _checked(content, side)
+            return _check_unicode(content, side)
         name = getattr(value, "name", None)  # of a temporary file a number
-        kind, called = kind_by_name(name) if isinstance(name, str | PathLike) else "picture", name_of_file(value)
+        kind, display_name = kind_by_name(name) if isinstance(name, str | PathLike) else "picture", name_of_file(value)
         data = content
     if kind == "picture" or (kind is None and looks_like_picture(data)):
         return prepare_picture(value, settings)
-    return _checked(decode(data, called, "neither a picture nor text" if kind is None else PICTURE_OR_TEXT), side)
+    return _check_unicode(
+        decode(data, display_name, "neither a picture nor text" if kind is None else NEITHER_PICTURE_NOR_TEXT), side
+    )
 
 
-def _checked(text: str, side: Side) -> str:
+def _check_unicode(text: str, side: Side) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -114,7 +116,7 @@ def _checked(text: str, side: Side) -> str:
     return text
 
 
-def read_side(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
+def read_parts_and_warn(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
     """As `read_parts`, with a warning where a string looks as if a file was meant."""
     if isinstance(value, str):
         warn_if_file(value, side)

@@ -10,7 +10,7 @@ from PIL import Image
 from m0.errors import ImageError
 
 MAX_ASPECT_RATIO = 200
-ORDER = ", but 0 < min <= max must hold."
+PIXEL_LIMITS_ORDER = ", but 0 < min <= max must hold."
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ImageSettings:
     as_reference: bool = False
     """Whether greys of more than 8 bits, floats among them, are clipped at 255, as the reference does, which turns 16-bit scans
     white and floats from 0 to 1 black; of an array, as of the PIL image that it makes. False: they are scaled by their own depth
-    (`m0.inputs.depth`)."""
+    (`m0.inputs.bit_depth`)."""
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "max_image_pixels"):
@@ -46,7 +46,7 @@ class ImageSettings:
                 f"{value}{' (the default)' if value == getattr(ImageSettings, name) else ''}"
                 for name, value in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels))
             )
-            raise ImageError(f"min_pixels is {lowest} and max_pixels {highest}{ORDER}")
+            raise ImageError(f"min_pixels is {lowest} and max_pixels {highest}{PIXEL_LIMITS_ORDER}")
 
     @property
     def factor(self) -> int:
@@ -83,7 +83,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize to a width and height with bicubic: first the width, then the height, as Pillow did before 12.2 and torchvision does.
 
     Pillow 12.2 begins with the height where a picture is more than 100 times as high as wide, Pillow 13.0 at a fifth of sizes.
-    Between the two passes values are rounded and clipped, so the order shows, by up to 28 levels at hard edges.
+    Between the two passes values are rounded and clipped, so the order shows, by up to 28 levels at hard cluster_bounds.
     """
     if image.size == size:
         return image.copy()

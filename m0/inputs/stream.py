@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
-from m0.inputs.graphemes import edges
+from m0.inputs.graphemes import cluster_bounds
 from m0.inputs.images import Picture
 from m0.model.config import RerankerConfig
 from m0.model.rotary import Grid
 
 Part = str | Picture
-"""A stretch of text, or a picture that is ready for the vision tower."""
+"""A text, or a picture that is ready for the vision tower."""
 Side = Literal["query", "document"]
 
 PART_SEPARATOR = "\n"
@@ -58,7 +58,7 @@ class Stream:
         self.length = 0
         """Of the collected texts, in characters."""
         self.spans: list[tuple[int, int, Side, int]] = []
-        """Stretches of the collected text that users wrote: start, end, side, part."""
+        """Spans of the collected text that users wrote: start, end, side, part."""
 
     def add_text(self, text: str, side: Side | None = None, part: int = 0) -> None:
         if side is not None:
@@ -108,7 +108,7 @@ class Stream:
             if first == stop or begin == end:
                 continue
             origins += [TEMPLATE] * (begin - len(origins))
-            columns = _spread(
+            columns = _align_to_characters(
                 text[first:stop],
                 [start - first if start > first else 0 for start in starts[begin:end]],
                 [(end if end < stop else stop) - first for end in ends[begin:end]],
@@ -120,16 +120,17 @@ class Stream:
         self.texts, self.length, self.spans = [], 0, []
 
 
-def _spread(text: str, starts: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
+def _align_to_characters(text: str, starts: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
     """Where tokens stand in a text -> the same by whole characters, and so that no character is left over: a tokenizer that
     composes characters says of its token that it is the first of those which went into it."""
-    if (known := edges(text)) is not None:
-        starts, ends = known[0][starts].tolist(), known[1][ends].tolist()
+    if (bounds := cluster_bounds(text)) is not None:
+        starts, ends = bounds[0][starts].tolist(), bounds[1][ends].tolist()
     starts[0] = 0
     if any(map(gt, starts[1:], ends)):
-        reached = list(accumulate(ends, max))
+        max_ends = list(accumulate(ends, max))
         ends = [
-            max(end, start) if start > most else end for end, start, most in zip(ends, [*starts[1:], 0], reached, strict=True)
+            max(end, start) if start > max_end else end
+            for end, start, max_end in zip(ends, [*starts[1:], 0], max_ends, strict=True)
         ]
     ends[-1] = max(ends[-1], len(text)) if max(ends) < len(text) else ends[-1]
     return starts, ends

@@ -16,16 +16,16 @@ from typing import Any, Literal
 from m0.errors import InputError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".xml", ".csv", ".tsv", ".json", ".py", ".tex", ".org", ".log")
-PICTURE_OR_TEXT = "neither a picture by its name nor text"
-# UTF-32's mark of little endian begins with UTF-16's.
-MARKS = (
+NEITHER_PICTURE_NOR_TEXT = "neither a picture by its name nor text"
+# UTF-32's byte order mark of little endian begins with UTF-16's.
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "UTF-8", "utf-8"),
     (codecs.BOM_UTF32_LE, "UTF-32", "utf-32-le"),
     (codecs.BOM_UTF32_BE, "UTF-32", "utf-32-be"),
     (codecs.BOM_UTF16_LE, "UTF-16", "utf-16-le"),
     (codecs.BOM_UTF16_BE, "UTF-16", "utf-16-be"),
 )
-_one_reader = threading.Lock()
+_reading_lock = threading.Lock()
 
 
 @cache
@@ -44,10 +44,10 @@ def kind_by_name(name: str | PathLike[str]) -> Literal["text", "picture"] | None
 
 def encoding_of(data: bytes) -> tuple[bytes, str, str]:
     """The byte order mark that a text begins with, its encoding's name, and Python's codec for what follows; without one UTF-8."""
-    return next((mark for mark in MARKS if data.startswith(mark[0])), (b"", "UTF-8", "utf-8"))
+    return next((mark for mark in BYTE_ORDER_MARKS if data.startswith(mark[0])), (b"", "UTF-8", "utf-8"))
 
 
-def decode(data: bytes, name: str, wanted: str = "text") -> str:
+def decode(data: bytes, name: str, expected: str = "text") -> str:
     """UTF-8, or UTF-16 and UTF-32 where they begin with a byte order mark.
 
     Args:
@@ -63,7 +63,7 @@ def decode(data: bytes, name: str, wanted: str = "text") -> str:
     try:
         text = data[len(mark) :].decode(codec)
     except UnicodeDecodeError as error:
-        lead = f"not {wanted}" if wanted == "text" else wanted
+        lead = f"not {expected}" if expected == "text" else expected
         raise InputError(f"{name} is {lead} in {encoding} at byte {error.start + len(mark)}.") from None
     return check_text(text, name)
 
@@ -128,10 +128,10 @@ def read_open_file(file: Any) -> str | bytes:
     name = name_of_file(file)
     if getattr(file, "closed", False) is True:
         raise InputError(f"{name} is closed.")
-    with _one_reader:  # several threads may be given the same file
+    with _reading_lock:  # several threads may be given the same file
         try:
-            begin = file.tell()
-            file.seek(begin)
+            position = file.tell()
+            file.seek(position)
         except Exception:  # each kind of file that cannot has an error of its own
             raise InputError(f"{name} cannot go back to be read again; give what its read() gives.") from None
         try:
@@ -142,13 +142,13 @@ def read_open_file(file: Any) -> str | bytes:
             raise InputError(f"{name} cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from None
         finally:
             with contextlib.suppress(Exception):  # it could a moment ago
-                file.seek(begin)
+                file.seek(position)
     if inspect.iscoroutine(content):
         content.close()
     if not isinstance(content, str | bytes | bytearray):
         raise InputError(f"{name} gives {type(content).__name__} when it is read, but must give bytes or text.")
     if not content:
-        raise InputError(f"{name} is empty" + (" from its position on; seek(0) goes back." if begin else "."))
+        raise InputError(f"{name} is empty" + (" from its position on; seek(0) goes back." if position else "."))
     return check_text(content, name) if isinstance(content, str) else bytes(content)
 
 

@@ -12,7 +12,7 @@ from m0.interp.positions import Selector
 from m0.interp.taps import Tap, find_taps
 
 
-class LookingInside(Host):
+class InspectionMixin(Host):
     """What `m0.reranker.Reranker` can show of its activations."""
 
     def taps(self, names: str | Iterable[str] = "*") -> list[Tap]:

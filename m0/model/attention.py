@@ -1,8 +1,8 @@
-"""Attention over packed sequences: all tokens end to end, no padding, and no token looks into another sequence.
+"""Attention over packed sequences: all tokens end to end, no padding, and no token attends to another sequence.
 
-`Packing` says where each sequence lies. A sequence may continue another one (its parent): a document is the parent of
-every query that meets it, is computed once, and all its queries read the same keys and values. Its keys and values may
-also be kept from an earlier computation.
+`Packing` says where each sequence lies. A sequence may continue another one, its shared prefix: a document is the shared prefix
+of all queries that are paired with it, is computed once, and all these queries read the same keys and values. The keys and values
+may also be cached from an earlier computation.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from m0.model.linear import widening_pays
+from m0.model.linear import should_upcast
 
-Key = TypeVar("Key")
+GroupKey = TypeVar("GroupKey")
 Watcher = Callable[[str, Tensor, "Block"], Tensor]
 """Called with "scores" or "pattern", that tensor, and the block it belongs to; returns what takes its place."""
 
-LONG = 1024
-"""Tokens of a sequence for which a kernel is worth preparing."""
+MIN_LONG_TOKENS = 1024
+"""Tokens of a sequence from which on a kernel is worth preparing."""
 
 
 @cache
@@ -41,7 +41,7 @@ def varlen_kernel() -> Callable[..., Any] | None:
     known = signature(varlen_attn).parameters
     if "window_size" not in known:  # its first version
         return None
-    # Where shared key/value heads need no word, they need none.
+    # Versions without the argument share key/value heads by themselves.
     return partial(varlen_attn, enable_gqa=True) if "enable_gqa" in known else varlen_attn
 
 
@@ -54,20 +54,20 @@ class Block:
     key_tokens: int
     causal: bool
     mask: Tensor | None = None
-    """True where a query may look, (query tokens, key tokens); None: `causal` decides."""
-    members: tuple[int, ...] = ()
-    """Numbers of these sequences, in order; of the parents where children of one parent go side by side."""
+    """True where a query may attend to a key, (query tokens, key tokens); None: `causal` decides."""
+    sequences: tuple[int, ...] = ()
+    """Numbers of these sequences, in order; of the shared prefixes where all that continue one go side by side."""
 
-    def may_look(self, device: torch.device) -> Tensor | None:
-        """True where a query may look, (query tokens, key tokens); None: everywhere."""
+    def attention_mask(self, device: torch.device) -> Tensor | None:
+        """True where a query may attend to a key, (query tokens, key tokens); None: everywhere."""
         if self.causal:
             return torch.ones(self.query_tokens, self.key_tokens, dtype=torch.bool, device=device).tril()
         return self.mask
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The attention calls of one packing, and the order in which they take tokens up and lay results down."""
+class BlockPlan:
+    """The attention calls of one packing, and the order in which they read tokens and write results."""
 
     blocks: list[Block]
     query_rows: Tensor | None
@@ -77,7 +77,7 @@ class Plan:
     """Where the results, laid end to end, hold each query token; None: in order already."""
 
     @classmethod
-    def of(cls, blocks: list[Block], queries: list[Tensor], keys: list[Tensor], device: torch.device) -> Plan:
+    def from_rows(cls, blocks: list[Block], queries: list[Tensor], keys: list[Tensor], device: torch.device) -> BlockPlan:
         """`queries`, `keys`: numbers of the tokens of each block, (rows,) each, on the CPU."""
         query_rows, key_rows = torch.cat(queries), torch.cat(keys)
         identity = torch.arange(len(query_rows))
@@ -92,30 +92,37 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Ragged:
+class VarlenArguments:
     """The same attention as one call of a kernel that takes sequences of any length (GPUs have one)."""
 
     key_rows: Tensor | None
-    """Numbers of the key tokens, sequence after sequence, a parent's before its child's own; None: they lie in that order."""
-    query_ends: Tensor
+    """Numbers of the key tokens, sequence after sequence, those of its shared prefix before its own; None: they lie in that order."""
+    cu_seqlens_q: Tensor
     """Where each sequence's queries begin and the last ones end, (sequences + 1,), int32."""
-    key_ends: Tensor
-    longest_query: int
-    longest_keys: int
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
     causal: bool
-    """A sequence's last query sees all of its keys, the one before it all but the last."""
+    """A sequence's last query attends to all of its keys, the one before it to all but the last."""
 
     @classmethod
-    def of(cls, queries: list[int], keys: list[Tensor], total: int, causal: bool, device: torch.device) -> Ragged:
-        """`queries`: how many each sequence has; `keys`: numbers of the keys of each, (rows,), on the CPU; `total`: keys there are."""
-        rows, lengths = torch.cat(keys), [len(some) for some in keys]
-        identity = len(rows) == total and torch.equal(rows, torch.arange(total))
+    def from_rows(
+        cls, queries: list[int], keys: list[Tensor], num_keys: int, causal: bool, device: torch.device
+    ) -> VarlenArguments:
+        """`queries`: how many each sequence has; `keys`: numbers of the keys of each, (rows,), on the CPU; `num_keys`: keys there are."""
+        rows, lengths = torch.cat(keys), [len(part) for part in keys]
+        identity = len(rows) == num_keys and torch.equal(rows, torch.arange(num_keys))
 
-        def ends(counts: list[int]) -> Tensor:
+        def cumulative(counts: list[int]) -> Tensor:
             return to_device(torch.tensor([0, *accumulate(counts)], dtype=torch.int32), device)
 
         return cls(
-            None if identity else to_device(rows, device), ends(queries), ends(lengths), max(queries), max(lengths), causal
+            None if identity else to_device(rows, device),
+            cumulative(queries),
+            cumulative(lengths),
+            max(queries),
+            max(lengths),
+            causal,
         )
 
 
@@ -124,10 +131,11 @@ class Packing:
 
     Args:
         lengths: tokens of each sequence, in order.
-        causal: a token looks at itself and what stands before it (decoder), or at its whole sequence (vision tower).
-        parents: for each sequence the number of the sequence that it continues, or None. A parent has no parent itself.
+        causal: a token attends to itself and what stands before it (decoder), or to its whole sequence (vision tower).
+        prefix_of: for each sequence the number of its shared prefix, the sequence that it continues, or None. A shared prefix has none
+            itself.
         device: where the index tensors live.
-        kept: so many sequences, the first ones, are not computed: they bring keys and values from an earlier computation. Rows
+        num_cached: so many sequences, the first ones, are not computed: they bring keys and values from an earlier computation. Rows
             of queries and outputs are numbered without them, rows of keys and values with them.
     """
 
@@ -135,86 +143,91 @@ class Packing:
         self,
         lengths: Sequence[int],
         causal: bool,
-        parents: Sequence[int | None] | None = None,
+        prefix_of: Sequence[int | None] | None = None,
         device: torch.device | str | None = None,
-        kept: int = 0,
+        num_cached: int = 0,
     ) -> None:
         self.lengths = tuple(int(length) for length in lengths)
-        self.causal, self.kept = causal, kept
-        self.parents = tuple(parents) if parents is not None else (None,) * len(self.lengths)
+        self.causal, self.num_cached = causal, num_cached
+        self.prefix_of = tuple(prefix_of) if prefix_of is not None else (None,) * len(self.lengths)
         self.device = torch.device(device or "cpu")
         starts = [0]
         for length in self.lengths:
             starts.append(starts[-1] + length)
         self.starts = tuple(starts[:-1])
-        self.first = starts[kept]
-        """Number of the first key that is computed here."""
-        self.total = starts[-1] - self.first
+        self.num_cached_tokens = starts[num_cached]
+        """Tokens of the cached sequences, and so the number of the first key that is computed here."""
+        self.num_tokens = starts[-1] - self.num_cached_tokens
         """Tokens that are computed."""
 
     @cached_property
-    def last(self) -> Tensor:
+    def last_rows(self) -> Tensor:
         """Number of the last token of each sequence that is computed, (sequences,)."""
-        ends = [start + length - 1 - self.first for start, length in zip(self.starts, self.lengths, strict=True)]
-        return to_device(torch.tensor(ends[self.kept :]), self.device)
+        lasts = [start + length - 1 - self.num_cached_tokens for start, length in zip(self.starts, self.lengths, strict=True)]
+        return to_device(torch.tensor(lasts[self.num_cached :]), self.device)
 
     @cached_property
-    def plan(self) -> Plan:
-        """Every token's output. Equally long sequences go together; so do the children of equally long parents."""
+    def plan(self) -> BlockPlan:
+        """Every token's output. Equally long sequences go together; so do prefix groups of equal lengths."""
         blocks, queries, keys = [], [], []
-        own = [length if self.parents[i] is None and i >= self.kept else None for i, length in enumerate(self.lengths)]
-        for length, members in group_equal(own).items():
-            rows = torch.cat([self._rows(i) for i in members])
-            blocks.append(Block(len(members), length, length, self.causal, members=tuple(members)))
-            queries.append(rows - self.first)
+        independent = [
+            length if self.prefix_of[i] is None and i >= self.num_cached else None for i, length in enumerate(self.lengths)
+        ]
+        for length, sequences in group_equal(independent).items():
+            rows = torch.cat([self._rows(i) for i in sequences])
+            blocks.append(Block(len(sequences), length, length, self.causal, sequences=tuple(sequences)))
+            queries.append(rows - self.num_cached_tokens)
             keys.append(rows)
-        families = group_equal(self.parents)
-        shapes = [(self.lengths[parent], *(self.lengths[child] for child in families[parent])) for parent in families]
-        parents = list(families)
-        for shape, members in group_equal(shapes).items():
-            for member in members:
-                parent = parents[member]
-                children = torch.cat([self._rows(child) for child in families[parent]])
-                queries.append(children - self.first)
-                keys.append(torch.cat([self._rows(parent), children]))
-            mask, numbers = _family_mask(shape, self.device), tuple(parents[i] for i in members)
-            blocks.append(Block(len(members), sum(shape[1:]), sum(shape), False, mask, numbers))
-        return Plan.of(blocks, queries, keys, self.device)
+        continuations = group_equal(self.prefix_of)
+        prefixes = list(continuations)
+        shapes = [(self.lengths[prefix], *(self.lengths[i] for i in continuations[prefix])) for prefix in prefixes]
+        for shape, groups in group_equal(shapes).items():
+            same_shape = tuple(prefixes[group] for group in groups)
+            for prefix in same_shape:
+                rows = torch.cat([self._rows(i) for i in continuations[prefix]])
+                queries.append(rows - self.num_cached_tokens)
+                keys.append(torch.cat([self._rows(prefix), rows]))
+            mask = _shared_prefix_mask(shape, self.device)
+            blocks.append(Block(len(same_shape), sum(shape[1:]), sum(shape), False, mask, same_shape))
+        return BlockPlan.from_rows(blocks, queries, keys, self.device)
 
     @cached_property
-    def last_plan(self) -> Plan:
+    def last_plan(self) -> BlockPlan:
         """The output of each computed sequence's last token; queries are numbered by sequence."""
-        blocks, queries, keys, seen = [], [], [], self._keys()
-        prefixes = [0 if parent is None else self.lengths[parent] for parent in self.parents]
-        shapes = [pair if i >= self.kept else None for i, pair in enumerate(zip(prefixes, self.lengths, strict=True))]
-        for (prefix, length), members in group_equal(shapes).items():
-            blocks.append(Block(len(members), 1, prefix + length, False, members=tuple(members)))
-            queries.append(torch.tensor(members) - self.kept)
-            keys += [seen[i - self.kept] for i in members]
-        return Plan.of(blocks, queries, keys, self.device)
+        blocks, queries, keys, key_rows = [], [], [], self._key_rows()
+        prefix_lengths = [0 if prefix is None else self.lengths[prefix] for prefix in self.prefix_of]
+        pairs = enumerate(zip(prefix_lengths, self.lengths, strict=True))
+        shapes = [pair if i >= self.num_cached else None for i, pair in pairs]
+        for (prefix_length, length), sequences in group_equal(shapes).items():
+            blocks.append(Block(len(sequences), 1, prefix_length + length, False, sequences=tuple(sequences)))
+            queries.append(torch.tensor(sequences) - self.num_cached)
+            keys += [key_rows[i - self.num_cached] for i in sequences]
+        return BlockPlan.from_rows(blocks, queries, keys, self.device)
 
     @property
-    def long_and_alike(self) -> bool:
-        """Whether all sequences look at themselves whole, are of one length, and long: equal pictures."""
-        return not self.causal and len(set(self.lengths)) == 1 and self.lengths[0] >= LONG
+    def is_long_and_uniform(self) -> bool:
+        """Whether all sequences attend to themselves whole, are of one length, and long: equal pictures."""
+        return not self.causal and len(set(self.lengths)) == 1 and self.lengths[0] >= MIN_LONG_TOKENS
 
     @cached_property
-    def ragged(self) -> Ragged:
+    def varlen(self) -> VarlenArguments:
         """As `plan`."""
-        return Ragged.of(list(self.lengths[self.kept :]), self._keys(), self.first + self.total, self.causal, self.device)
+        lengths, num_keys = list(self.lengths[self.num_cached :]), self.num_cached_tokens + self.num_tokens
+        return VarlenArguments.from_rows(lengths, self._key_rows(), num_keys, self.causal, self.device)
 
     @cached_property
-    def last_ragged(self) -> Ragged:
+    def last_varlen(self) -> VarlenArguments:
         """As `last_plan`."""
-        keys = self._keys()
-        return Ragged.of([1] * len(keys), keys, self.first + self.total, False, self.device)
+        key_rows, num_keys = self._key_rows(), self.num_cached_tokens + self.num_tokens
+        return VarlenArguments.from_rows([1] * len(key_rows), key_rows, num_keys, False, self.device)
 
-    def _keys(self) -> list[Tensor]:
-        """Numbers of the keys that each computed sequence sees."""
-        own = [self._rows(i) for i in range(len(self.lengths))]
-        parents = self.parents
+    def _key_rows(self) -> list[Tensor]:
+        """Numbers of the keys that each computed sequence attends to."""
+        rows = [self._rows(i) for i in range(len(self.lengths))]
+        prefix_of = self.prefix_of
         return [
-            own[i] if (parent := parents[i]) is None else torch.cat([own[parent], own[i]]) for i in range(self.kept, len(own))
+            rows[i] if (prefix := prefix_of[i]) is None else torch.cat([rows[prefix], rows[i]])
+            for i in range(self.num_cached, len(rows))
         ]
 
     def _rows(self, i: int) -> Tensor:
@@ -228,20 +241,23 @@ def to_device(x: Tensor, device: torch.device | str | None) -> Tensor:
     return x.to(device)
 
 
-def group_equal(keys: Iterable[Key | None]) -> dict[Key, list[int]]:
+def group_equal(keys: Iterable[GroupKey | None]) -> dict[GroupKey, list[int]]:
     """Numbers of equal keys together, in order of first appearance; None is left out."""
-    groups: dict[Key, list[int]] = defaultdict(list)
+    groups: dict[GroupKey, list[int]] = defaultdict(list)
     for number, key in enumerate(keys):
         if key is not None:
             groups[key].append(number)
     return groups
 
 
-def _family_mask(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Children of one parent side by side: each sees the whole parent and, causally, itself. (queries, keys), bool."""
-    prefix, *children = shape
-    total = sum(children)
-    owner = torch.repeat_interleave(torch.arange(len(children)), torch.tensor(children))
+def _shared_prefix_mask(shape: Sequence[int], device: torch.device) -> Tensor:
+    """All sequences that continue one prefix, side by side: each attends to the whole prefix and, causally, to itself.
+
+    `shape`: tokens of the prefix, then of each sequence. (queries, keys), bool.
+    """
+    prefix, *lengths = shape
+    total = sum(lengths)
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     own = (owner[:, None] == owner[None, :]) & torch.ones(total, total, dtype=torch.bool).tril()
     return torch.cat([torch.ones(total, prefix, dtype=torch.bool), own], dim=1).to(device)
 
@@ -259,7 +275,7 @@ class Attend(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.watchers: list[tuple[Thread, Watcher]] = []
-        """Each with the thread whose calls it sees. The list is replaced, never changed, for other threads may be reading it."""
+        """Each with the thread whose calls it is called in. The list is replaced, never changed, for other threads may be reading it."""
         self.prepares = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -278,27 +294,29 @@ class Attend(nn.Module):
         Returns: the shape of `query`.
         """
         watchers = [watcher for thread, watcher in self.watchers if thread is current_thread()]
-        if not watchers and has_ragged_kernel(query) and not (self.prepares and packing.long_and_alike):
-            return _in_one_call(query, key, value, packing.last_ragged if last_only else packing.ragged)
+        if not watchers and has_varlen_kernel(query) and not (self.prepares and packing.is_long_and_uniform):
+            return _varlen_attention(query, key, value, packing.last_varlen if last_only else packing.varlen)
         plan = packing.last_plan if last_only else packing.plan
         queries = _gather_rows(query, plan.query_rows, [block.count * block.query_tokens for block in plan.blocks])
         keys = _gather_rows(key, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
         values = _gather_rows(value, plan.key_rows, [block.count * block.key_tokens for block in plan.blocks])
         outputs = []
-        for block, *laid in zip(plan.blocks, queries, keys, values, strict=True):
-            q, k, v = (x.unflatten(0, (block.count, -1)).transpose(1, 2) for x in laid)  # (sequences, heads, tokens, head_dim)
-            output = _watched(q, k, v, block, watchers) if watchers else _fused(q, k, v, block)
+        for block, *gathered in zip(plan.blocks, queries, keys, values, strict=True):
+            q, k, v = (
+                x.unflatten(0, (block.count, -1)).transpose(1, 2) for x in gathered
+            )  # (sequences, heads, tokens, head_dim)
+            output = _eager_attention(q, k, v, block, watchers) if watchers else _sdpa_attention(q, k, v, block)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
         result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return result if plan.order is None else result.index_select(0, plan.order)
 
 
-def _watched(query: Tensor, key: Tensor, value: Tensor, block: Block, watchers: Sequence[Watcher]) -> Tensor:
+def _eager_attention(query: Tensor, key: Tensor, value: Tensor, block: Block, watchers: Sequence[Watcher]) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    if (may_look := block.may_look(scores.device)) is not None:
-        scores = scores.masked_fill(~may_look, -torch.inf)
+    if (mask := block.attention_mask(scores.device)) is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
     for watcher in watchers:
         scores = watcher("scores", scores, block)
     pattern = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
@@ -308,7 +326,7 @@ def _watched(query: Tensor, key: Tensor, value: Tensor, block: Block, watchers: 
     return pattern @ value
 
 
-def has_ragged_kernel(query: Tensor) -> bool:
+def has_varlen_kernel(query: Tensor) -> bool:
     """Whether FlashAttention (Dao 2023) takes these queries, (tokens, heads, head_dim)."""
     return (
         query.is_cuda
@@ -321,28 +339,28 @@ def has_ragged_kernel(query: Tensor) -> bool:
     )
 
 
-def _in_one_call(query: Tensor, key: Tensor, value: Tensor, ragged: Ragged) -> Tensor:
-    if ragged.key_rows is not None:
-        key, value = key.index_select(0, ragged.key_rows), value.index_select(0, ragged.key_rows)
+def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, varlen: VarlenArguments) -> Tensor:
+    if varlen.key_rows is not None:
+        key, value = key.index_select(0, varlen.key_rows), value.index_select(0, varlen.key_rows)
     kernel = varlen_kernel()
     assert kernel is not None
-    found = kernel(
+    output = kernel(
         query,
         key,
         value,
-        ragged.query_ends,
-        ragged.key_ends,
-        ragged.longest_query,
-        ragged.longest_keys,
-        window_size=(-1, 0) if ragged.causal else (-1, -1),
+        varlen.cu_seqlens_q,
+        varlen.cu_seqlens_k,
+        varlen.max_seqlen_q,
+        varlen.max_seqlen_k,
+        window_size=(-1, 0) if varlen.causal else (-1, -1),
     )
-    assert isinstance(found, Tensor)
-    return found
+    assert isinstance(output, Tensor)
+    return output
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:
-    if widening_pays(query, block.count * block.query_tokens):
-        return _fused(query.float(), key.float(), value.float(), block).to(query.dtype)
+def _sdpa_attention(query: Tensor, key: Tensor, value: Tensor, block: Block) -> Tensor:
+    if should_upcast(query, block.count * block.query_tokens):
+        return _sdpa_attention(query.float(), key.float(), value.float(), block).to(query.dtype)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=block.mask, is_causal=block.causal, enable_gqa=query.shape[1] != key.shape[1]
     )

@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import ConfigError
-from m0.json_part import read_object, shown
-from m0.model.config_file import OWN_DEFAULTS, WIDTH_AND_HEADS, Misfit, decoder_sizes, parts_of, refuse_variants, vision_sizes
-from m0.model.defaulted import with_defaults
+from m0.json_part import format_value, read_object
+from m0.model.config_file import (
+    M0_DEFAULTS,
+    WIDTH_AND_HEADS,
+    MismatchError,
+    decoder_sizes,
+    refuse_variants,
+    split_config,
+    vision_sizes,
+)
+from m0.model.missing_keys import note_defaults
 from m0.paths import path_of
 
 
@@ -88,8 +96,8 @@ class RerankerConfig:
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
     image_token_id: int = 151655
-    score_token_id: int = OWN_DEFAULTS["score_token_id"]
-    logit_bias: float = OWN_DEFAULTS["logit_bias"]
+    score_token_id: int = M0_DEFAULTS["score_token_id"]
+    logit_bias: float = M0_DEFAULTS["logit_bias"]
     """relevance = sigmoid(logit - logit_bias)"""
 
     def __post_init__(self) -> None:
@@ -114,16 +122,16 @@ class RerankerConfig:
         """
         model_type = values.get("model_type")
         if model_type != "qwen2_vl":
-            found = shown(model_type) if "model_type" in values else "not in config.json"
+            found = format_value(model_type) if "model_type" in values else "not in config.json"
             raise ConfigError(f"model_type is {found}, but m0 implements 'qwen2_vl' only.")
         try:
             return cls(**cls._arguments(values))
-        except Misfit as error:
-            raise ConfigError(with_defaults(str(error), values, error.keys)) from None
+        except MismatchError as error:
+            raise ConfigError(note_defaults(str(error), values, error.keys)) from None
 
     @classmethod
     def _arguments(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        top, text, vision = parts_of(values)
+        top, text, vision = split_config(values)
         refuse_variants(top, text, vision)
         decoder, tower = DecoderConfig(**decoder_sizes(text)), VisionConfig(**vision_sizes(vision))
         tokens = {key: top.integer(key, lowest=0) for key in top.defaults}
@@ -131,7 +139,7 @@ class RerankerConfig:
             tokens["score_token_id"] = top.integer("score_token_id", lowest=0)
         bias = cls.logit_bias if values.get("logit_bias") is None else top.number("logit_bias")
         if (width := vision.integer("hidden_size")) != decoder.hidden_size:
-            raise Misfit(
+            raise MismatchError(
                 f"{vision.name}hidden_size is {width}, but the decoder it feeds has a {text.name}hidden_size of "
                 f"{decoder.hidden_size}.",
                 *("vision.hidden_size", "text.hidden_size"),
@@ -215,38 +223,38 @@ def _check(config: RerankerConfig) -> None:
         if part.hidden_size % part.num_heads:
             width = "hidden_size" if part is decoder else "the width (embed_dim)"
             keys = WIDTH_AND_HEADS if part is decoder else ("vision.embed_dim", "vision.num_heads")
-            raise Misfit(f"{name}: {width} {part.hidden_size} is not a multiple of its {part.num_heads} heads.", *keys)
+            raise MismatchError(f"{name}: {width} {part.hidden_size} is not a multiple of its {part.num_heads} heads.", *keys)
     if not 1 <= vision.mlp_ratio * vision.hidden_size <= 2**20:
-        raise Misfit(
+        raise MismatchError(
             f"vision.mlp_ratio is {vision.mlp_ratio}, but the MLP must be 1 to {2**20} wide.",
             *("vision.mlp_ratio", "vision.embed_dim"),
         )
     if not math.isfinite(config.logit_bias):
         raise ConfigError(f"logit_bias is {config.logit_bias}, but must be a finite number.")
     if decoder.num_heads % decoder.num_kv_heads:
-        raise Misfit(
+        raise MismatchError(
             f"decoder: {decoder.num_heads} query heads cannot be shared out over {decoder.num_kv_heads} key/value heads.",
             *("text.num_attention_heads", "text.num_key_value_heads"),
         )
     if 2 * sum(decoder.mrope_section) != decoder.head_dim:
-        raise Misfit(
+        raise MismatchError(
             f"decoder: mrope_section {list(decoder.mrope_section)} adds up to {sum(decoder.mrope_section)} pairs, "
             f"but a head of {decoder.head_dim} ({decoder.hidden_size} / {decoder.num_heads}) has {decoder.head_dim // 2}.",
             *("text.mrope_section", *WIDTH_AND_HEADS),
         )
     if vision.head_dim % 4:
-        raise Misfit(
+        raise MismatchError(
             f"vision: a head of {vision.head_dim} cannot be split into pairs for rows and columns.",
             *("vision.embed_dim", "vision.num_heads"),
         )
     ids = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "score_token_id")
     if len({getattr(config, key) for key in ids}) < len(ids):
         values = [getattr(config, key) for key in ids]
-        alike = (f"top.{key}" for key in ids if values.count(getattr(config, key)) > 1)
-        raise Misfit(f"{', '.join(ids)} are {values}, but must all be different.", *alike)
+        duplicates = (f"top.{key}" for key in ids if values.count(getattr(config, key)) > 1)
+        raise MismatchError(f"{', '.join(ids)} are {values}, but must all be different.", *duplicates)
     for key in ids:
         if not 0 <= getattr(config, key) < decoder.vocab_size:
-            raise Misfit(
+            raise MismatchError(
                 f"{key} is {getattr(config, key)}, outside the vocabulary of {decoder.vocab_size}.",
                 *(f"top.{key}", "text.vocab_size"),
             )

@@ -1,7 +1,7 @@
 """The decoder: a Qwen2 language model (Yang et al. 2024) read as an encoder of pairs.
 
 Pre-norm blocks with RMSNorm, grouped-query attention with biases on query, key and value, SwiGLU, and M-RoPE. There is
-no vocabulary projection: the score is read from the last token's state.
+no vocabulary projection: the score is read from the last token's hidden state.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class Attention(nn.Module):
         return self.rotate(key, rotation), value
 
     def forward(
-        self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool, kept: KeysValues | None = None
+        self, x: Tensor, rotation: Rotation, packing: Packing, last_only: bool, past_key_values: KeysValues | None = None
     ) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden), or with `last_only` (sequences, hidden): the last token of each alone.
 
-        `kept`: keys and values of the packing's cached sequences, which were computed earlier; None: it has none.
+        `past_key_values`: keys and values of the packing's cached sequences, which were computed earlier; None: it has none.
         """
-        asking = x[packing.last] if last_only else x
-        asking_rotation = (rotation[0][packing.last], rotation[1][packing.last]) if last_only else rotation
-        query = self.q_proj(asking).unflatten(-1, (self.num_heads, self.head_dim))  # (tokens, heads, head_dim)
-        query = self.rotate(query, asking_rotation)
+        queried = x[packing.last_rows] if last_only else x
+        queried_rotation = (rotation[0][packing.last_rows], rotation[1][packing.last_rows]) if last_only else rotation
+        query = self.q_proj(queried).unflatten(-1, (self.num_heads, self.head_dim))  # (tokens, heads, head_dim)
+        query = self.rotate(query, queried_rotation)
         key, value = self.keys_values(x, rotation)
-        if kept is not None:
-            key, value = torch.cat([kept[0], key]), torch.cat([kept[1], value])
+        if past_key_values is not None:
+            key, value = torch.cat([past_key_values[0], key]), torch.cat([past_key_values[1], value])
         return self.o_proj(self.attend(query, key, value, packing, last_only).flatten(1))
 
 
@@ -80,7 +80,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
-        self.between = nn.Identity()  # the stream between the two lines, for those who watch it
+        self.between = nn.Identity()  # the residual stream between attention and MLP (resid_mid), for hooks
 
     def forward(
         self,
@@ -88,11 +88,11 @@ class DecoderLayer(nn.Module):
         rotation: Rotation,
         packing: Packing,
         last_only: bool = False,
-        kept: KeysValues | None = None,
+        past_key_values: KeysValues | None = None,
     ) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden), or with `last_only` (sequences, hidden): the last token of each alone."""
-        attended = self.self_attn(self.input_layernorm(x), rotation, packing, last_only, kept)
-        x = self.between((x[packing.last] if last_only else x) + attended)
+        attended = self.self_attn(self.input_layernorm(x), rotation, packing, last_only, past_key_values)
+        x = self.between((x[packing.last_rows] if last_only else x) + attended)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
 
@@ -113,8 +113,8 @@ class Decoder(nn.Module):
         positions: Tensor,
         packing: Packing,
         last_only: bool = True,
-        kept: Sequence[KeysValues] | None = None,
-        depth: int | None = None,
+        past_key_values: Sequence[KeysValues] | None = None,
+        num_layers: int | None = None,
     ) -> Tensor:
         """Read packed sequences.
 
@@ -123,30 +123,30 @@ class Decoder(nn.Module):
             positions: M-RoPE positions, (3, tokens).
             packing: where the sequences lie.
             last_only: compute the last layer's queries, output and MLP for the last token of each sequence only.
-            kept: for each layer the keys and values of `packing`'s kept sequences, as `keys_values` gave them; None: it has none.
-            depth: stop after so many layers; None: after all.
+            past_key_values: for each layer the keys and values of `packing`'s cached sequences, as `keys_values` gave them; None: it has none.
+            num_layers: stop after so many layers; None: after all.
 
-        Returns: final states after the last norm, (sequences, hidden), or (tokens, hidden) where not `last_only`.
+        Returns: hidden states after the last norm, (sequences, hidden), or (tokens, hidden) where not `last_only`.
         """
         rotation = self._rotation(positions, embeddings.dtype)
         x = embeddings
-        layers = self.layers[:depth]
+        layers = self.layers[:num_layers]
         for number, layer in enumerate(layers):
             last = number == len(layers) - 1
-            x = layer(x, rotation, packing, last and last_only, None if kept is None else kept[number])
+            x = layer(x, rotation, packing, last and last_only, None if past_key_values is None else past_key_values[number])
         return self.norm(x)
 
     def keys_values(self, embeddings: Tensor, positions: Tensor, packing: Packing) -> list[KeysValues]:
         """Each layer's keys and values of these sequences, (tokens, key/value heads, head_dim), for others that continue them later.
         Arguments as for `forward`."""
         rotation = self._rotation(positions, embeddings.dtype)
-        x, found = embeddings, []
+        x, key_values = embeddings, []
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
-            found.append(layer.self_attn.keys_values(layer.input_layernorm(x), rotation))
+            key_values.append(layer.self_attn.keys_values(layer.input_layernorm(x), rotation))
             if number < len(self.layers) - 1:
                 x = layer(x, rotation, packing)
-        return found
+        return key_values
 
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         config = self.config

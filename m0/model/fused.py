@@ -1,4 +1,4 @@
-"""What lies between the matrix products, each a plain function in a module of its own, so that `Reranker.compile` can have
+"""The operations between the matrix products (norms, activations, rotary), each a plain function in a module of its own, so that `Reranker.compile` can have
 torch.compile fuse it: memory is then read and written once where PyTorch alone does so for every single operation.
 """
 
@@ -20,8 +20,8 @@ from m0.model.rotary import Rotation, rotate, working_dtype
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019). x: (tokens, size); weight: (size,)."""
     # Normalised in float32, rounded to the model's type, and only then scaled: this order is the reference's.
-    wide = F.rms_norm(x.to(working_dtype(x.dtype)), weight.shape, eps=eps)
-    return weight * wide.to(x.dtype)
+    normalized = F.rms_norm(x.to(working_dtype(x.dtype)), weight.shape, eps=eps)
+    return weight * normalized.to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Rotate(Fusible):
         return self.function(x, rotation)
 
 
-SMALL = 2**21
+MIN_COMPILED_NUMBERS = 2**21
 """Numbers: with fewer, a GPU is done before Python has found the compiled function that fits."""
 
 
@@ -124,17 +124,17 @@ def is_fused(model: nn.Module) -> bool:
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function compiled for forward passes; with gradients, and on a GPU with little to do, it runs as it is."""
-    fast: dict[tuple[int, ...], Callable[..., Any]] = {}
+    compiled: dict[tuple[int, ...], Callable[..., Any]] = {}
 
     def call(*args: Any) -> Any:
-        if torch.is_grad_enabled() or (args[0].is_cuda and args[0].numel() < SMALL):
+        if torch.is_grad_enabled() or (args[0].is_cuda and args[0].numel() < MIN_COMPILED_NUMBERS):
             return function(*args)
         width = args[0].shape[1:]
-        if width not in fast:
+        if width not in compiled:
             # For each width with code of its own: PyTorch takes sizes that vary from call to call for unknown, and with unknown
             # widths code is a little slower. (It also counts the variants of a code object and gives up after a few.)
-            own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-            fast[width] = torch.compile(own)
-        return fast[width](*args)
+            separate = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+            compiled[width] = torch.compile(separate)
+        return compiled[width](*args)
 
     return call

@@ -1,4 +1,4 @@
-"""The score head: the last token's state -> one ranking logit, and the logit -> a relevance between 0 and 1."""
+"""The score head: the last token's hidden state -> one ranking logit, and the logit -> a relevance between 0 and 1."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class ScoreHead(nn.Sequential):
     def __init__(self, hidden_size: int) -> None:
         super().__init__(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """(sequences, hidden) -> logits (sequences,)."""
         # A head that is trained stays in float32 above a bfloat16 decoder.
-        return super().forward(states.to(next(self.parameters()).dtype)).squeeze(-1)
+        return super().forward(hidden_states.to(next(self.parameters()).dtype)).squeeze(-1)
 
 
 def relevance(logits: Tensor, bias: float = 2.65) -> Tensor:

@@ -22,58 +22,58 @@ from torch.nn import functional as F
 
 from m0.errors import InputError
 
-MIN_ROWS = 128
+MIN_UPCAST_ROWS = 128
 """With fewer tokens, widening weights costs more than it saves."""
-WIDENED = 3 * 2**20
+UPCAST_CHUNK_NUMBERS = 3 * 2**20
 """Numbers of the weight that are widened at a time, about: 12 MiB."""
-CLEARLY = 0.8
+MAX_TIME_RATIO = 0.8
 """Of bfloat16's time; what is faster by less is not worth another last bit."""
 
 
 class Linear(nn.Linear):
-    """nn.Linear, which may multiply bfloat16 numbers in float32 (`by_float32`)."""
+    """nn.Linear, which may multiply bfloat16 numbers in float32 (`linear_in_float32`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         # Not where x is part of something spread over devices.
-        if type(x) is Tensor and self.weight.dtype == x.dtype and widening_pays(x, x.numel() // self.in_features):
-            return by_float32(x, self.weight, self.bias)
+        if type(x) is Tensor and self.weight.dtype == x.dtype and should_upcast(x, x.numel() // self.in_features):
+            return linear_in_float32(x, self.weight, self.bias)
         return super().forward(x)
 
 
-def widening_pays(x: Tensor, rows: int) -> bool:
+def should_upcast(x: Tensor, rows: int) -> bool:
     """Whether numbers like x, of any shape, are multiplied faster in float32 here, `rows` tokens at a time."""
     return (
         x.dtype == torch.bfloat16
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and rows >= MIN_ROWS
+        and rows >= MIN_UPCAST_ROWS
         and float32_is_faster()
     )
 
 
-def by_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b of bfloat16 numbers, computed in float32, in bfloat16. x: (..., in); weight: (out, in)."""
-    wide = x.float()
+    upcast = x.float()
     result = x.new_empty(*x.shape[:-1], len(weight))
-    step = max(64, WIDENED // weight.shape[1])
+    step = max(64, UPCAST_CHUNK_NUMBERS // weight.shape[1])
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
-        result[..., rows] = F.linear(wide, weight[rows].float(), None if bias is None else bias[rows].float())
+        result[..., rows] = F.linear(upcast, weight[rows].float(), None if bias is None else bias[rows].float())
     return result
 
 
 def float32_is_faster() -> bool:
-    """Whether `by_float32` clearly is, on this processor: measured once a process, in about a tenth of a second."""
-    with _MEASURING:  # threads that come together must not measure beside each other, and then compute in different ways
-        return _float32_is_faster()
+    """Whether `linear_in_float32` clearly is, on this processor: measured once a process, in about a tenth of a second."""
+    with _measuring:  # threads that come together must not measure beside each other, and then compute in different ways
+        return _measure_float32_is_faster()
 
 
-_MEASURING = threading.Lock()
+_measuring = threading.Lock()
 
 
 @cache
-def _float32_is_faster() -> bool:
+def _measure_float32_is_faster() -> bool:
     x, weight = (torch.ones(rows, 1536, dtype=torch.bfloat16) for rows in (512, 1536))
 
     def seconds(run: Callable[[], object]) -> float:
@@ -84,15 +84,15 @@ def _float32_is_faster() -> bool:
             best = min(best, time.perf_counter() - begin)
         return best
 
-    return seconds(lambda: by_float32(x, weight, None)) < CLEARLY * seconds(lambda: F.linear(x, weight))
+    return seconds(lambda: linear_in_float32(x, weight, None)) < MAX_TIME_RATIO * seconds(lambda: F.linear(x, weight))
 
 
 class QuantizedLinear(nn.Module):
     """What layers in 8 bits have in common (`m0.engine.quantize`)."""
 
     scales: Tensor
-    bound = False
-    """Whether it cannot leave its device."""
+    stays_on_device = False
+    """Whether it cannot be moved to another device."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class QuantizedLinear(nn.Module):
         """What `to`, `float` and `cuda` call: the layer may move, but keeps its types."""
         device = fn(torch.empty(0, device=self.scales.device)).device
         if device != self.scales.device:
-            if self.bound:
+            if self.stays_on_device:
                 raise InputError("a layer in 8 bits stays on the CPU; load the model on the other device.")
             super()._apply(lambda part: part.to(device), recurse)
         return self

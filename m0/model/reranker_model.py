@@ -6,13 +6,14 @@
                                                                                      |
                                       DecoderLayer x 28 (causal, M-RoPE) <-----------'
                                                  |
-                                last token's state --ScoreHead--> logit; relevance = sigmoid(logit - 2.65)
+                                last token's hidden state --ScoreHead--> logit; relevance = sigmoid(logit - 2.65)
 
 Sequences are packed: their tokens lie end to end, `lengths` says where each one stops, and nothing is ever padded.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -48,6 +49,8 @@ class RerankerModel(nn.Module):
         lengths: Sequence[int],
         patches: Tensor | None = None,
         grids: Sequence[Grid] = (),
+        prefix_of: Sequence[int | None] | None = None,
+        *,
         parents: Sequence[int | None] | None = None,
     ) -> Tensor:
         """Score any number of sequences, with any number of pictures in each.
@@ -58,17 +61,27 @@ class RerankerModel(nn.Module):
             lengths: tokens of each sequence.
             patches: all pictures' patches end to end in the order their tokens come, (patches, 1176); None: no pictures.
             grids: rows and columns of patches of each picture.
-            parents: for each sequence the number of an earlier one that it continues, or None (see `m0.model.attention`).
+            prefix_of: for each sequence the number of its shared prefix, an earlier one that it continues, or None (see
+                `m0.model.attention`).
+            parents: the old name of `prefix_of`, with a DeprecationWarning.
 
-        Returns: logits, (sequences,). Raises InputError where tokens, lengths and pictures do not fit together.
+        Returns: logits, (sequences,). Raises InputError where tokens, lengths and pictures do not fit together, and where
+        `prefix_of` is given by both names.
         """
+        if parents is not None:
+            warnings.warn(
+                "parents is now prefix_of; the old name goes with the next version.", DeprecationWarning, stacklevel=4
+            )
+            if prefix_of is not None:
+                raise InputError("prefix_of is given by its old name, parents, too; give it once.")
+            prefix_of = parents
         if any(length < 1 for length in lengths):
             raise InputError(f"lengths are {list(lengths)}, but every sequence must have a token at least.")
         image_features = None if patches is None else self.vision(patches, grids)
         embeddings = self.embed(token_ids, image_features)
         if sum(lengths) != token_ids.shape[0]:
             raise InputError(f"lengths add up to {sum(lengths)}, but there are {token_ids.shape[0]} tokens.")
-        packing = Packing(lengths, causal=True, parents=parents, device=token_ids.device)
+        packing = Packing(lengths, causal=True, prefix_of=prefix_of, device=token_ids.device)
         return self.head(self.decoder(embeddings, positions, packing))
 
     def embed(self, token_ids: Tensor, image_features: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
+def _inverse_frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
     """theta ** (-2j / dim) for j = 0 .. dim/2 - 1, in float32 as in training: (dim / 2,)."""
     return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim))
 
@@ -44,8 +44,8 @@ def vision_rotation(
 ) -> Rotation:
     """Rotation of every patch of every picture, end to end: each part (patches, head_dim), in `dtype`."""
     positions = torch.cat([patch_positions(grid, merge, device) for grid in grids])  # (patches, 2)
-    angles = positions[:, :, None].to(dtype) * _frequencies(head_dim // 2, theta, device).to(dtype)
-    return _rotation_by(angles.flatten(1))  # rows' pairs, then columns' pairs
+    angles = positions[:, :, None].to(dtype) * _inverse_frequencies(head_dim // 2, theta, device).to(dtype)
+    return _cosine_sine(angles.flatten(1))  # rows' pairs, then columns' pairs
 
 
 def mrope_positions(runs: Sequence[int | Grid]) -> Tensor:
@@ -75,13 +75,13 @@ def decoder_rotation(positions: Tensor, head_dim: int, theta: float, sections: S
     Angles are computed in float32 (float64 for a float64 model) and rounded to `dtype` only as cosine and sine.
     """
     working = working_dtype(dtype)
-    angles = positions[:, :, None].to(working) * _frequencies(head_dim, theta, positions.device).to(working)
+    angles = positions[:, :, None].to(working) * _inverse_frequencies(head_dim, theta, positions.device).to(working)
     parts = angles.split(list(sections), dim=-1)
-    cosine, sine = _rotation_by(torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1))
+    cosine, sine = _cosine_sine(torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1))
     return cosine.to(dtype), sine.to(dtype)
 
 
-def _rotation_by(angles: Tensor) -> Rotation:
+def _cosine_sine(angles: Tensor) -> Rotation:
     """`angles`: of each pair, (tokens, head_dim / 2)."""
     cosine, sine = angles.cos(), angles.sin()
     return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)

@@ -83,7 +83,7 @@ class VisionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
-        self.between = nn.Identity()  # the stream between the two lines, for those who watch it
+        self.between = nn.Identity()  # the residual stream between attention and MLP (resid_mid), for hooks
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
         """(patches, hidden) -> (patches, hidden)."""
@@ -118,7 +118,7 @@ class VisionTower(nn.Module):
         self.merger = PatchMerger(config, output_size)
 
     def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Look at any number of pictures.
+        """Encode any number of pictures.
 
         Args:
             patches: all pictures' flattened patches end to end, (patches, 1176), 2x2 blocks first (see `m0.inputs.images`).

@@ -29,26 +29,26 @@ TASKS = (
 )
 
 
-def plain(model: Path) -> Reranker:
+def load_unquantized(model: Path) -> Reranker:
     reranker = Reranker.from_pretrained(model, dtype="float32", device="cpu")
     reranker.documents = DocumentCache(max_bytes=0)
     return reranker
 
 
-def in_8_bits(how: str, groups: int = 1, share: float = 0.0) -> Callable[[Path], Reranker]:
+def load_quantized(how: str, groups: int = 1, share: float = 0.0) -> Callable[[Path], Reranker]:
     """`share`: of the weights that stay plain."""
 
     def load(model: Path) -> Reranker:
-        reranker = plain(model)
+        reranker = load_unquantized(model)
         reranker.quantize(how, groups=groups, unquantized_share=share)  # type: ignore[arg-type]
         return reranker
 
     return load
 
 
-def kept_as(precision: str) -> Callable[[Path], Reranker]:
+def load_with_cache(precision: str) -> Callable[[Path], Reranker]:
     def load(model: Path) -> Reranker:
-        reranker = plain(model)
+        reranker = load_unquantized(model)
         reranker.documents = DocumentCache(max_bytes=8 * 2**30, precision=precision)  # type: ignore[arg-type]
         return reranker
 
@@ -56,20 +56,20 @@ def kept_as(precision: str) -> Callable[[Path], Reranker]:
 
 
 WAYS: dict[str, Callable[[Path], Reranker]] = {
-    "int8": in_8_bits("int8", share=DEFAULT_UNQUANTIZED_SHARE),
-    "int8, 0.33 plain": in_8_bits("int8", share=0.33),
-    "int8, 0.28 plain": in_8_bits("int8", share=0.28),
-    "int8, a quarter plain": in_8_bits("int8", share=0.25),
-    "int8, a fifth plain": in_8_bits("int8", share=0.2),
-    "int8, a tenth plain": in_8_bits("int8", share=0.1),
-    "int8, none plain": in_8_bits("int8"),
-    "int8, 4 groups": in_8_bits("int8", 4),
-    "int8, 16 groups": in_8_bits("int8", 16),
-    "int8-weights, none plain": in_8_bits("int8-weights"),
-    "int8-weights": in_8_bits("int8-weights", share=DEFAULT_UNQUANTIZED_SHARE),
-    "int8-weights, 16 groups": in_8_bits("int8-weights", 16),
-    "kept in bfloat16": kept_as("bfloat16"),
-    "kept in int8": kept_as("int8"),
+    "int8": load_quantized("int8", share=DEFAULT_UNQUANTIZED_SHARE),
+    "int8, 0.33 plain": load_quantized("int8", share=0.33),
+    "int8, 0.28 plain": load_quantized("int8", share=0.28),
+    "int8, a quarter plain": load_quantized("int8", share=0.25),
+    "int8, a fifth plain": load_quantized("int8", share=0.2),
+    "int8, a tenth plain": load_quantized("int8", share=0.1),
+    "int8, none plain": load_quantized("int8"),
+    "int8, 4 groups": load_quantized("int8", 4),
+    "int8, 16 groups": load_quantized("int8", 16),
+    "int8-weights, none plain": load_quantized("int8-weights"),
+    "int8-weights": load_quantized("int8-weights", share=DEFAULT_UNQUANTIZED_SHARE),
+    "int8-weights, 16 groups": load_quantized("int8-weights", 16),
+    "kept in bfloat16": load_with_cache("bfloat16"),
+    "kept in int8": load_with_cache("int8"),
 }
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     tasks = [task for task in build_tasks(options.data) if task.name in TASKS]
     for task in tasks:
         task.questions = random.Random(SEED).sample(task.questions, min(options.questions, len(task.questions)))
-    exact = plain(options.model)
+    exact = load_unquantized(options.model)
     before = {task.name: model_scores(exact, task) for task in tasks}
     print("| rounding | task | mean change of a score | largest | Kendall's tau | measure before | after |")
     print("| --- |" + " --- |" * 6)
@@ -98,14 +98,14 @@ def main() -> None:
                 reranker.prepare([reranker.read(c) for q in task.questions for c in q.candidates])
                 assert reranker.documents.counts.computed, "documents are kept"
             after = model_scores(reranker, task)
-            some, taus = compared(task, before[task.name], after)
+            some, taus = compare_scores(task, before[task.name], after)
             changes += some
             orders += taus
-            row(way, task.name, some, taus, values(task, before[task.name]), values(task, after))
-        row(way, "all", changes, orders)
+            print_row(way, task.name, some, taus, values(task, before[task.name]), values(task, after))
+        print_row(way, "all", changes, orders)
 
 
-def compared(task: Task, before: list[list[float]], after: list[list[float]]) -> tuple[list[float], list[float]]:
+def compare_scores(task: Task, before: list[list[float]], after: list[list[float]]) -> tuple[list[float], list[float]]:
     changes, orders = [], []
     for one, other in zip(before, after, strict=True):
         a, b = torch.tensor(one), torch.tensor(other)
@@ -114,7 +114,7 @@ def compared(task: Task, before: list[list[float]], after: list[list[float]]) ->
     return changes, orders
 
 
-def row(way: str, name: str, changes: list[float], orders: list[float], *measures: list[float]) -> None:
+def print_row(way: str, name: str, changes: list[float], orders: list[float], *measures: list[float]) -> None:
     cells = [f"{sum(changes) / len(changes):.4f}", f"{max(changes):.3f}", f"{sum(orders) / len(orders):.3f}"]
     cells += [f"{sum(some) / len(some):.3f}" for some in measures] or ["", ""]
     print(f"| {way} | {name} | {' | '.join(cells)} |", flush=True)

@@ -49,7 +49,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 WORDS = "the network must be configured after the system was installed on the disk of this machine ".split()
-BARS = {"mixed": 2.5, "text": 1.15, "picture": 1.3, "many": 10, "kept": 15, "nano": 5, "int8": 4, "gpu": 2}
+REQUIRED_RATIOS = {"mixed": 2.5, "text": 1.15, "picture": 1.3, "many": 10, "kept": 15, "nano": 5, "int8": 4, "gpu": 2}
 IN_ONE_PROCESS = ("mixed", "text", "short", "picture", "profile", "kept", "many", "growth", "nano", "groups", "int8", "gpu")
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::matmul", "aten::bmm", "aten::mkldnn_linear"),
@@ -85,7 +85,7 @@ class Bench:
         ours.documents = DocumentCache(max_bytes=0)
         return reference, ours
 
-    def another(self) -> Any:
+    def second_reranker(self) -> Any:
         """Ours once more, of the same weights in the same memory."""
         from m0 import Reranker, RerankerModel
         from m0.engine.prefix_cache import DocumentCache
@@ -118,9 +118,9 @@ class Bench:
         """A row with the ratios of each turn; `times`: how often the reference's work is needed, which is then timed once."""
         ours(), theirs() if times == 1 else None  # the first call pays for what later ones find
         once = [times * timed(theirs)] * self.runs if times > 1 else None
-        self.turns(name, what, ours, theirs, BARS.get(name), once)
+        self.time_in_turns(name, what, ours, theirs, REQUIRED_RATIOS.get(name), once)
 
-    def turns(
+    def time_in_turns(
         self,
         name: str,
         what: str,
@@ -166,7 +166,7 @@ class Bench:
 
         with torch.inference_mode():
             run()
-            self.turns(name, "its matrix products alone", partial((ours or self.ours).logits_of, some), run, bar)
+            self.time_in_turns(name, "its matrix products alone", partial((ours or self.ours).logits_of, some), run, bar)
 
     def products(self, some: list[Any]) -> list[tuple[torch.nn.Linear, int]]:
         """The linear layers that these prompts go through, each with its rows."""
@@ -202,7 +202,7 @@ class Bench:
 
         run()
         what = f"{operations / 1e12:.0f} TFLOP, as products of 8192 x 8192 x 8192"
-        self.turns(name, what, partial(ours.logits_of, some), run, bar)
+        self.time_in_turns(name, what, partial(ours.logits_of, some), run, bar)
 
     def text(self) -> None:
         some = [self.encode(512)]
@@ -232,8 +232,15 @@ class Bench:
             kept.append(statistics.median(timed(lambda: self.our_scores(some)) for _ in range(3)))
             self.ours.documents = nothing
             anew.append(timed(lambda: self.our_scores(some)))
-        own = len(some[0]) - some[0].document_tokens
-        self.row("kept", f"{own} of {len(some[0])} tokens new", spread(kept), spread(anew), ratios(anew, kept), BARS["kept"])
+        own = len(some[0]) - some[0].num_prefix_tokens
+        self.row(
+            "kept",
+            f"{own} of {len(some[0])} tokens new",
+            spread(kept),
+            spread(anew),
+            ratios(anew, kept),
+            REQUIRED_RATIOS["kept"],
+        )
 
     def many(self) -> None:
         queries = [text(12, first) for first in range(16)]
@@ -331,18 +338,18 @@ class Bench:
 
     def int8(self) -> None:
         some = [self.encode(length, first=length) for length in LENGTHS]
-        rounded = self.another()
+        rounded = self.second_reranker()
         rounded.quantize("int8", groups=self.int8_groups)
         what = f"8 text pairs in 8 bits, {self.int8_groups} group{'s' * (self.int8_groups > 1)}"
         self.compare("int8", what, lambda: rounded.logits_of(some), lambda: self.their_scores(some))
         ours = "the same against our bfloat16"
-        self.turns("int8", ours, lambda: rounded.logits_of(some), lambda: self.our_scores(some), 1.6)
+        self.time_in_turns("int8", ours, lambda: rounded.logits_of(some), lambda: self.our_scores(some), 1.6)
 
     def gpu(self) -> None:
         from m0.engine.quantize import has_float8
 
         if not torch.cuda.is_available():
-            self.row("gpu", "64 pairs, text and pictures: there is no GPU here", "", "", "", BARS["gpu"])
+            self.row("gpu", "64 pairs, text and pictures: there is no GPU here", "", "", "", REQUIRED_RATIOS["gpu"])
             return
         self.reference.cuda(), self.ours.model.cuda()
         some = [
@@ -354,7 +361,7 @@ class Bench:
         what = f"64 pairs, half of them with a picture, {sum(map(len, some))} tokens, on {torch.cuda.get_device_name()}"
         theirs, one = self.their_scores(some), [self.encode(512)]
         for way in ("", "compiled", "float8, compiled"):
-            ours = self.another()
+            ours = self.second_reranker()
             if "float8" in way:
                 if not has_float8(ours.model.device):
                     continue
@@ -367,7 +374,7 @@ class Bench:
             self.compare_products("gpu", some, None, ours)
             self.compare_chip("gpu", some, 0.5, ours)
             ours.logits_of(one), self.their_scores(one)  # warm
-            self.turns(
+            self.time_in_turns(
                 "gpu", f"one text pair, 512 tokens ({way})", partial(ours.logits_of, one), lambda: self.their_scores(one), None
             )
 
@@ -449,14 +456,14 @@ def ratios(slower: Sequence[float], faster: Sequence[float]) -> str:
 # --- in processes of their own ----------------------------------------------------------------------------------------
 
 
-def alone(stage: str, folder: Path, threads: int) -> dict[str, float]:
+def run_in_own_process(stage: str, folder: Path, threads: int) -> dict[str, float]:
     """Run one stage of this script in a new process; what it measured."""
     command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder), "--threads", str(threads)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def stage_of(stage: str, folder: Path) -> None:
+def run_stage(stage: str, folder: Path) -> None:
     """ours/theirs x load/memory: print seconds to the first score, and the peak memory in GiB."""
     whose, what = stage.split("-")
     if whose == "theirs":
@@ -507,11 +514,11 @@ def measure_processes(names: list[str], folder: Path, runs: int, threads: int) -
         write = [sys.executable, __file__, "--stage", "write", "--folder", str(folder)]
         subprocess.run(write, check=True)
     if "load" in names:
-        alone("ours-load", folder, threads)  # the file is in the page cache for both from here on
+        run_in_own_process("ours-load", folder, threads)  # the file is in the page cache for both from here on
         found: dict[str, list[float]] = {"ours": [], "theirs": []}
         for _ in range(runs):
             for whose, seconds in found.items():
-                seconds.append(alone(f"{whose}-load", folder, threads)["seconds"])
+                seconds.append(run_in_own_process(f"{whose}-load", folder, threads)["seconds"])
         rows.append(
             [
                 "load",
@@ -523,7 +530,7 @@ def measure_processes(names: list[str], folder: Path, runs: int, threads: int) -
             ]
         )
     if "memory" in names:
-        peaks = {whose: alone(f"{whose}-memory", folder, threads)["gib"] for whose in ("ours", "theirs")}
+        peaks = {whose: run_in_own_process(f"{whose}-memory", folder, threads)["gib"] for whose in ("ours", "theirs")}
         ratio = peaks["ours"] / peaks["theirs"]
         rows.append(
             [
@@ -557,7 +564,7 @@ def main() -> None:
         write_checkpoint(options.folder)
         return
     if options.stage:
-        stage_of(options.stage, options.folder)
+        run_stage(options.stage, options.folder)
         return
     print(
         f"{platform.machine()}, {options.threads} threads, PyTorch {torch.__version__}, medians of {options.runs} runs, seconds\n"

@@ -36,11 +36,11 @@ from nano.latent import concept_numbers
 from nano.lists import Lists, Pair
 from nano.material import Material
 from nano.pages import fonts
-from nano.seeing import Seeing
+from nano.seeing import VisionTraining
 from nano.tokens import Piece, Writer
 from nano.train import (
-    Checks,
-    Length,
+    HeldOutChecks,
+    StageLength,
     cross_encoder_rates,
     initialise,
     list_loss,
@@ -49,9 +49,9 @@ from nano.train import (
     pointwise,
     run_stage,
     score_grids,
-    see_evenly,
+    whiten_patch_embedding,
 )
-from nano.words import Words
+from nano.words import WordBags
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,32 +64,32 @@ from m0.model.reranker_model import RerankerModel
 LORA = LoRAConfig(r=16, alpha=32.0)  # on every linear layer of the decoder
 
 
-def ranknet(logits: Tensor, right: Tensor, clash: Tensor) -> Tensor:
-    wrong = ~(right.bool() | clash)
-    behind = logits.diagonal()[:, None] - logits
-    return F.softplus(-behind)[wrong].mean()
+def ranknet(logits: Tensor, is_right: Tensor, clash: Tensor) -> Tensor:
+    is_wrong = ~(is_right.bool() | clash)
+    margins = logits.diagonal()[:, None] - logits
+    return F.softplus(-margins)[is_wrong].mean()
 
 
-def other_loss(
+def sum_losses(
     loss: Callable[..., Tensor], model: RerankerModel, writer: Writer, lists: list[list[Pair]]
 ) -> tuple[Tensor, dict]:
     grids = [([writer.query(p.query) for p in pairs], [writer.document(p.document) for p in pairs]) for pairs in lists]
     logits = score_grids(model, grids)
-    terms = [loss(some, torch.eye(len(pairs)), Lists.also_right(pairs)) for some, pairs in zip(logits, lists, strict=True)]
+    terms = [loss(some, torch.eye(len(pairs)), Lists.also_right_mask(pairs)) for some, pairs in zip(logits, lists, strict=True)]
     return torch.stack(terms).sum(), {}
 
 
-class OneAxis(Writer):
+class OneAxisWriter(Writer):
     """Pieces whose picture tokens stand one after another on all three axes."""
 
     def query(self, content: Any) -> Piece:
-        return self._flat(super().query(content))
+        return self._flatten_runs(super().query(content))
 
     def document(self, content: Any) -> Piece:
-        return self._flat(super().document(content))
+        return self._flatten_runs(super().document(content))
 
     @staticmethod
-    def _flat(piece: Piece) -> Piece:
+    def _flatten_runs(piece: Piece) -> Piece:
         return replace(piece, runs=[len(piece.ids)])
 
 
@@ -97,7 +97,7 @@ def train(rates: dict[float, list[nn.Parameter]], steps: int, loss_of: Callable[
     """AdamW with warm-up and cosine for a number of steps; returns seconds a step."""
     groups = [{"params": parameters, "rate": rate} for rate, parameters in rates.items()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.02)
-    everything = [parameter for parameters in rates.values() for parameter in parameters]
+    all_parameters = [parameter for parameters in rates.values() for parameter in parameters]
     begin = time.monotonic()
     for step in range(steps):
         share = step / steps
@@ -106,7 +106,7 @@ def train(rates: dict[float, list[nn.Parameter]], steps: int, loss_of: Callable[
         loss, _ = loss_of()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(everything, 1.0)
+        nn.utils.clip_grad_norm_(all_parameters, 1.0)
         optimizer.step()
     return (time.monotonic() - begin) / steps
 
@@ -115,14 +115,14 @@ class Ablations:
     def __init__(self, data: Path, steps: int, minutes: float) -> None:
         self.data, self.steps, self.minutes = data, steps, minutes
         self.material = Material(data)
-        self.checks = Checks(self.material)
+        self.checks = HeldOutChecks(self.material)
         self.tokenizer = Tokenizer.from_file(str(data / "circuit" / "tokenizer.json"))
         self.results: dict[str, dict[str, Any]] = {}
 
     def run(self, name: str) -> None:
         torch.manual_seed(1)
         if name in ("merging", "no merging"):
-            result = self._warm(1 if name == "no merging" else 2)
+            result = self._train_from_scratch(1 if name == "no merging" else 2)
         else:
             model = load_checkpoint(self.data / "circuit", torch.float32).train()
             result = self._from_circuit(name, model)
@@ -130,9 +130,9 @@ class Ablations:
         log(f"{name}: {result}")
 
     def _from_circuit(self, name: str, model: RerankerModel) -> dict[str, Any]:
-        writer = (OneAxis if name == "one axis" else Writer)(self.tokenizer, model.config)
+        writer = (OneAxisWriter if name == "one axis" else Writer)(self.tokenizer, model.config)
         lists = Lists(self.material, 2)
-        losses = {"pairwise": partial(other_loss, ranknet), "pointwise": partial(other_loss, pointwise)}
+        losses = {"pairwise": partial(sum_losses, ranknet), "pointwise": partial(sum_losses, pointwise)}
         loss = losses.get(name, list_loss)
 
         def loss_of() -> tuple[Tensor, dict]:
@@ -161,7 +161,7 @@ class Ablations:
         model.eval()
         return {"seconds a step": round(seconds, 2), **self._measure(model, writer)}
 
-    def _warm(self, merge: int) -> dict[str, Any]:
+    def _train_from_scratch(self, merge: int) -> dict[str, Any]:
         """A vision tower from nothing for some minutes under the words of the whole run, then circuit and cross-encoder."""
         generator = torch.Generator().manual_seed(1)
         config = nano_config(self.tokenizer)
@@ -169,16 +169,16 @@ class Ablations:
         model = RerankerModel(config)
         initialise(model, generator)
         writer, lists = Writer(self.tokenizer, config), Lists(self.material, 1)
-        see_evenly(model, writer, self.material, generator)
+        whiten_patch_embedding(model, writer, self.material, generator)
         numbers, table = concept_numbers(self.material), model.decoder.embed_tokens.weight
         table.data.copy_(load_checkpoint(self.data / "circuit", torch.float32).decoder.embed_tokens.weight)
-        words = Words(self.material, writer, numbers, 1)
-        vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
+        words = WordBags(self.material, writer, numbers, 1)
+        vectors = F.normalize(words.mean_vectors(table.detach(), len(numbers)), dim=1)
         languages = sorted({section.language for section in self.material.sections})
-        seeing = Seeing(model, writer, self.material, words, vectors, languages, fonts(self.data), 1)
+        seeing = VisionTraining(model, writer, self.material, words, vectors, languages, fonts(self.data), 1)
         tower = {1.5e-3: list(model.vision.parameters())}
         seen = run_stage(
-            "seeing", tower, lambda _: seeing.loss(seeing.batch(0.25)), Length(seconds=60 * self.minutes), lambda: None
+            "seeing", tower, lambda _: seeing.loss(seeing.batch(0.25)), StageLength(seconds=60 * self.minutes), lambda: None
         )
         write_circuit(model, writer, generator)
         seconds = self._train_cross(model, writer, lists, list_loss)
@@ -194,11 +194,11 @@ class Ablations:
         return train(groups, self.steps, lambda: loss(model, writer, lists.step()))
 
     def _measure(self, model: RerankerModel, writer: Writer) -> dict[str, float]:
-        text = self.checks.by_model(model, writer).removeprefix("held out: ")
+        text = self.checks.score_by_model(model, writer).removeprefix("held out: ")
         return {kind: float(value) for kind, value in (part.rsplit(" ", 1) for part in text.split(", "))}
 
 
-NAMES = (
+ABLATION_NAMES = (
     "listwise", "pairwise", "pointwise", "lora, then head", "head, then lora", "lora and head", "one axis", "merging", "no merging",
 )  # fmt: skip
 
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--steps", type=int, default=120, help="updates of each variant's cross-encoder")
     parser.add_argument("--minutes", type=float, default=3.0, help="training of the vision tower where it is another one")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=ABLATION_NAMES, default=ABLATION_NAMES, metavar="NAME")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

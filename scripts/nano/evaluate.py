@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nano.material import SECTION_CHARACTERS, on_white, read, sheet
+from nano.material import SECTION_CHARACTERS, draw_sheet, open_on_white, read_json_lines
 from PIL import Image, ImageFilter
 
 from m0 import Reranker
@@ -77,7 +77,7 @@ def build_tasks(data: Path) -> list[Task]:
 
 
 def section_tasks(data: Path, rng: random.Random) -> list[Task]:
-    rows = read(data / "sections.jsonl")
+    rows = read_json_lines(data / "sections.jsonl")
     for row in rows:
         row["opening"] = row["text"][:SECTION_CHARACTERS]
     by_language: dict[str, list[dict]] = defaultdict(list)
@@ -96,14 +96,14 @@ def section_tasks(data: Path, rng: random.Random) -> list[Task]:
             right = next((place for place, i in enumerate(best) if own[i] is row), -1)
             found = [own[i]["opening"] for i in best]
             same.questions.append(Question(row["heading"], found, right, language, [float(scores[i]) for i in best]))
-            ten.questions.append(with_others(row, own, 10, rng, language))
+            ten.questions.append(add_negatives(row, own, 10, rng, language))
     several: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
         if row["held_out"]:
             several[row["id"]].append(row)
     pairs = [(a, b) for some in several.values() for a in some for b in some if a is not b]
     for asked_row, shown in rng.sample(pairs, min(700, len(pairs))):
-        question = with_others(shown, by_language[shown["language"]], 20, rng, shown["language"])
+        question = add_negatives(shown, by_language[shown["language"]], 20, rng, shown["language"])
         question.query, question.group = asked_row["heading"], asked_row["language"]
         question.bm25 = bm25_scores(question)
         across.questions.append(question)
@@ -112,7 +112,7 @@ def section_tasks(data: Path, rng: random.Random) -> list[Task]:
     return [same, ten, across]
 
 
-def with_others(row: dict, own: list[dict], count: int, rng: random.Random, group: str) -> Question:
+def add_negatives(row: dict, own: list[dict], count: int, rng: random.Random, group: str) -> Question:
     """The row among others of its language, held-out ones first, so that unseen is compared with unseen as far as they reach."""
     pool = [other for other in own if other["heading"] != row["heading"] and other["id"] != row["id"]]
     pool.sort(key=lambda other: (not other["held_out"], rng.random()))
@@ -130,7 +130,7 @@ def bm25_scores(question: Question) -> list[float]:
 
 
 def emoji_tasks(data: Path, rng: random.Random) -> list[Task]:
-    emoji = read(data / "emoji.jsonl")
+    emoji = read_json_lines(data / "emoji.jsonl")
     for row in emoji:
         row["picture"] = Image.open(data / row["image"])
         row["file"] = {"image": str(data / row["image"])}
@@ -156,7 +156,7 @@ def emoji_tasks(data: Path, rng: random.Random) -> list[Task]:
             to_picture.questions.append(Question(row["names"][language], [c["file"] for c in candidates], right, language))
         for row in rng.sample(rows, min(PER_LANGUAGE["changed pictures"], len(rows))):
             candidates, right = shuffled(row, others(row, language), rng)
-            shown = [as_on_a_screen(c["picture"], rng) for c in candidates]
+            shown = [render_on_screen(c["picture"], rng) for c in candidates]
             changed.questions.append(Question(row["names"][language], shown, right, language))
         for row in rng.sample(rows, min(PER_LANGUAGE["picture to emoji name"], len(rows))):
             candidates, right = shuffled(row, others(row, language), rng)
@@ -164,7 +164,7 @@ def emoji_tasks(data: Path, rng: random.Random) -> list[Task]:
         for number, row in enumerate(rng.sample(rows, min(6, len(rows)))):
             chosen = others(row, language)
             candidates, right = shuffled(row, chosen, rng)
-            words = [some_words(c, language, rng) for c in candidates]
+            words = [draw_words(c, language, rng) for c in candidates]
             files = [c["file"] for c in candidates]
             pictures.questions.append(Question(row["names"][language], files, right, language))
             texts.questions.append(Question(row["names"][language], words, right, language))
@@ -180,7 +180,7 @@ def emoji_tasks(data: Path, rng: random.Random) -> list[Task]:
     for row, language in own.sample(several, 300):
         drawn = [row, *own.sample([o for o in emoji if o is not row], 59)]
         papers = [
-            sheet([o["picture"].convert("RGBA") for o in drawn[start : start + 6]], own, (2, 3), 84)[0]
+            draw_sheet([o["picture"].convert("RGBA") for o in drawn[start : start + 6]], own, (2, 3), 84)[0]
             for start in range(0, 60, 6)
         ]
         first = papers[0]
@@ -190,7 +190,7 @@ def emoji_tasks(data: Path, rng: random.Random) -> list[Task]:
     alike = Task("picture to picture, 20", "Success@1", "")
     for row in rng.sample(emoji, 300):
         candidates, right = shuffled(row, rng.sample([o for o in emoji if o is not row], 19), rng)
-        alike.questions.append(Question(as_on_a_screen(row["picture"], rng), [c["file"] for c in candidates], right, "all"))
+        alike.questions.append(Question(render_on_screen(row["picture"], rng), [c["file"] for c in candidates], right, "all"))
     return [to_picture, changed, to_name, sheets, alike, pictures, texts, mixed]
 
 
@@ -200,12 +200,12 @@ def shuffled(row: dict, others: list[dict], rng: random.Random) -> tuple[list[di
     return candidates, next(i for i, c in enumerate(candidates) if c is row)
 
 
-def some_words(row: dict, language: str, rng: random.Random) -> str:
+def draw_words(row: dict, language: str, rng: random.Random) -> str:
     other = rng.choice([key for key in row["keywords"] if key != language])
     return ", ".join(row["keywords"][other][:5])
 
 
-def as_on_a_screen(picture: Image.Image, rng: random.Random) -> Image.Image:
+def render_on_screen(picture: Image.Image, rng: random.Random) -> Image.Image:
     """Another background, turned by up to 10 degrees, another size, a few pixels cropped, a little blur."""
     picture = picture.convert("RGBA").rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC, expand=True)
     paper = Image.new("RGBA", picture.size, (*(rng.randrange(256) for _ in range(3)), 255))
@@ -221,15 +221,15 @@ def as_on_a_screen(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def other_tasks(data: Path, rng: random.Random) -> list[Task]:
-    drawings = list({row["name"]: row for row in read(data / "clipart.jsonl") if row["held_out"]}.values())
+    drawings = list({row["name"]: row for row in read_json_lines(data / "clipart.jsonl") if row["held_out"]}.values())
     clipart = Task("clip-art name to picture, 20", "Success@1", "0.35")
     for row in rng.sample(drawings, min(400, len(drawings))):
         names = set(row["name"].split())
         pool = [o for o in drawings if o is not row and not names & set(o["name"].split())]
         candidates, right = shuffled(row, rng.sample(pool, 19), rng)
-        shown = [on_white(data / c["image"]) for c in candidates]
+        shown = [open_on_white(data / c["image"]) for c in candidates]
         clipart.questions.append(Question(row["name"], shown, right, "all"))
-    rows = [row for row in read(data / "sections.jsonl") if row["held_out"]]
+    rows = [row for row in read_json_lines(data / "sections.jsonl") if row["held_out"]]
     by_language: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
         by_language[row["language"]].append(row)
@@ -255,7 +255,7 @@ def other_tasks(data: Path, rng: random.Random) -> list[Task]:
         mixed = [[c["text"][:SECTION_CHARACTERS], {"image": str(data / c["figure"])}] for c in candidates]
         figure.questions.append(Question(row["heading"], mixed, right, row["language"]))
     code = Task("docstring to code, 20", "Success@1", "")
-    functions = [row for row in read(data / "code.jsonl") if row["held_out"]]
+    functions = [row for row in read_json_lines(data / "code.jsonl") if row["held_out"]]
     for row in rng.sample(functions, min(300, len(functions))):
         candidates, right = shuffled(row, rng.sample([o for o in functions if o is not row], 19), rng)
         question = Question(row["query"], [c["code"] for c in candidates], right, "all")
@@ -315,10 +315,10 @@ def report(tasks: list[Task], trained: dict[str, list[float]], untrained: dict[s
         ours, theirs = estimate(trained[task.name]), estimate(untrained[task.name])
         if task.questions[0].bm25 is not None:
             baseline[task.name] = values(task, [question.bm25 or [] for question in task.questions])
-        bm25 = shown(estimate(baseline[task.name])) if task.name in baseline else "no words"
+        bm25 = format_estimate(estimate(baseline[task.name])) if task.name in baseline else "no words"
         bar = f"{task.bar}" if task.bar else ""
         lines.append(
-            f"| {task.name} | {task.measure} | {bar} | {shown(ours)} | {bm25} | {theirs.mean:.3f} | {chance(task):.3f} | {ours.queries} |"
+            f"| {task.name} | {task.measure} | {bar} | {format_estimate(ours)} | {bm25} | {theirs.mean:.3f} | {chance(task):.3f} | {ours.queries} |"
         )
         figures[task.name] = {"measure": task.measure, "m0-nano": vars(ours), "untrained": theirs.mean, "queries": ours.queries}
         if task.name in baseline:
@@ -350,7 +350,7 @@ def report(tasks: list[Task], trained: dict[str, list[float]], untrained: dict[s
     return "\n".join(lines), figures
 
 
-def shown(value: Estimate) -> str:
+def format_estimate(value: Estimate) -> str:
     return f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 

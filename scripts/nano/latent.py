@@ -13,7 +13,7 @@ from nano.material import SECTION_CHARACTERS, Drawing, Emoji, Material, Section
 from nano.tokens import Writer
 from torch import Tensor
 
-NAME, KEYWORD, HEADING, TEXT = 2.0, 1.0, 2.0, 0.2
+NAME_WEIGHT, KEYWORD_WEIGHT, HEADING_WEIGHT, TEXT_WEIGHT = 2.0, 1.0, 2.0, 0.2
 """What one occurrence counts for."""
 TEXT_CHARACTERS = 1500
 
@@ -31,7 +31,7 @@ def concept_numbers(material: Material) -> dict[object, int]:
     return {key: number for number, key in enumerate(keys)}
 
 
-def count(material: Material, writer: Writer, numbers: dict[object, int]) -> Tensor:
+def count_occurrences(material: Material, writer: Writer, numbers: dict[object, int]) -> Tensor:
     """How often each token occurs with each concept, (vocabulary, concepts)."""
     counts: Counter[tuple[int, int]] = Counter()
 
@@ -41,22 +41,22 @@ def count(material: Material, writer: Writer, numbers: dict[object, int]) -> Ten
 
     for emoji in material.emoji:
         for name in emoji.names.values():
-            add(name, emoji, NAME)
+            add(name, emoji, NAME_WEIGHT)
         for words in emoji.keywords.values():
             for word in words:
-                add(word, emoji, KEYWORD)
+                add(word, emoji, KEYWORD_WEIGHT)
     for section in material.studied:
-        add(section.heading, section, HEADING)
-        add(section.text_[:TEXT_CHARACTERS], section, TEXT)
+        add(section.heading, section, HEADING_WEIGHT)
+        add(section.text_[:TEXT_CHARACTERS], section, TEXT_WEIGHT)
     for drawing in material.drawings:
-        add(drawing.name, drawing, NAME)
+        add(drawing.name, drawing, NAME_WEIGHT)
     table = torch.zeros(writer.config.decoder.vocab_size, len(numbers))
     tokens, concepts = torch.tensor(list(counts)).T
     table[tokens, concepts] = torch.tensor(list(counts.values()))
     return table
 
 
-def rarity(material: Material, writer: Writer) -> Tensor:
+def inverse_document_frequency(material: Material, writer: Writer) -> Tensor:
     """Inverse document frequency of each token as BM25 has it (Robertson & Zaragoza 2009), (vocabulary,): its mean over the languages
     that the token stands in, for "the" is frequent in English and rare among all. Documents: openings of sections, and functions,
     which count as a language."""
@@ -65,15 +65,15 @@ def rarity(material: Material, writer: Writer) -> Tensor:
         texts[section.language].append(section.text_[:SECTION_CHARACTERS])
     texts["code"] = [function.code for function in material.functions]
     size = writer.config.decoder.vocab_size
-    total, found, rarest = torch.zeros(size), torch.zeros(size), 0.0
-    for some in texts.values():
+    total, occurrences, rarest = torch.zeros(size), torch.zeros(size), 0.0
+    for language_texts in texts.values():
         frequency = torch.zeros(size)
-        for text in some:
+        for text in language_texts:
             frequency[list(set(writer.words(text)))] += 1
-        inverse = (1 + (len(some) - frequency + 0.5) / (frequency + 0.5)).log()
-        total, found = total + frequency * inverse, found + frequency
+        inverse = (1 + (len(language_texts) - frequency + 0.5) / (frequency + 0.5)).log()
+        total, occurrences = total + frequency * inverse, occurrences + frequency
         rarest = max(rarest, float(inverse.max()))
-    return torch.where(found > 0, total / found.clamp_min(1), rarest).clamp_min(0.05)
+    return torch.where(occurrences > 0, total / occurrences.clamp_min(1), rarest).clamp_min(0.05)
 
 
 def language_shares(material: Material, writer: Writer) -> tuple[list[str], Tensor]:
@@ -90,7 +90,7 @@ def language_shares(material: Material, writer: Writer) -> tuple[list[str], Tens
     return languages, (share - 1 / len(languages)).clamp_min(0) * total / (total + 3)
 
 
-def meanings(counts: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def factorize_counts(counts: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Meaning of each token, length 1, (vocabulary, size); the logarithm of its weight, (vocabulary,); concepts' vectors,
     length 1, (concepts, size)."""
     expected = counts.sum(1, keepdim=True) * counts.sum(0, keepdim=True) / counts.sum()

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from nano.material import SECTION_CHARACTERS, Concept, Content, Material, Section, any_sheet
+from nano.material import SECTION_CHARACTERS, Concept, Content, Material, Section, draw_random_sheet
 from torch import Tensor
 
 from m0.evaluate.bm25 import BM25
@@ -24,7 +24,7 @@ class Pair:
 class Lists:
     def __init__(self, material: Material, seed: int) -> None:
         self.material, self.rng = material, random.Random(seed)
-        self.plain = 0.25
+        self.unchanged_chance = 0.25
         """How many pictures are shown as their files are, the others as a screen might show them."""
         self.by_category, self.by_language = defaultdict(list), defaultdict(list)
         self.by_id: dict[str, dict[str, Section]] = defaultdict(dict)
@@ -50,8 +50,14 @@ class Lists:
         pool = self.by_category[rng.choice(self.categories)] if rng.random() < near else self.material.emoji
         pairs = []
         for concept in rng.sample(pool, count):
-            document = concept.picture(rng, self.plain) if rng.random() < picture_document else concept.text(rng, short=False)
-            query = concept.picture(rng, self.plain) if rng.random() < picture_query else concept.text(rng, short=True)
+            document = (
+                concept.picture(rng, self.unchanged_chance)
+                if rng.random() < picture_document
+                else concept.text(rng, short=False)
+            )
+            query = (
+                concept.picture(rng, self.unchanged_chance) if rng.random() < picture_query else concept.text(rng, short=True)
+            )
             pairs.append(Pair(query, document, concept))
         return pairs
 
@@ -60,7 +66,7 @@ class Lists:
         pairs, chosen = [], self.rng.sample(self.material.emoji, 9 * count)
         for number in range(count):
             own = chosen[9 * number : 9 * number + 9]
-            numbers, paper, _ = any_sheet(own, self.rng)
+            numbers, paper, _ = draw_random_sheet(own, self.rng)
             concept = own[numbers[0]]
             pairs.append(Pair(concept.text(self.rng, short=True), paper, concept))
         return pairs
@@ -104,9 +110,9 @@ class Lists:
         pairs = []
         for drawing in rng.sample(self.material.drawings, count):
             if rng.random() < picture_query:
-                pairs.append(Pair(drawing.picture(rng, self.plain), drawing.text(rng, short=False), drawing))
+                pairs.append(Pair(drawing.picture(rng, self.unchanged_chance), drawing.text(rng, short=False), drawing))
             else:
-                pairs.append(Pair(drawing.text(rng, short=True), drawing.picture(rng, self.plain), drawing))
+                pairs.append(Pair(drawing.text(rng, short=True), drawing.picture(rng, self.unchanged_chance), drawing))
         return pairs
 
     def functions(self, count: int) -> list[Pair]:
@@ -144,7 +150,7 @@ class Lists:
         return lists
 
     @staticmethod
-    def also_right(pairs: list[Pair]) -> Tensor:
+    def also_right_mask(pairs: list[Pair]) -> Tensor:
         """(queries, documents), True where another's document bears the query's words too: neither right nor wrong."""
         clash = torch.zeros(len(pairs), len(pairs), dtype=torch.bool)
         for i, pair in enumerate(pairs):
@@ -157,6 +163,6 @@ class Lists:
                     and isinstance(pair.concept, Section)
                     and other.concept.id == pair.concept.id
                 )
-                if same or (words is not None and other.concept.also(words)):
+                if same or (words is not None and other.concept.is_also_true(words)):
                     clash[i, j] = True
         return clash

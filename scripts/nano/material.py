@@ -17,10 +17,10 @@ Content = str | Image.Image | list
 """A side of a pair: text, a picture, or a list of both."""
 SECTION_CHARACTERS = 600
 CODE_CHARACTERS = 400
-MARKS = ".!?。！？؟।"
+SENTENCE_ENDS = ".!?。！？؟।"
 
 
-def read(path: Path) -> list[dict]:
+def read_json_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -53,10 +53,10 @@ class Emoji:
             return rng.choice(words) if rng.random() < 0.6 else " ".join(rng.sample(words, min(2, len(words))))
         return ", ".join(rng.sample(words, min(len(words), rng.randint(1, 5))))
 
-    def picture(self, rng: random.Random, plain: float) -> Image.Image:
-        return augment(self.image, rng, plain)
+    def picture(self, rng: random.Random, unchanged_chance: float) -> Image.Image:
+        return augment(self.image, rng, unchanged_chance)
 
-    def also(self, words: str) -> bool:
+    def is_also_true(self, words: str) -> bool:
         """Whether these words are true of it, too."""
         return words in self.texts
 
@@ -69,7 +69,7 @@ class Section:
         self.folder, self.page_file, self.figure_file = folder, row["page"], row.get("figure")
         sentences, start = [], 0
         for i, character in enumerate(self.text_):
-            if character in MARKS and i - start > 30:
+            if character in SENTENCE_ENDS and i - start > 30:
                 sentences.append(self.text_[start : i + 1].strip())
                 start = i + 1
         self.sentences = sentences or [self.text_]
@@ -89,7 +89,7 @@ class Section:
         """A query and a document: the heading, some of its words, or a sentence; and a stretch of the section."""
         document, kind = self.document(rng), rng.random()
         if kind < 0.25:
-            return some_words(document, rng), document
+            return draw_words(document, rng), document
         if kind < 0.8 or len(self.sentences) < 3:
             return self.heading, document
         length = rng.randint(SECTION_CHARACTERS // 4, SECTION_CHARACTERS)
@@ -108,7 +108,7 @@ class Section:
         document = self.document(rng)
         return [document, figure] if rng.random() < 0.5 else [figure, document]
 
-    def also(self, words: str) -> bool:
+    def is_also_true(self, words: str) -> bool:
         return self.heading.casefold() == words
 
 
@@ -126,10 +126,10 @@ class Drawing:
             return rng.choice(words)
         return self.name if short or rng.random() < 0.5 else f"{self.name}, {rng.choice(self.folder)}"
 
-    def picture(self, rng: random.Random, plain: float) -> Image.Image:
-        return augment(self.image, rng, plain)
+    def picture(self, rng: random.Random, unchanged_chance: float) -> Image.Image:
+        return augment(self.image, rng, unchanged_chance)
 
-    def also(self, words: str) -> bool:
+    def is_also_true(self, words: str) -> bool:
         return words == self.name or words in self.name.split()
 
 
@@ -140,16 +140,16 @@ class Function:
         self.query, self.code = row["query"], row["code"][:CODE_CHARACTERS]
 
     def pair(self, rng: random.Random) -> tuple[str, str]:
-        return (self.query if rng.random() < 0.8 else some_words(self.code, rng)), self.code
+        return (self.query if rng.random() < 0.8 else draw_words(self.code, rng)), self.code
 
-    def also(self, words: str) -> bool:
+    def is_also_true(self, words: str) -> bool:
         return False
 
 
 Concept = Emoji | Section | Drawing | Function
 
 
-def some_words(text: str, rng: random.Random) -> str:
+def draw_words(text: str, rng: random.Random) -> str:
     """What somebody who knows the text might ask for: a phrase of it, or a few of its longer words. Teaches to match words."""
     words = text.split()
     if len(words) < len(text) / 15:  # written without blanks
@@ -162,9 +162,9 @@ def some_words(text: str, rng: random.Random) -> str:
     return " ".join(rng.sample(longer, min(count, len(longer))))
 
 
-def augment(image: Image.Image, rng: random.Random, plain: float) -> Image.Image:
+def augment(image: Image.Image, rng: random.Random, unchanged_chance: float) -> Image.Image:
     """The picture as screens show it: other background, size, place, colour, angle, sharpness. RGB."""
-    if rng.random() < plain:
+    if rng.random() < unchanged_chance:
         return image.convert("RGB")  # as the file is: transparency dropped
     background = rng.choice([(255, 255, 255), (0, 0, 0), tuple(rng.randrange(256) for _ in range(3))])
     if rng.random() < 0.5:
@@ -191,7 +191,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
 
-def sheet(
+def draw_sheet(
     pictures: Sequence[Image.Image], rng: random.Random, places: tuple[int, int], side: int
 ) -> tuple[Image.Image, list[Box]]:
     """Several emoji on one paper in rows and columns, each in a place of its own, some places perhaps empty.
@@ -219,15 +219,15 @@ def sheet(
     return paper, boxes
 
 
-def any_sheet(emoji: list[Emoji], rng: random.Random) -> tuple[list[int], Image.Image, list[Box]]:
+def draw_random_sheet(emoji: list[Emoji], rng: random.Random) -> tuple[list[int], Image.Image, list[Box]]:
     """A sheet of some of these emoji: their numbers, the sheet, where they lie."""
     rows, columns = rng.choice([(1, 2), (2, 1), (2, 2), (2, 2), (2, 3), (3, 2), (3, 3)])
     count = rng.randint(max(2, rows * columns - 2), rows * columns)
     numbers = rng.sample(range(len(emoji)), count)
-    return numbers, *sheet([emoji[i].image for i in numbers], rng, (rows, columns), rng.randint(56, 92))
+    return numbers, *draw_sheet([emoji[i].image for i in numbers], rng, (rows, columns), rng.randint(56, 92))
 
 
-def on_white(path: Path) -> Image.Image:
+def open_on_white(path: Path) -> Image.Image:
     picture = Image.open(path).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
 
@@ -237,16 +237,16 @@ class Material:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.emoji_rows, section_rows = read(folder / "emoji.jsonl"), read(folder / "sections.jsonl")
+        self.emoji_rows, section_rows = read_json_lines(folder / "emoji.jsonl"), read_json_lines(folder / "sections.jsonl")
         self.emoji = [concept for row in self.emoji_rows if (concept := Emoji(row, folder)).languages]
         self.sections = [Section(row, folder) for row in section_rows if not row["held_out"]]
         self.studied = [section for section in self.sections if crc32(section.id.encode()) % 2]
         """What the words stage learns by heart, whole sections in all languages; the cross-encoder's lists are of the others."""
         self.fresh = [section for section in self.sections if not crc32(section.id.encode()) % 2]
-        self.drawings = [Drawing(row, folder) for row in read(folder / "clipart.jsonl") if not row["held_out"]]
-        self.functions = [Function(row) for row in read(folder / "code.jsonl") if not row["held_out"]]
+        self.drawings = [Drawing(row, folder) for row in read_json_lines(folder / "clipart.jsonl") if not row["held_out"]]
+        self.functions = [Function(row) for row in read_json_lines(folder / "code.jsonl") if not row["held_out"]]
         self.held_sections = [row for row in section_rows if row["held_out"]]
-        self.held_drawings = [row for row in read(folder / "clipart.jsonl") if row["held_out"]]
+        self.held_drawings = [row for row in read_json_lines(folder / "clipart.jsonl") if row["held_out"]]
 
     def texts(self):
         """Every text of the training part, for the tokenizer."""

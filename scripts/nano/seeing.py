@@ -17,10 +17,10 @@ from timeit import Timer
 
 import torch
 from nano.circuit import IMPORTANCE, LANGUAGE, LANGUAGES, MEANING, bag_means
-from nano.material import SECTION_CHARACTERS, Box, Content, Material, Section, any_sheet
+from nano.material import SECTION_CHARACTERS, Box, Content, Material, Section, draw_random_sheet
 from nano.pages import SCRIPTS, Word, draw_page, unspaced
-from nano.tokens import Writer, look
-from nano.words import Ragged, Words
+from nano.tokens import Writer, compute_visual_tokens
+from nano.words import RaggedLists, WordBags
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,23 +29,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from m0.inputs.images import Picture, resize
 from m0.model.reranker_model import RerankerModel
 
-SHARPNESS = 16.0
-EMOJI, DRAWINGS, SHEETS, PAGES = 112, 72, 32, 0
+LOGIT_SCALE = 16.0
+EMOJI_PER_STEP, DRAWINGS_PER_STEP, SHEETS_PER_STEP, PAGES_PER_STEP = 112, 72, 32, 0
 """Pictures of a step."""
-COVERED = 0.25
+MIN_COVERAGE = 0.25
 """A visual token of a sheet belongs to the emoji that covers most of it, if that is at least so much."""
-PORTION = 64
-VOCABULARY, OTHERS = 12_000, 3_000
+PICTURES_AT_A_TIME = 64
+VOCABULARY_WORDS, NEGATIVE_WORDS = 12_000, 3_000
 """Words that headings are made of; how many of them stand beside those of a step."""
-LETTERS = 400
+KNOWN_LETTERS = 400
 """Characters that are told apart."""
-SHOWN, BLANK = 1.0, -3.0
+TEXT_IMPORTANCE, BLANK_IMPORTANCE = 1.0, -3.0
 """Importance of a visual token with a part of a heading, and of one without."""
-SPOKEN = 0.5
+LANGUAGE_STRENGTH = 0.5
 """How much a visual token with a part of a heading speaks for its language."""
 
 
-def read(model: RerankerModel, writer: Writer, contents: list[Content]) -> Tensor:
+def mean_meanings(model: RerankerModel, writer: Writer, contents: list[Content]) -> Tensor:
     """Mean meaning of each text or picture, (contents, 200)."""
     table = model.decoder.embed_tokens.weight
     states, owners = [], []
@@ -53,11 +53,13 @@ def read(model: RerankerModel, writer: Writer, contents: list[Content]) -> Tenso
         if isinstance(content, str):
             states.append(table[torch.tensor(writer.words(content), dtype=torch.long)])
             owners += [number] * len(states[-1])
-    shown = [number for number, content in enumerate(contents) if not isinstance(content, str)]
-    if shown:
-        for number, seen in zip(shown, look(model, [writer.picture(contents[i]) for i in shown]), strict=True):
-            states.append(seen)
-            owners += [number] * len(seen)
+    picture_numbers = [number for number, content in enumerate(contents) if not isinstance(content, str)]
+    if picture_numbers:
+        for number, visual_tokens in zip(
+            picture_numbers, compute_visual_tokens(model, [writer.picture(contents[i]) for i in picture_numbers]), strict=True
+        ):
+            states.append(visual_tokens)
+            owners += [number] * len(visual_tokens)
     return bag_means(torch.cat(states), torch.tensor(owners), len(contents))
 
 
@@ -90,10 +92,10 @@ class Page:
     cover: Tensor
     """How much of each visual token each word covers, (tokens, words), at most about 1."""
     letters: Tensor
-    """The same of each letter, (tokens, LETTERS)."""
+    """The same of each letter, (tokens, KNOWN_LETTERS)."""
 
 
-class Seeing:
+class VisionTraining:
     """Batches and losses. `vectors`: where the concepts of the words stage lie, each of length 1."""
 
     def __init__(
@@ -101,7 +103,7 @@ class Seeing:
         model: RerankerModel,
         writer: Writer,
         material: Material,
-        words: Words,
+        words: WordBags,
         vectors: Tensor,
         languages: list[str],
         fonts: list[Path],
@@ -114,25 +116,27 @@ class Seeing:
         letters: Counter[str] = Counter()
         for section in material.sections:
             for text, weight in ((section.heading, 3), (section.text_[:SECTION_CHARACTERS], 1)):
-                for word in pieces(text, section.language):
+                for word in split_words(text, section.language):
                     counted[word.casefold()] += weight
                     letters.update(word.casefold())
-        self.vocabulary = [word for word, _ in counted.most_common(VOCABULARY) if word.strip()]
-        self.letter_number = {letter: number for number, (letter, _) in enumerate(letters.most_common(LETTERS))}
-        self.letters = nn.Linear(model.config.decoder.hidden_size, LETTERS)
+        self.vocabulary = [word for word, _ in counted.most_common(VOCABULARY_WORDS) if word.strip()]
+        self.letter_number = {letter: number for number, (letter, _) in enumerate(letters.most_common(KNOWN_LETTERS))}
+        self.letters = nn.Linear(model.config.decoder.hidden_size, KNOWN_LETTERS)
         self.bfloat16 = bfloat16_is_faster()
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def batch(self, plain: float) -> Batch:
+    def batch(self, unchanged_chance: float) -> Batch:
         rng, material = self.rng, self.material
-        emoji = rng.sample(range(len(material.emoji)), EMOJI)
-        drawings = rng.sample(material.drawings, DRAWINGS)
-        sheets = [self._sheet() for _ in range(SHEETS)]
-        pages = [self._page() for _ in range(PAGES)]
-        shown = [material.emoji[i].picture(rng, plain) for i in emoji] + [d.picture(rng, plain) for d in drawings]
+        emoji = rng.sample(range(len(material.emoji)), EMOJI_PER_STEP)
+        drawings = rng.sample(material.drawings, DRAWINGS_PER_STEP)
+        sheets = [self._sheet() for _ in range(SHEETS_PER_STEP)]
+        pages = [self._page() for _ in range(PAGES_PER_STEP)]
+        images = [material.emoji[i].picture(rng, unchanged_chance) for i in emoji] + [
+            d.picture(rng, unchanged_chance) for d in drawings
+        ]
         return Batch(
-            [*map(self.writer.picture, shown), *(picture for picture, _ in sheets), *(picture for picture, _ in pages)],
+            [*map(self.writer.picture, images), *(picture for picture, _ in sheets), *(picture for picture, _ in pages)],
             torch.tensor(emoji),
             torch.tensor([self.words.name_number[drawing.name] for drawing in drawings]),
             [sheet for _, sheet in sheets],
@@ -140,25 +144,25 @@ class Seeing:
         )
 
     def _sheet(self) -> tuple[Picture, Sheet]:
-        numbers, image, boxes = any_sheet(self.material.emoji, self.rng)
+        numbers, image, boxes = draw_random_sheet(self.material.emoji, self.rng)
         picture = self.writer.picture(image)
-        most, places = coverage(boxes, image, picture).max(1)
-        return picture, Sheet(torch.tensor(numbers), places.where(most >= COVERED, -1))
+        largest, places = coverage(boxes, image, picture).max(1)
+        return picture, Sheet(torch.tensor(numbers), places.where(largest >= MIN_COVERAGE, -1))
 
     def _page(self) -> tuple[Picture, Page]:
         """A page as it is drawn for the sections, or its upper part, with a heading from training or words of its text."""
         rng = self.rng
         section: Section = rng.choice(self.material.sections)
-        heading, whole = section.heading, rng.random() < 0.1
+        heading, is_whole = section.heading, rng.random() < 0.1
         if rng.random() < 0.5:
-            some = pieces(section.text_[:SECTION_CHARACTERS], section.language)
+            section_words = split_words(section.text_[:SECTION_CHARACTERS], section.language)
             count = rng.randint(4, 12) if unspaced(section.language) else rng.randint(2, 6)
-            start = rng.randrange(max(1, len(some) - count))
-            heading = ("" if unspaced(section.language) else " ").join(some[start : start + count])
+            start = rng.randrange(max(1, len(section_words) - count))
+            heading = ("" if unspaced(section.language) else " ").join(section_words[start : start + count])
         words: list[Word] = []
-        text = section.text_[: 600 if whole else 160]
+        text = section.text_[: 600 if is_whole else 160]
         image = draw_page(heading, text, section.language, self.fonts, str(rng.random()), None, words)
-        if not whole:
+        if not is_whole:
             lowest = max((word.box[3] for word in words), default=56.0)
             rows = max(2, min(image.height // 28, int(lowest // 28) + rng.randint(0, 1)))
             image = image.crop((0, 0, image.width, 28 * rows))
@@ -167,14 +171,14 @@ class Seeing:
             image = resize(image, (round(image.width * factor), round(image.height * factor)))
             words = [Word(word.text, tuple(factor * side for side in word.box)) for word in words]  # type: ignore[arg-type]
         picture = self.writer.picture(image)
-        letters = torch.zeros(picture.num_tokens, LETTERS)
-        known = [(number, box) for word in words for number, box in self._letters(word, section.language)]
-        if known:
-            where = coverage([box for _, box in known], image, picture)
-            letters.index_add_(1, torch.tensor([number for number, _ in known]), where)
-        shown = [word.text.casefold() for word in words]
+        letters = torch.zeros(picture.num_tokens, KNOWN_LETTERS)
+        known_letters = [(number, box) for word in words for number, box in self._letters(word, section.language)]
+        if known_letters:
+            letter_coverage = coverage([box for _, box in known_letters], image, picture)
+            letters.index_add_(1, torch.tensor([number for number, _ in known_letters]), letter_coverage)
+        page_words = [word.text.casefold() for word in words]
         return picture, Page(
-            self.languages.index(section.language), shown, coverage([word.box for word in words], image, picture), letters
+            self.languages.index(section.language), page_words, coverage([word.box for word in words], image, picture), letters
         )
 
     def _letters(self, word: Word, language: str) -> list[tuple[int, Box]]:
@@ -196,72 +200,86 @@ class Seeing:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         # The mathematical kernel's backward pass is much faster than the flash kernel's at these lengths.
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            seen = []
-            for start in range(0, len(batch.pictures), PORTION):  # what fits the processor's cache
-                seen += [part.float() for part in look(self.model, batch.pictures[start : start + PORTION])]
+            visual_tokens = []
+            for start in range(0, len(batch.pictures), PICTURES_AT_A_TIME):  # what fits the processor's cache
+                visual_tokens += [
+                    part.float()
+                    for part in compute_visual_tokens(self.model, batch.pictures[start : start + PICTURES_AT_A_TIME])
+                ]
         count, sheets = len(batch.emoji) + len(batch.names), len(batch.sheets)
-        owners = [torch.full((len(part),), number) for number, part in enumerate(seen[:count])]
+        owners = [torch.full((len(part),), number) for number, part in enumerate(visual_tokens[:count])]
         on_sheets = 0
-        for one in batch.sheets:
-            owners.append(one.places.where(one.places < 0, one.places + count + on_sheets))
-            on_sheets += len(one.emoji)
-        of, tokens = torch.cat(owners), torch.cat(seen[: count + sheets])
-        drawn, paper = tokens[of >= 0], tokens[of < 0]
-        means = bag_means(drawn, of[of >= 0], count + on_sheets)
-        emoji, drawings, pasted = F.normalize(means, dim=1).split([len(batch.emoji), len(batch.names), on_sheets])
-        emoji_loss, notes = telling(emoji, self.targets, batch.emoji)
-        sheet_loss, sheet_notes = telling(pasted, self.targets, torch.cat([one.emoji for one in batch.sheets]))
+        for sheet in batch.sheets:
+            owners.append(sheet.places.where(sheet.places < 0, sheet.places + count + on_sheets))
+            on_sheets += len(sheet.emoji)
+        concept_of_token, picture_tokens = torch.cat(owners), torch.cat(visual_tokens[: count + sheets])
+        owned_tokens, background_tokens = picture_tokens[concept_of_token >= 0], picture_tokens[concept_of_token < 0]
+        means = bag_means(owned_tokens, concept_of_token[concept_of_token >= 0], count + on_sheets)
+        emoji, drawings, sheet_emoji = F.normalize(means, dim=1).split([len(batch.emoji), len(batch.names), on_sheets])
+        emoji_loss, notes = contrastive_loss(emoji, self.targets, batch.emoji)
+        sheet_loss, sheet_notes = contrastive_loss(
+            sheet_emoji, self.targets, torch.cat([sheet.emoji for sheet in batch.sheets])
+        )
         names = self.words.name_vectors(self.model.decoder.embed_tokens.weight, torch.arange(len(self.words.name_number)))
-        drawing_loss, drawing_notes = telling(drawings, names, batch.names)
+        drawing_loss, drawing_notes = contrastive_loss(drawings, names, batch.names)
         # Visual tokens should be as long as words are, means so that products are cosines, nearly.
         length = (means.norm(dim=1) - 1).square().mean()
-        strain = (drawn[:, MEANING].square().sum(1) - 1).square().mean().clamp_max(100)
-        strain = strain + drawn[:, IMPORTANCE].square().mean() + 10 * drawn[:, LANGUAGE].square().sum(1).mean()
-        if len(paper):
-            strain = strain + 0.3 * (paper[:, IMPORTANCE] - BLANK).square().mean()
-        pages = seen[count + sheets :]
+        strain = (owned_tokens[:, MEANING].square().sum(1) - 1).square().mean().clamp_max(100)
+        strain = strain + owned_tokens[:, IMPORTANCE].square().mean() + 10 * owned_tokens[:, LANGUAGE].square().sum(1).mean()
+        if len(background_tokens):
+            strain = strain + 0.3 * (background_tokens[:, IMPORTANCE] - BLANK_IMPORTANCE).square().mean()
+        pages = visual_tokens[count + sheets :]
         page_loss, page_notes = self._page_loss(torch.cat(pages), batch.pages) if pages else (torch.zeros(()), {})
         notes = {f"emoji {k}": v for k, v in notes.items()} | {f"drawings {k}": v for k, v in drawing_notes.items()}
         notes |= {f"sheets {k}": v for k, v in sheet_notes.items()} | page_notes | {"strain": strain.item()}
         return 2 * emoji_loss + drawing_loss + 2 * sheet_loss + page_loss + 0.1 * length + 0.1 * strain, notes
 
-    def _page_loss(self, seen: Tensor, pages: list[Page]) -> tuple[Tensor, dict[str, float]]:
-        here = dict.fromkeys(word for page in pages for word in page.words)
-        others = self.rng.sample(self.vocabulary, OTHERS)
-        known = {word: number for number, word in enumerate({**here, **dict.fromkeys(others)})}
-        vectors = self._word_vectors(list(known))
-        wanted = torch.zeros(len(seen), len(known))
-        language = torch.zeros(len(seen), LANGUAGES)
+    def _page_loss(self, visual_tokens: Tensor, pages: list[Page]) -> tuple[Tensor, dict[str, float]]:
+        page_words = dict.fromkeys(word for page in pages for word in page.words)
+        negatives = self.rng.sample(self.vocabulary, NEGATIVE_WORDS)
+        word_columns = {word: number for number, word in enumerate({**page_words, **dict.fromkeys(negatives)})}
+        vectors = self._word_vectors(list(word_columns))
+        word_cover = torch.zeros(len(visual_tokens), len(word_columns))
+        language = torch.zeros(len(visual_tokens), LANGUAGES)
         start = 0
         for page in pages:
             rows = slice(start, start + len(page.cover))
             if page.words:
-                columns = torch.tensor([known[word] for word in page.words])
-                wanted[rows].index_add_(1, columns, page.cover)
-                language[rows, page.language] = SPOKEN * page.cover.sum(1).clamp_max(1)
+                columns = torch.tensor([word_columns[word] for word in page.words])
+                word_cover[rows].index_add_(1, columns, page.cover)
+                language[rows, page.language] = LANGUAGE_STRENGTH * page.cover.sum(1).clamp_max(1)
             start += len(page.cover)
-        covered = wanted.sum(1)
-        shown = covered > 0.15
-        logits = SHARPNESS * F.normalize(seen[shown][:, MEANING], dim=1) @ vectors.T
-        target = wanted[shown] / covered[shown, None]
-        weight = covered[shown].clamp_max(1)
-        words = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
-        hit = (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean().item()
-        spelled = torch.cat([page.letters for page in pages])
-        legible = spelled.sum(1) > 0.15
-        spelling = F.cross_entropy(self.letters(seen[legible]), F.normalize(spelled[legible], p=1, dim=1))
-        importance = torch.where(shown, SHOWN, BLANK)
-        frame = (seen[:, IMPORTANCE] - importance).square().mean()
-        spoken = (seen[:, LANGUAGE] - language).square().sum(1).mean()
-        length = (seen[shown][:, MEANING].square().sum(1) - 1).square().mean()
-        guessed = (seen[shown][:, LANGUAGE].argmax(1) == language[shown].argmax(1)).float().mean().item()
-        notes = {"letters": spelling.item(), "words": words.item(), "words right": hit, "languages right": guessed}
-        return spelling + words + 0.1 * frame + 4 * spoken + 0.1 * length, notes
+        text_cover = word_cover.sum(1)
+        shows_text = text_cover > 0.15
+        logits = LOGIT_SCALE * F.normalize(visual_tokens[shows_text][:, MEANING], dim=1) @ vectors.T
+        target = word_cover[shows_text] / text_cover[shows_text, None]
+        weight = text_cover[shows_text].clamp_max(1)
+        word_loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
+        hit_rate = (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean().item()
+        letter_cover = torch.cat([page.letters for page in pages])
+        shows_letters = letter_cover.sum(1) > 0.15
+        letter_loss = F.cross_entropy(
+            self.letters(visual_tokens[shows_letters]), F.normalize(letter_cover[shows_letters], p=1, dim=1)
+        )
+        importance = torch.where(shows_text, TEXT_IMPORTANCE, BLANK_IMPORTANCE)
+        importance_loss = (visual_tokens[:, IMPORTANCE] - importance).square().mean()
+        language_loss = (visual_tokens[:, LANGUAGE] - language).square().sum(1).mean()
+        length_loss = (visual_tokens[shows_text][:, MEANING].square().sum(1) - 1).square().mean()
+        language_accuracy = (
+            (visual_tokens[shows_text][:, LANGUAGE].argmax(1) == language[shows_text].argmax(1)).float().mean().item()
+        )
+        notes = {
+            "letters": letter_loss.item(),
+            "words": word_loss.item(),
+            "words right": hit_rate,
+            "languages right": language_accuracy,
+        }
+        return letter_loss + word_loss + 0.1 * importance_loss + 4 * language_loss + 0.1 * length_loss, notes
 
     @torch.no_grad()
     def _word_vectors(self, words: list[str]) -> Tensor:
         """Where words lie, each of length 1, (words, meanings)."""
-        ids, owners = Ragged([self.writer.words(word) for word in words]).take(torch.arange(len(words)))
+        ids, owners = RaggedLists([self.writer.words(word) for word in words]).gather_rows(torch.arange(len(words)))
         return F.normalize(bag_means(self.model.decoder.embed_tokens.weight[ids], owners, len(words)), dim=1)
 
 
@@ -275,9 +293,9 @@ def bfloat16_is_faster() -> bool:
     return min(seconds(torch.bfloat16) for _ in range(5)) < min(seconds(torch.float32) for _ in range(5))
 
 
-def telling(directions: Tensor, vectors: Tensor, answer: Tensor) -> tuple[Tensor, dict[str, float]]:
+def contrastive_loss(directions: Tensor, vectors: Tensor, answer: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Softmax over all vectors, and the cosine with the right one."""
-    logits = SHARPNESS * directions @ vectors.T
+    logits = LOGIT_SCALE * directions @ vectors.T
     cosine = (directions * vectors[answer]).sum(1).mean()
     loss = F.cross_entropy(logits, answer)
     right = (logits.argmax(1) == answer).float().mean().item()
@@ -300,6 +318,6 @@ def overlap(spans: Tensor, count: int) -> Tensor:
     return covered.clamp_min(0)
 
 
-def pieces(text: str, language: str) -> list[str]:
+def split_words(text: str, language: str) -> list[str]:
     """What `draw_page` takes as words: what stands between blanks, or single characters."""
     return list(text) if unspaced(language) else text.split()

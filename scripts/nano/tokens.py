@@ -19,37 +19,37 @@ from m0.model.config import RerankerConfig
 from m0.model.reranker_model import RerankerModel
 from m0.model.rotary import Grid, mrope_positions
 
-IMAGES = ImageSettings(min_pixels=84 * 84, max_pixels=128 * 28 * 28)
+IMAGE_SETTINGS = ImageSettings(min_pixels=84 * 84, max_pixels=128 * 28 * 28)
 """Small pictures are enlarged to 3 x 3 visual tokens, so that most that the tower sees come at one scale; large ones are
 reduced to what it has been trained on."""
-VOCABULARY = 24_000  # without the special tokens
+VOCABULARY_SIZE = 24_000  # without the special tokens
 SPECIAL_TOKENS = """
     <|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
     <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>
 """.split()
 SCORE_TOKEN = 100
 # Words with the blank before them, Chinese and Japanese characters one by one, single digits, punctuation, blanks.
-PRETOKENS = r"[\p{Han}]| ?[^\s\p{Han}\p{P}\p{S}\p{N}]+|\p{N}| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRETOKEN_PATTERN = r"[\p{Han}]| ?[^\s\p{Han}\p{P}\p{S}\p{N}]+|\p{N}| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # The first word of a line is written like any other word, with a blank before it: one token for one word.
-LINE_START = r"\n(?=[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Myanmar}\p{P}\p{S}\p{N}])"
+LINE_START_PATTERN = r"\n(?=[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Myanmar}\p{P}\p{S}\p{N}])"
 
 
 def train_tokenizer(texts: Iterable[str], out: Path) -> Tokenizer:
     """A byte-level BPE on lower-cased text with Qwen2-VL's special tokens, written to OUT/tokenizer.json."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(LINE_START), "\n ")]
+        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(LINE_START_PATTERN), "\n ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PRETOKENS), "isolated"),
+            pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY_SIZE,
         min_frequency=2,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -89,7 +89,7 @@ class Writer:
 
     def picture(self, image: Image.Image) -> Picture:
         """Resized as for 2x2 merging, whatever the model merges, so that models see the same pixels."""
-        picture = prepare_picture(image, IMAGES)
+        picture = prepare_picture(image, IMAGE_SETTINGS)
         return replace(picture, settings=replace(picture.settings, merge_size=self.config.vision.spatial_merge_size))
 
     def encode(self, text: str) -> list[int]:
@@ -134,10 +134,10 @@ def next_position(runs: list[int | Grid]) -> int:
     return sum(run if isinstance(run, int) else max(run) for run in runs)
 
 
-def look(model: RerankerModel, pictures: list[Picture]) -> list[Tensor]:
+def compute_visual_tokens(model: RerankerModel, pictures: list[Picture]) -> list[Tensor]:
     """Visual tokens of each picture, (tokens, hidden)."""
-    seen = model.vision(torch.cat([picture.patches for picture in pictures]), [picture.grid for picture in pictures])
-    return list(seen.split([picture.num_tokens for picture in pictures]))
+    features = model.vision(torch.cat([picture.patches for picture in pictures]), [picture.grid for picture in pictures])
+    return list(features.split([picture.num_tokens for picture in pictures]))
 
 
 def pack(model: RerankerModel, pieces: list[Piece], parents: list[int | None]) -> tuple[Tensor, Tensor, Packing]:
@@ -150,7 +150,7 @@ def pack(model: RerankerModel, pieces: list[Piece], parents: list[int | None]) -
         positions.append(mrope_positions(piece.runs) + start)
     features = None
     if pictures:
-        seen = dict(zip(pictures, look(model, list(pictures.values())), strict=True))
-        features = torch.cat([seen[id(picture)] for piece in pieces for picture in piece.pictures])
-    packing = Packing([len(piece.ids) for piece in pieces], causal=True, parents=parents)
+        features_by_picture = dict(zip(pictures, compute_visual_tokens(model, list(pictures.values())), strict=True))
+        features = torch.cat([features_by_picture[id(picture)] for piece in pieces for picture in piece.pictures])
+    packing = Packing([len(piece.ids) for piece in pieces], causal=True, prefix_of=parents)
     return model.embed(torch.tensor(ids), features), torch.cat(positions, dim=1), packing

@@ -36,13 +36,13 @@ from pathlib import Path
 
 import torch
 from nano.circuit import IMPORTANCE, LANGUAGE, MEANING, MEANINGS, RARITY, RARITY_SCALE, write_circuit
-from nano.latent import concept_numbers, count, language_shares, meanings, rarity
+from nano.latent import concept_numbers, count_occurrences, factorize_counts, inverse_document_frequency, language_shares
 from nano.lists import Lists, Pair
-from nano.material import SECTION_CHARACTERS, Material, on_white
+from nano.material import SECTION_CHARACTERS, Material, open_on_white
 from nano.pages import fonts
-from nano.seeing import SPOKEN, Seeing, read
-from nano.tokens import IMAGES, SCORE_TOKEN, Piece, Writer, pack, train_tokenizer
-from nano.words import Words
+from nano.seeing import LANGUAGE_STRENGTH, VisionTraining, mean_meanings
+from nano.tokens import IMAGE_SETTINGS, SCORE_TOKEN, Piece, Writer, pack, train_tokenizer
+from nano.words import WordBags
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -52,11 +52,11 @@ from m0.checkpoints.files import load_checkpoint, save_checkpoint
 from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
 from m0.model.reranker_model import RerankerModel
 
-SHARES = {"words": 0.07, "seeing": 0.65, "words again": 0.06, "cross-encoder": 0.22}
+STAGE_TIME_SHARES = {"words": 0.07, "seeing": 0.65, "words again": 0.06, "cross-encoder": 0.22}
 """Of the time."""
-STEPS = {"words": 500, "seeing": 2000, "words again": 500, "cross-encoder": 1100}
+STAGE_STEPS = {"words": 500, "seeing": 2000, "words again": 500, "cross-encoder": 1100}
 """Updates unless told otherwise: about two hours on two cores that do nothing else."""
-COUNTED = [RARITY, *range(LANGUAGE.start, LANGUAGE.stop)]
+COUNTED_COLUMNS = [RARITY, *range(LANGUAGE.start, LANGUAGE.stop)]
 """Columns of the embeddings that are counted, not learned."""
 
 
@@ -97,7 +97,7 @@ def initialise(model: RerankerModel, generator: torch.Generator) -> None:
     model.vision.merger.mlp[2].weight.data.mul_(0.15)
 
 
-def see_evenly(model: RerankerModel, writer: Writer, material: Material, generator: torch.Generator) -> None:
+def whiten_patch_embedding(model: RerankerModel, writer: Writer, material: Material, generator: torch.Generator) -> None:
     """Patches of pictures differ mostly in brightness. The patch embedding starts with their principal components, brought
     to like size, so that edges and colours count from the first step."""
     rng = random.Random(0)
@@ -117,42 +117,47 @@ def see_evenly(model: RerankerModel, writer: Writer, material: Material, generat
 # --- before the decoder takes part ------------------------------------------------------------------------------------
 
 
-def write_words(
+def write_counted_embeddings(
     model: RerankerModel, writer: Writer, material: Material, numbers: dict[object, int]
 ) -> tuple[Tensor, list[str]]:
     """What can be counted goes into the embeddings. Returns where the concepts lie, and the languages in their order."""
-    words, importance, vectors = meanings(count(material, writer, numbers), MEANINGS)
+    words, importance, vectors = factorize_counts(count_occurrences(material, writer, numbers), MEANINGS)
     languages, shares = language_shares(material, writer)
     table = model.decoder.embed_tokens.weight.data
     table[:, MEANING], table[:, IMPORTANCE] = words, importance
-    table[:, RARITY] = RARITY_SCALE * rarity(material, writer).log()
+    table[:, RARITY] = RARITY_SCALE * inverse_document_frequency(material, writer).log()
     table[:, LANGUAGE] = 0.0
-    table[:, LANGUAGE.start : LANGUAGE.start + len(languages)] = SPOKEN * shares
+    table[:, LANGUAGE.start : LANGUAGE.start + len(languages)] = LANGUAGE_STRENGTH * shares
     last = model.vision.merger.mlp[2]
     last.weight.data[RARITY], last.bias.data[RARITY] = 0.0, 0.0  # as rare for every visual token
     return vectors, languages
 
 
 @torch.no_grad()
-def settle(model: RerankerModel, writer: Writer, material: Material, words: Words, vectors: Tensor) -> tuple[Tensor, Tensor]:
+def picture_vectors(
+    model: RerankerModel, writer: Writer, material: Material, words: WordBags, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
     """Where the pictures of each emoji, and those of each drawing's name, lie: there words will be wanted. The other concepts stay
     where they are. All of length 1."""
     rng = random.Random(3)
 
-    def seen(some: list) -> Tensor:
-        views = (read(model, writer, [one.picture(rng, plain) for one in some]) for plain in (1.0, 0.0, 0.0))
+    def mean_of_views(emoji: list) -> Tensor:
+        views = (
+            mean_meanings(model, writer, [concept.picture(rng, unchanged_chance) for concept in emoji])
+            for unchanged_chance in (1.0, 0.0, 0.0)
+        )
         return F.normalize(sum(F.normalize(view, dim=1) for view in views), dim=1)
 
     vectors = vectors.clone()
     for start in range(0, len(material.emoji), 200):
-        some = material.emoji[start : start + 200]
-        vectors[start : start + len(some)] = seen(some)
+        emoji = material.emoji[start : start + 200]
+        vectors[start : start + len(emoji)] = mean_of_views(emoji)
     numbers = torch.tensor([words.name_number[drawing.name] for drawing in material.drawings])
-    drawn = torch.zeros(len(words.name_number), MEANINGS)
+    name_vectors = torch.zeros(len(words.name_number), MEANINGS)
     for start in range(0, len(material.drawings), 200):
-        some_drawings = material.drawings[start : start + 200]
-        drawn.index_add_(0, numbers[start : start + 200], seen(some_drawings))
-    return F.normalize(vectors, dim=1), F.normalize(drawn, dim=1)
+        drawings = material.drawings[start : start + 200]
+        name_vectors.index_add_(0, numbers[start : start + 200], mean_of_views(drawings))
+    return F.normalize(vectors, dim=1), F.normalize(name_vectors, dim=1)
 
 
 # --- cross-encoder ----------------------------------------------------------------------------------------------------
@@ -176,21 +181,21 @@ def score_grids(model: RerankerModel, grids: list[tuple[list[Piece], list[Piece]
     ]
 
 
-def pointwise(logits: Tensor, wanted: Tensor, clash: Tensor) -> Tensor:
+def pointwise(logits: Tensor, labels: Tensor, clash: Tensor) -> Tensor:
     """Binary cross-entropy of each relevance, what is wanted weighing as much as all the rest of its list."""
-    weight = torch.where(wanted.bool(), len(wanted) - 1.0, 1.0).masked_fill(clash, 0.0)
-    return F.binary_cross_entropy_with_logits(logits - RerankerConfig.logit_bias, wanted, weight=weight)
+    weight = torch.where(labels.bool(), len(labels) - 1.0, 1.0).masked_fill(clash, 0.0)
+    return F.binary_cross_entropy_with_logits(logits - RerankerConfig.logit_bias, labels, weight=weight)
 
 
 def list_loss(model: RerankerModel, writer: Writer, lists: list[list[Pair]]) -> tuple[Tensor, dict[str, float]]:
     grids = [([writer.query(p.query) for p in pairs], [writer.document(p.document) for p in pairs]) for pairs in lists]
     total, notes = torch.zeros(()), {}
     for number, (pairs, logits) in enumerate(zip(lists, score_grids(model, grids), strict=True)):
-        clash, count = Lists.also_right(pairs), len(pairs)
-        target, wanted = torch.arange(count), torch.eye(count)
+        clash, count = Lists.also_right_mask(pairs), len(pairs)
+        target, labels = torch.arange(count), torch.eye(count)
         masked = logits.masked_fill(clash, -1e4)
         listwise = F.cross_entropy(masked, target)
-        total = total + listwise + 0.1 * pointwise(logits, wanted, clash) / 2
+        total = total + listwise + 0.1 * pointwise(logits, labels, clash) / 2
         kind = ("emoji", type(pairs[0].concept).__name__.lower(), f"third {type(pairs[0].concept).__name__.lower()}")[number]
         notes[kind] = (masked.argmax(1) == target).float().mean().item()
     return total, notes
@@ -211,7 +216,7 @@ def cross_encoder_rates(model: RerankerModel) -> dict[float, list[nn.Parameter]]
 
 
 @dataclass(frozen=True)
-class Length:
+class StageLength:
     """Of a stage: by the clock, or in updates."""
 
     seconds: float = math.inf
@@ -229,7 +234,7 @@ def run_stage(
     name: str,
     rates: dict[float, list[nn.Parameter]],
     loss_of: Callable[[float], tuple[Tensor, dict[str, float]]],
-    length: Length,
+    length: StageLength,
     check: Callable[[], None],
     matrices: Sequence[nn.Parameter] = (),
     matrix_rate: float = 2e-3,
@@ -244,9 +249,9 @@ def run_stage(
     if matrices:
         group = {"params": list(matrices), "weight_decay": 0.02, "rate": matrix_rate}
         optimizers.append(torch.optim.Muon([group], adjust_lr_fn="match_rms_adamw"))
-    everything = [p for members in rates.values() for p in members]  # Muon's updates are of one size whatever the gradients'
-    begin = shown = time.monotonic()
-    steps, noted = 0, defaultdict(list)
+    parameters = [p for members in rates.values() for p in members]  # Muon's updates are of one size whatever the gradients'
+    begin = last_log = time.monotonic()
+    steps, notes_since_log = 0, defaultdict(list)
     while (share := length.share(time.monotonic() - begin, steps)) < 1:
         factor = min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share))
         loss, notes = loss_of(share)
@@ -255,38 +260,38 @@ def run_stage(
                 group["lr"] = group["rate"] * factor
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(everything, 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
         steps += 1
         for key, value in {"loss": loss.item(), **notes}.items():
-            noted[key].append(value)
-        if time.monotonic() - shown > 60:
-            text = ", ".join(f"{key} {sum(values) / len(values):.3f}" for key, values in noted.items())
+            notes_since_log[key].append(value)
+        if time.monotonic() - last_log > 60:
+            text = ", ".join(f"{key} {sum(values) / len(values):.3f}" for key, values in notes_since_log.items())
             log(f"{name}: {share:.0%}, step {steps}, {text}")
-            noted.clear()
+            notes_since_log.clear()
             check()
-            shown = time.monotonic()
+            last_log = time.monotonic()
     return steps
 
 
-def now_and_then(check: Callable[[], None], seconds: float = 290) -> Callable[[], None]:
+def at_most_every(check: Callable[[], None], seconds: float = 290) -> Callable[[], None]:
     """Called often, the check is made only when so much time has passed since the last."""
-    last = time.monotonic()
+    last_check = time.monotonic()
 
-    def maybe() -> None:
-        nonlocal last
-        if time.monotonic() - last > seconds:
+    def check_if_due() -> None:
+        nonlocal last_check
+        if time.monotonic() - last_check > seconds:
             check()
-            last = time.monotonic()
+            last_check = time.monotonic()
 
-    return maybe
+    return check_if_due
 
 
 # --- checks on the way ------------------------------------------------------------------------------------------------
 
 
-class Checks:
+class HeldOutChecks:
     """Success@1 on a small part of the held-out material; the full figures come from `nano/evaluate.py`."""
 
     def __init__(self, material: Material) -> None:
@@ -304,7 +309,9 @@ class Checks:
             self.groups["emoji"].append(([row["names"][language] for row, language in chosen], pictures))
         for _ in range(5):
             some = rng.sample(drawings, 20)
-            self.groups["drawing"].append(([row["name"] for row in some], [on_white(folder / row["image"]) for row in some]))
+            self.groups["drawing"].append(
+                ([row["name"] for row in some], [open_on_white(folder / row["image"]) for row in some])
+            )
         for rows in by_language.values():
             if len(rows) >= 10:
                 some = rng.sample(rows, 10)
@@ -324,22 +331,24 @@ class Checks:
             self.groups["page"].append(([row["heading"] for row in some], pages))
 
     @torch.no_grad()
-    def by_bags(self, model: RerankerModel, writer: Writer) -> str:
-        return self._report(lambda queries, documents: read(model, writer, queries) @ read(model, writer, documents).T)
+    def score_by_bags(self, model: RerankerModel, writer: Writer) -> str:
+        return self._report(
+            lambda queries, documents: mean_meanings(model, writer, queries) @ mean_meanings(model, writer, documents).T
+        )
 
     @torch.no_grad()
-    def by_model(self, model: RerankerModel, writer: Writer) -> str:
+    def score_by_model(self, model: RerankerModel, writer: Writer) -> str:
         def grid(queries: list, documents: list) -> Tensor:
             return score_grids(model, [([writer.query(q) for q in queries], [writer.document(d) for d in documents])])[0]
 
         return self._report(grid)
 
     def _report(self, grid: Callable[[list, list], Tensor]) -> str:
-        found = []
+        parts = []
         for kind, groups in self.groups.items():
             hits = [(grid(queries, documents).argmax(1) == torch.arange(len(queries))).float() for queries, documents in groups]
-            found.append(f"{kind} {torch.cat(hits).mean():.3f}")
-        return "held out: " + ", ".join(found)
+            parts.append(f"{kind} {torch.cat(hits).mean():.3f}")
+        return "held out: " + ", ".join(parts)
 
 
 def main() -> None:
@@ -351,18 +360,18 @@ def main() -> None:
     length_of_run.add_argument(
         "--steps",
         type=int,
-        nargs=len(SHARES),
-        default=list(STEPS.values()),
+        nargs=len(STAGE_TIME_SHARES),
+        default=list(STAGE_STEPS.values()),
         metavar="STEPS",
-        help=f"of {', '.join(SHARES)}; no seeing with 0 (default: {' '.join(map(str, STEPS.values()))})",
+        help=f"of {', '.join(STAGE_TIME_SHARES)}; no seeing with 0 (default: {' '.join(map(str, STAGE_STEPS.values()))})",
     )
     parser.add_argument(
         "--shares",
         type=float,
-        nargs=len(SHARES),
-        default=list(SHARES.values()),
+        nargs=len(STAGE_TIME_SHARES),
+        default=list(STAGE_TIME_SHARES.values()),
         metavar="SHARE",
-        help=f"of the minutes, for {', '.join(SHARES)}; no seeing with 0",
+        help=f"of the minutes, for {', '.join(STAGE_TIME_SHARES)}; no seeing with 0",
     )
     parser.add_argument("--warm", type=Path, help="begin after words with the words and the tower that an earlier run saved")
     parser.add_argument("--threads", type=int, default=2)
@@ -379,29 +388,29 @@ def main() -> None:
     model = RerankerModel(config)
     initialise(model, generator)
     log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, vocabulary {config.decoder.vocab_size}")
-    save_checkpoint(model, options.data / "untrained", tokenizer_file=tokenizer_file, image_settings=IMAGES)
+    save_checkpoint(model, options.data / "untrained", tokenizer_file=tokenizer_file, image_settings=IMAGE_SETTINGS)
 
     writer = Writer(tokenizer, config)
-    see_evenly(model, writer, material, generator)
-    lists, checks = Lists(material, options.seed), Checks(material)
+    whiten_patch_embedding(model, writer, material, generator)
+    lists, checks = Lists(material, options.seed), HeldOutChecks(material)
     numbers = concept_numbers(material)
     table = model.decoder.embed_tokens.weight
-    vectors, languages = write_words(model, writer, material, numbers)
-    counted = table.detach()[:, COUNTED].clone()
-    words = Words(material, writer, numbers, options.seed)
+    vectors, languages = write_counted_embeddings(model, writer, material, numbers)
+    counted = table.detach()[:, COUNTED_COLUMNS].clone()
+    words = WordBags(material, writer, numbers, options.seed)
     if options.minutes is None:
-        lengths = [Length(steps=steps) for steps in options.steps]
+        lengths = [StageLength(steps=steps) for steps in options.steps]
     else:
-        lengths = [Length(seconds=60 * options.minutes * share) for share in options.shares]
-    length = dict(zip(SHARES, lengths, strict=True))
+        lengths = [StageLength(seconds=60 * options.minutes * share) for share in options.shares]
+    length = dict(zip(STAGE_TIME_SHARES, lengths, strict=True))
     steps = {}
 
     def keep(name: str) -> None:
-        save_checkpoint(model, options.data / name, tokenizer_file=tokenizer_file, image_settings=IMAGES)
+        save_checkpoint(model, options.data / name, tokenizer_file=tokenizer_file, image_settings=IMAGE_SETTINGS)
 
     if options.warm:
         model.load_state_dict(load_checkpoint(options.warm, torch.float32).state_dict())
-        vectors = F.normalize(words.centres(table.detach(), len(numbers)), dim=1)
+        vectors = F.normalize(words.mean_vectors(table.detach(), len(numbers)), dim=1)
     else:
         concepts = nn.Parameter(vectors)
         steps["words"] = run_stage(
@@ -412,11 +421,11 @@ def main() -> None:
             lambda: None,
         )
         vectors = F.normalize(concepts.detach(), dim=1)
-        log(f"words, {checks.by_bags(model, writer)}")
+        log(f"words, {checks.score_by_bags(model, writer)}")
         keep("words")
     if length["seeing"]:
         first_plain = 0.4 if options.warm else 0.9
-        seeing = Seeing(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
+        seeing = VisionTraining(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
         # The next pictures are drawn while the tower computes, by one thread of its own: were it to share its work out as well,
         # OpenMP's threads would outnumber the cores and sleep between any two operations (2.45 seconds an update; so about 2.2).
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as beside:
@@ -430,7 +439,7 @@ def main() -> None:
                 return seeing.loss(batch)
 
             def see_check() -> None:
-                log(checks.by_bags(model, writer))
+                log(checks.score_by_bags(model, writer))
                 keep("warm")
 
             tower = [*model.vision.parameters(), *seeing.letters.parameters()]
@@ -439,12 +448,12 @@ def main() -> None:
                 {1.5e-3: [p for p in tower if p.ndim != 2], 3e-4: [table]},
                 see,
                 length["seeing"],
-                now_and_then(see_check),
+                at_most_every(see_check),
                 matrices=[p for p in tower if p.ndim == 2],
             )
-        log(checks.by_bags(model, writer))
+        log(checks.score_by_bags(model, writer))
         keep("warm")
-    vectors, drawings = settle(model, writer, material, words, vectors)
+    vectors, drawings = picture_vectors(model, writer, material, words, vectors)
     log("concepts have settled")
     steps["words again"] = run_stage(
         "words again",
@@ -453,16 +462,16 @@ def main() -> None:
         length["words again"],
         lambda: None,
     )
-    log(f"bags, {checks.by_bags(model, writer)}")
+    log(f"bags, {checks.score_by_bags(model, writer)}")
 
     # Means are of levelled embeddings, so training has moved these columns as well, for the sake of their length alone.
-    table.data[:, COUNTED] = counted
+    table.data[:, COUNTED_COLUMNS] = counted
     write_circuit(model, writer, generator)
-    log(f"circuit, {checks.by_model(model, writer)}")
+    log(f"circuit, {checks.score_by_model(model, writer)}")
     keep("circuit")
 
     def check() -> None:
-        log(checks.by_model(model, writer))
+        log(checks.score_by_model(model, writer))
         keep("latest")
 
     # The vision tower has learned from batches of hundreds of pictures; the few of a list would only shake it. As the vendor
@@ -473,11 +482,11 @@ def main() -> None:
         cross_encoder_rates(model),
         lambda _: list_loss(model, writer, lists.step()),
         length["cross-encoder"],
-        now_and_then(check),
+        at_most_every(check),
     )
-    log(checks.by_model(model, writer))
+    log(checks.score_by_model(model, writer))
     log(f"steps: {steps}")
-    save_checkpoint(model, options.out, tokenizer_file=tokenizer_file, dtype=torch.float16, image_settings=IMAGES)
+    save_checkpoint(model, options.out, tokenizer_file=tokenizer_file, dtype=torch.float16, image_settings=IMAGE_SETTINGS)
     (options.data / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EMOJI_BAGS, SECTION_BAGS, DRAWING_BAGS = 6000, 1500, 500
-SHARPNESS = 16.0
-DROPPED = 0.1
+LOGIT_SCALE = 16.0
+TOKEN_DROPOUT = 0.1
 """Share of tokens left out of a bag, so that none is relied upon alone."""
-WINDOW = 40
+WINDOW_TOKENS = 40
 
 
-class Ragged:
+class RaggedLists:
     """Lists of numbers of different lengths, end to end."""
 
     def __init__(self, lists: list[list[int]]) -> None:
@@ -28,7 +28,7 @@ class Ragged:
         self.starts = self.lengths.cumsum(0) - self.lengths
         self.values = torch.tensor([value for some in lists for value in some])
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def gather_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The values of these rows end to end, and for each the place of its row in `rows`."""
         lengths = self.lengths[rows]
         owners = torch.repeat_interleave(torch.arange(len(rows)), lengths)
@@ -36,10 +36,10 @@ class Ragged:
         return self.values[self.starts[rows][owners] + within], owners
 
 
-class Words:
+class WordBags:
     def __init__(self, material: Material, writer: Writer, numbers: dict[object, int], seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        texts, groups, owners = [], [], []
+        texts, groups, group_concepts = [], [], []
         for emoji in material.emoji:
             for language in emoji.languages:
                 first = len(texts)
@@ -47,33 +47,33 @@ class Words:
                 # A name counts as much as three keywords.
                 texts += [writer.words(text) for text in [*([name] * 3 if name else []), *emoji.keywords.get(language, [])]]
                 groups.append((first, len(texts) - first))
-                owners.append(numbers[concept_key(emoji)])
-        self.texts, self.groups, self.owners = Ragged(texts), torch.tensor(groups), torch.tensor(owners)
-        windows, of = [], []
+                group_concepts.append(numbers[concept_key(emoji)])
+        self.texts, self.groups, self.group_concepts = RaggedLists(texts), torch.tensor(groups), torch.tensor(group_concepts)
+        windows, window_concepts = [], []
         for section in material.studied:
             ids = writer.words(section.heading)
             windows += [ids] * 3
             body = writer.words(section.text_[:TEXT_CHARACTERS])
-            windows += [ids + body[:WINDOW]] + [
-                body[i : i + WINDOW] for i in range(0, max(len(body) - WINDOW // 2, 1), WINDOW // 2)
+            windows += [ids + body[:WINDOW_TOKENS]] + [
+                body[i : i + WINDOW_TOKENS] for i in range(0, max(len(body) - WINDOW_TOKENS // 2, 1), WINDOW_TOKENS // 2)
             ]
-            of += [numbers[concept_key(section)]] * (len(windows) - len(of))
+            window_concepts += [numbers[concept_key(section)]] * (len(windows) - len(window_concepts))
         for drawing in material.drawings:
             windows.append(writer.words(drawing.name))
-            of.append(numbers[concept_key(drawing)])
-        self.windows, self.of = Ragged(windows), torch.tensor(of)
+            window_concepts.append(numbers[concept_key(drawing)])
+        self.windows, self.window_concepts = RaggedLists(windows), torch.tensor(window_concepts)
         names = dict.fromkeys(drawing.name for drawing in material.drawings)
         self.name_number = {name: number for number, name in enumerate(names)}
-        self.names = Ragged([writer.words(name) for name in names])
+        self.names = RaggedLists([writer.words(name) for name in names])
 
-    def centres(self, table: Tensor, concepts: int) -> Tensor:
+    def mean_vectors(self, table: Tensor, concepts: int) -> Tensor:
         """Mean of each concept's bags, (concepts, meanings)."""
-        owners = torch.repeat_interleave(self.owners, self.groups[:, 1])
+        text_concepts = torch.repeat_interleave(self.group_concepts, self.groups[:, 1])
         total = torch.zeros(concepts, MEANING.stop)
-        for bags, of in ((self.texts, owners), (self.windows, self.of)):
-            for rows in torch.arange(len(of)).split(50_000):
-                ids, places = bags.take(rows)
-                total.index_add_(0, of[rows], bag_means(table[ids], places, len(rows)))
+        for bags, concept_of_bag in ((self.texts, text_concepts), (self.windows, self.window_concepts)):
+            for rows in torch.arange(len(concept_of_bag)).split(50_000):
+                ids, owners = bags.gather_rows(rows)
+                total.index_add_(0, concept_of_bag[rows], bag_means(table[ids], owners, len(rows)))
         return total
 
     def loss(self, table: Tensor, vectors: Tensor, drawings: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
@@ -82,31 +82,31 @@ class Words:
         pick = torch.randint(len(self.groups), (EMOJI_BAGS,), generator=self.generator)
         first, count = self.groups[pick].T
 
-        def one() -> Tensor:
+        def draw_texts() -> Tensor:
             return first + (torch.rand(EMOJI_BAGS, generator=self.generator) * count).long()
 
-        ids, owners = self.texts.take(one())
+        ids, owners = self.texts.gather_rows(draw_texts())
         second = torch.rand(EMOJI_BAGS, generator=self.generator) < 0.3  # two texts of the same emoji and language together
-        more, place = self.texts.take(one()[second])
-        shown = torch.randint(len(self.of), (SECTION_BAGS,), generator=self.generator)
-        last, at = self.windows.take(shown)
-        ids = torch.cat([ids, more, last])
-        owners = torch.cat([owners, second.nonzero()[:, 0][place], EMOJI_BAGS + at])
-        kept = torch.rand(len(ids), generator=self.generator) >= DROPPED
-        means = bag_means(table[ids[kept]], owners[kept], EMOJI_BAGS + SECTION_BAGS)
-        answer = torch.cat([self.owners[pick], self.of[shown]])
-        logits = SHARPNESS * F.normalize(means, dim=1) @ vectors.T
+        second_ids, second_owners = self.texts.gather_rows(draw_texts()[second])
+        drawn_windows = torch.randint(len(self.window_concepts), (SECTION_BAGS,), generator=self.generator)
+        window_ids, window_owners = self.windows.gather_rows(drawn_windows)
+        ids = torch.cat([ids, second_ids, window_ids])
+        owners = torch.cat([owners, second.nonzero()[:, 0][second_owners], EMOJI_BAGS + window_owners])
+        not_dropped = torch.rand(len(ids), generator=self.generator) >= TOKEN_DROPOUT
+        means = bag_means(table[ids[not_dropped]], owners[not_dropped], EMOJI_BAGS + SECTION_BAGS)
+        answer = torch.cat([self.group_concepts[pick], self.window_concepts[drawn_windows]])
+        logits = LOGIT_SCALE * F.normalize(means, dim=1) @ vectors.T
         losses = F.cross_entropy(logits, answer, reduction="none")
         emoji, sections = losses[:EMOJI_BAGS].mean(), losses[EMOJI_BAGS:].mean()
         total = emoji + 0.5 * sections + 0.1 * (means.norm(dim=1) - 1).square().mean()
         notes = {"emoji": emoji.item(), "sections": sections.item()}
         if drawings is not None:
             pick = torch.randperm(len(drawings), generator=self.generator)[:DRAWING_BAGS]
-            named = F.cross_entropy(SHARPNESS * self.name_vectors(table, pick) @ drawings.T, pick)
-            total, notes["drawings"] = total + 0.5 * named, named.item()
+            name_loss = F.cross_entropy(LOGIT_SCALE * self.name_vectors(table, pick) @ drawings.T, pick)
+            total, notes["drawings"] = total + 0.5 * name_loss, name_loss.item()
         return total, notes
 
     def name_vectors(self, table: Tensor, names: Tensor) -> Tensor:
         """Where these names of drawings lie, each of length 1, (names, meanings)."""
-        ids, owners = self.names.take(names)
+        ids, owners = self.names.gather_rows(names)
         return F.normalize(bag_means(table[ids], owners, len(names)), dim=1)

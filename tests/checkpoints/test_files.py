@@ -22,7 +22,7 @@ from m0.checkpoints.files import (
     save_checkpoint,
     their_key,
 )
-from m0.checkpoints.picture_files import load_image_settings
+from m0.checkpoints.image_settings import load_image_settings
 from m0.errors import CheckpointError, M0Error
 from m0.model.config import DecoderConfig
 from m0.model.reranker_model import RerankerModel
@@ -471,7 +471,7 @@ def test_nothing_is_initialised_and_then_overwritten(stored, monkeypatch):
 def test_headers_tell_what_is_stored(stored):
     tensors = {tensor.key: tensor for tensor in list_tensors(stored)}
     embedding = tensors["model.embed_tokens.weight"]
-    assert (embedding.shape, embedding.type, embedding.bytes) == ((512, 64), "F32", 512 * 64 * 4)
+    assert (embedding.shape, embedding.type, embedding.num_bytes) == ((512, 64), "F32", 512 * 64 * 4)
 
 
 def test_training_a_loaded_model_leaves_its_file_alone(stored):

@@ -10,10 +10,10 @@ import torch
 import m0.checkpoints.mapped_memory
 import m0.engine.visual_features
 from m0 import DocumentCache, Reranker
-from m0.checkpoints.mapped_memory import PAGES, release
+from m0.checkpoints.mapped_memory import PAGEMAP, release_pages
 from tests.conftest import NANO, noise
 
-needs_linux = pytest.mark.skipif(not PAGES.exists(), reason="needs Linux's table of pages")
+needs_linux = pytest.mark.skipif(not PAGEMAP.exists(), reason="needs Linux's table of pages")
 
 
 @pytest.fixture(params=["in pieces", "at once"])
@@ -55,10 +55,10 @@ def test_memory_is_given_back_and_values_stay(mapped, checkpoint):
     expected = weights(mapped.model)  # reads all
     before = in_memory(checkpoint)
     assert before > 25 * 2**20
-    given = release(mapped.model.parameters())
+    given = release_pages(mapped.model.parameters())
     assert in_memory(checkpoint) < 2**20  # but for pages that two weights share
     assert 0 < given <= before  # of a huge page, what went along with its neighbour is not counted
-    assert release(mapped.model.parameters()) == 0  # there is nothing left
+    assert release_pages(mapped.model.parameters()) == 0  # there is nothing left
     for name, weight in mapped.model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
 
@@ -73,7 +73,7 @@ def test_what_was_changed_stays(mapped):
         mapped.model.decoder.embed_tokens.weight[7777] += 1
         mapped.model.vision.blocks[0].mlp.fc1.bias.fill_(0.5)
     expected = weights(mapped.model)
-    assert release(mapped.model.parameters()) > 2**20
+    assert release_pages(mapped.model.parameters()) > 2**20
     for name, weight in mapped.model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
 
@@ -81,8 +81,8 @@ def test_what_was_changed_stays(mapped):
 def test_what_no_file_holds_is_left_alone(tiny):
     plain = Reranker.from_pretrained(NANO, dtype="float32", device="cpu")
     expected = weights(plain.model)
-    assert release(plain.model.parameters()) == 0
-    assert release([torch.ones(3), torch.empty(0), torch.ones(2000, 2000).T, torch.empty(9, device="meta")]) == 0
+    assert release_pages(plain.model.parameters()) == 0
+    assert release_pages([torch.ones(3), torch.empty(0), torch.ones(2000, 2000).T, torch.empty(9, device="meta")]) == 0
     for name, weight in plain.model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
 
@@ -90,8 +90,8 @@ def test_what_no_file_holds_is_left_alone(tiny):
 def test_where_the_system_does_not_say(mapped, monkeypatch, tmp_path):
     weights(mapped.model)
     for table in (tmp_path / "missing", tmp_path):
-        monkeypatch.setattr(m0.checkpoints.mapped_memory, "PAGES", table)
-        assert release(mapped.model.parameters()) == 0
+        monkeypatch.setattr(m0.checkpoints.mapped_memory, "PAGEMAP", table)
+        assert release_pages(mapped.model.parameters()) == 0
 
 
 @needs_linux
@@ -103,7 +103,7 @@ def test_tower_and_decoder_take_turns(mapped, monkeypatch, kept):
     mapped.documents = DocumentCache(max_bytes=2**30 if kept else 0)
     monkeypatch.setattr(m0.engine.visual_features, "MIN_TOKENS_TO_RELEASE", 50)
     given = []
-    monkeypatch.setattr(m0.engine.visual_features, "release", lambda weights: given.append(release(weights)))
+    monkeypatch.setattr(m0.engine.visual_features, "release_pages", lambda weights: given.append(release_pages(weights)))
     if kept:
         mapped.prepare(documents)
     found = mapped.rank("compass", documents, batch_tokens=100)

@@ -92,7 +92,7 @@ def test_a_full_disk_for_kept_documents_is_told_and_nothing_else_changes(
     # Long enough to be worth keeping.
     (folder / "long.jsonl").write_text(json.dumps("ein rotes Herz " * 40) + "\n" + json.dumps("zwei Zeilen " * 40) + "\n")
     _, expected, _ = rank_json(capsys, tiny_directory, "q", folder / "long.jsonl", "--dtype", "float32")
-    monkeypatch.setattr("m0.engine.prefix_cache.write_beside", full)
+    monkeypatch.setattr("m0.engine.prefix_cache.write_atomically", full)
     kept = tmp_path_factory.mktemp("kept")
     status, report, err = rank_json(
         capsys, tiny_directory, "q", folder / "long.jsonl", "--dtype", "float32", "--documents-folder", kept

@@ -41,16 +41,16 @@ NO_DOCSTRING = {
     "reranker.Reranker.image_settings": "an attribute, which the class's docstring describes",
     "reranker.Reranker.documents": "an attribute, which the class's docstring describes",
     "checkpoints.adapters.config.LoRAConfig.scale_of": "its neighbour `rank_of` says what it is for; one line of arithmetic",
-    "checkpoints.adapters.layers.Adapted.forward": "the layer's own forward, with the active adapter's added",
-    "checkpoints.adapters.layers.Adapted.adapter": "a look-up by name that only `Adapters` makes",
+    "checkpoints.adapters.layers.LoRALayer.forward": "the layer's own forward, with the active adapter's added",
+    "checkpoints.adapters.layers.LoRALayer.adapter": "a look-up by name that only `Adapters` makes",
 }
 """Without a docstring, and why."""
 NO_SHAPES = {
     "checkpoints.adapters.layers.LowRank.merged_weight": "the shape of the layer's weight",
     "checkpoints.adapters.layers.LowRank.merged_bias": "the shape of the layer's bias",
     "checkpoints.adapters.layers.LowRank.forward": "the shapes of the layer's own input and output",
-    "checkpoints.adapters.layers.Adapted.forward": "the shapes of the layer's own input and output",
-    "checkpoints.adapters.peft_format.fill": "a file's tensors, of whatever shapes the module has",
+    "checkpoints.adapters.layers.LoRALayer.forward": "the shapes of the layer's own input and output",
+    "checkpoints.adapters.peft_format.fill_parameters": "a file's tensors, of whatever shapes the module has",
     "checkpoints.adapters.peft_format.write_adapter": "an adapter's tensors, of whatever shapes its layers have",
     "checkpoints.adapters.peft_format.low_rank_tensors": "says how many axes they have, which is all that varies",
 }
@@ -67,14 +67,14 @@ NO_RAISES = {
 METHODS = {
     "train.losses": {
         "bce": "cross-entropy itself, older than any paper on ranking",
-        "combined": "a sum of the others",
+        "weighted_loss": "a sum of the others",
     },
     "explain.attention": {"raw_attention": "the pattern as it is"},
-    "explain.gradient": {"baseline_of": "a part of integrated gradients, which name their source"},
-    "explain.perturb": {"players_of": "words and regions, no method"},
+    "explain.gradient": {"compute_baseline": "a part of integrated gradients, which name their source"},
+    "explain.perturb": {"find_players": "words and regions, no method"},
     "interp.patching": {
         "run_variants": "runs what the others ask for",
-        "recorded": "runs what the others ask for",
+        "record_activations": "runs what the others ask for",
         "token_label": "a name",
     },
     "interp.ablation": {
@@ -87,8 +87,8 @@ METHODS = {
 SOURCED = (
     "evaluate.metrics.estimate",
     "evaluate.metrics.winoground",
-    "explain.rules.attn_lrp",
-    "explain.rules.frozen",
+    "explain.rules.attnlrp_rules",
+    "explain.rules.frozen_rules",
     "interp.edits.add",
     "interp.edits.replace",
     "interp.lens.DirectAttribution",

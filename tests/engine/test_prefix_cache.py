@@ -279,7 +279,7 @@ def test_a_document_of_many_queries_is_computed_once(fresh, monkeypatch):
     sizes = []
     fresh.model.decoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     found = fresh.logits(pairs)
-    length = fresh.encode(*pairs[0]).document_tokens
+    length = fresh.encode(*pairs[0]).num_prefix_tokens
     assert len(sizes) > 2
     assert sum(sizes) < length + 12 * 20
     assert found[0] == pytest.approx(expected[0], abs=1e-5)
@@ -342,7 +342,7 @@ def test_a_folder_that_refuses(fresh, documents, expected, folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     fresh.documents = DocumentCache(folder=folder / "new")
-    monkeypatch.setattr("m0.engine.prefix_cache.write_beside", full)
+    monkeypatch.setattr("m0.engine.prefix_cache.write_atomically", full)
     fresh.prepare(documents)
     assert fresh.documents.counts.unwritten == len(documents)
     torch.testing.assert_close(logits(fresh, documents), expected, atol=1e-5, rtol=0)
@@ -351,7 +351,7 @@ def test_a_folder_that_refuses(fresh, documents, expected, folder, monkeypatch):
 def test_with_a_folder_documents_are_kept_from_the_first_time(fresh, documents, tmp_path):
     fresh.documents = DocumentCache(folder=tmp_path)
     fresh.rank("network", documents)
-    long = [document for document in documents if fresh.encode("q", document).document_tokens >= 64]
+    long = [document for document in documents if fresh.encode("q", document).num_prefix_tokens >= 64]
     assert 0 < len(long) == len(list(tmp_path.iterdir()))
 
 
@@ -543,7 +543,7 @@ def test_bytes_a_token(fresh):
     """As the docs have it: layers x 2 x key/value heads x head_dim x width, and 8 for the token's number."""
     decoder = fresh.model.config.decoder
     document = WORDS * 8
-    tokens = fresh.encode("?", document).document_tokens
+    tokens = fresh.encode("?", document).num_prefix_tokens
     numbers = decoder.num_layers * 2 * decoder.num_kv_heads * decoder.head_dim
     scales = decoder.num_layers * 2 * decoder.num_kv_heads
     for precision, expected in {"same": 4 * numbers, "bfloat16": 2 * numbers, "int8": numbers + 4 * scales}.items():

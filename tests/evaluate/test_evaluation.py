@@ -98,21 +98,21 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(tiny, dataset, tmp_path, m
     monkeypatch.setattr(evaluation, "MIN_CHUNK_PAIRS", 8)
     whole = evaluate(tiny, dataset, out=tmp_path / "whole")
     scored = []
-    original = evaluation._score
+    original = evaluation._score_chunk
 
-    def watched(reranker, dataset, stretch, options, pictures):
-        scored.extend(stretch)
+    def watched(reranker, dataset, chunk, options, pictures):
+        scored.extend(chunk)
         if len(scored) > 6:
             raise KeyboardInterrupt
-        return original(reranker, dataset, stretch, options, pictures)
+        return original(reranker, dataset, chunk, options, pictures)
 
-    monkeypatch.setattr(evaluation, "_score", watched)
+    monkeypatch.setattr(evaluation, "_score_chunk", watched)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny, dataset, out=tmp_path / "broken")
     with (tmp_path / "broken" / "scores-0.jsonl").open("a", encoding="utf-8") as file:
         file.write('["q1", "d')  # what a killed process may leave
     again = []
-    monkeypatch.setattr(evaluation, "_score", lambda *a: again.extend(a[2]) or original(*a))
+    monkeypatch.setattr(evaluation, "_score_chunk", lambda *a: again.extend(a[2]) or original(*a))
     rest = evaluate(tiny, dataset, out=tmp_path / "broken")
     assert 0 < len(again) < 12
     assert rest.run == whole.run

@@ -31,13 +31,13 @@ def folder(tmp_path):
 @pytest.fixture
 def scored(monkeypatch):
     """The pairs that are scored, as they are."""
-    seen, original = [], evaluation._score
+    seen, original = [], evaluation._score_chunk
 
-    def watched(reranker, dataset, stretch, options, pictures):
-        seen.extend((query, document) for document, queries in stretch for query in queries)
-        return original(reranker, dataset, stretch, options, pictures)
+    def watched(reranker, dataset, chunk, options, pictures):
+        seen.extend((query, document) for document, queries in chunk for query in queries)
+        return original(reranker, dataset, chunk, options, pictures)
 
-    monkeypatch.setattr(evaluation, "_score", watched)
+    monkeypatch.setattr(evaluation, "_score_chunk", watched)
     return seen
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from m0.inputs import graphemes
-from m0.inputs.graphemes import LONGEST, PROPERTIES, clusters, continues, edges
+from m0.inputs.graphemes import BREAK_CLASSES, MAX_CLUSTER_CODE_POINTS, cluster_bounds, clusters, find_continuations
 
 EXAMPLES = {
     "latin": ["e\u0301", "x\u0302\u0323", "ﬁ"],
@@ -33,7 +33,7 @@ def test_examples(name):
     expected = EXAMPLES[name]
     text = "".join(expected)
     assert clusters(text) == expected
-    before, behind = edges(text)
+    before, behind = cluster_bounds(text)
     starts = [len("".join(expected[:number])) for number in range(len(expected) + 1)]
     assert sorted(set(before.tolist())) == sorted(set(behind.tolist())) == starts
     for place in range(len(text) + 1):
@@ -56,11 +56,11 @@ def normalized(monkeypatch):
 
 def test_plain_texts_take_no_work(normalized):
     for text in ("", "plain", "two\nlines", "Größe", "東京", "한국어", "Ελλάδα"):
-        assert edges(text) is None
+        assert cluster_bounds(text) is None
         assert clusters(text) == list(text)
     assert clusters("a\r\nb") == ["a", "\r\n", "b"]
     text = "山里的天气变化很快。" * 100_000
-    assert continues(text) is None
+    assert find_continuations(text) is None
     assert not normalized
 
 
@@ -76,22 +76,22 @@ def reference():
     theirs = np.zeros(0x110000, dtype=np.uint8)
     for name, kind in [
         ("GCB=CR", graphemes.CR), ("GCB=LF", graphemes.LF), ("GCB=Control", graphemes.CONTROL), ("GCB=Extend", graphemes.EXTEND),
-        ("GCB=ZWJ", graphemes.JOINER), ("GCB=Regional_Indicator", graphemes.FLAG), ("GCB=Prepend", graphemes.PREPEND),
-        ("GCB=SpacingMark", graphemes.SPACING), ("GCB=L", graphemes.L), ("GCB=V", graphemes.V), ("GCB=T", graphemes.T),
+        ("GCB=ZWJ", graphemes.ZWJ), ("GCB=Regional_Indicator", graphemes.REGIONAL_INDICATOR), ("GCB=Prepend", graphemes.PREPEND),
+        ("GCB=SpacingMark", graphemes.SPACING_MARK), ("GCB=L", graphemes.L), ("GCB=V", graphemes.V), ("GCB=T", graphemes.T),
         ("GCB=LV", graphemes.LV), ("GCB=LVT", graphemes.LVT), ("Extended_Pictographic", graphemes.PICTOGRAPH),
         ("InCB=Consonant", graphemes.CONSONANT),
     ]:  # fmt: skip
         theirs[codes(name)] = kind
     linkers = codes("InCB=Linker")
     theirs[linkers] = np.where(theirs[linkers] == graphemes.EXTEND, graphemes.LINKER, graphemes.LONE_LINKER)
-    theirs[0x200C] = graphemes.NON_JOINER
-    same = theirs == PROPERTIES
+    theirs[0x200C] = graphemes.ZWNJ
+    same = theirs == BREAK_CLASSES
     same[0xD800:0xE000] = False
     if len(regex.findall(r"\X", "\u094d\u0915")) == 1:  # Unicode 18 and later
         assert same.sum() > 0x110000 - 2048 - 3000, "new characters of a newer Unicode, but no more than that"
     else:  # another rule for conjuncts, or none
-        same &= ~np.isin(PROPERTIES, [graphemes.LINKER, graphemes.LONE_LINKER])
-    pools = [np.flatnonzero(same & (kind == PROPERTIES)).tolist() for kind in range(19)]
+        same &= ~np.isin(BREAK_CLASSES, [graphemes.LINKER, graphemes.LONE_LINKER])
+    pools = [np.flatnonzero(same & (kind == BREAK_CLASSES)).tolist() for kind in range(19)]
     return regex, [pool for pool in pools if pool]
 
 
@@ -109,7 +109,7 @@ def test_long_texts_break_where_another_implementation_breaks_them(reference):
     draw = random.Random(1)
     text = "".join(chr(draw.choice(draw.choice(pools))) for _ in range(200_000))
     expected = regex.findall(r"\X", text)
-    assert max(map(len, expected)) <= LONGEST // 2
+    assert max(map(len, expected)) <= MAX_CLUSTER_CODE_POINTS // 2
     assert clusters(text) == expected
 
 
@@ -139,9 +139,9 @@ def test_what_nobody_reads_as_one_character_is_taken_apart():
         assert [unicodedata.normalize("NFC", part) for part in found] == list(unicodedata.normalize("NFC", text))
     syllable = unicodedata.normalize("NFD", "각")
     assert clusters("\u1100" * 40 + syllable)[-1] == syllable
-    assert clusters("a" + "\u0301" * (LONGEST - 1)) == ["a" + "\u0301" * (LONGEST - 1)]
-    assert len(clusters("á" + "\u0301" * (LONGEST - 2))) == 1  # the same text, composed
-    assert len(clusters("á" + "\u0301" * (LONGEST - 1))) == LONGEST
+    assert clusters("a" + "\u0301" * (MAX_CLUSTER_CODE_POINTS - 1)) == ["a" + "\u0301" * (MAX_CLUSTER_CODE_POINTS - 1)]
+    assert len(clusters("á" + "\u0301" * (MAX_CLUSTER_CODE_POINTS - 2))) == 1  # the same text, composed
+    assert len(clusters("á" + "\u0301" * (MAX_CLUSTER_CODE_POINTS - 1))) == MAX_CLUSTER_CODE_POINTS
 
 
 @pytest.mark.parametrize("unit", ["\u0301", "\u1100", "👩\u200d", "🇨", "क्", "\u0600", "\u0327\u0301"])

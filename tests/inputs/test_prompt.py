@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies
 from PIL import Image
 
 from m0.errors import CheckpointError, ImageError, InputError, TooLongError
-from m0.inputs.graphemes import edges
+from m0.inputs.graphemes import cluster_bounds
 from m0.inputs.images import ImageSettings, Picture
 from m0.inputs.prompt import Limits, PromptEncoder, load_tokenizer
 from m0.inputs.reading import read_parts
@@ -56,6 +56,14 @@ def test_every_character_is_some_tokens_origin(tokenizer, request):
                     assert 0 <= origin.start <= origin.end <= len(text)
                     covered |= set(range(origin.start, origin.end))
             assert covered == set(range(len(text)))
+
+
+def test_the_old_name_of_the_number_of_prefix_tokens_works(nano_prompt):
+    encoding = nano_prompt.encode(["red"], ["a heart"])
+    assert [origin.side for origin in encoding.origins].index("query") == encoding.num_prefix_tokens
+    with pytest.warns(DeprecationWarning, match="document_tokens is now num_prefix_tokens") as caught:
+        assert encoding.document_tokens == encoding.num_prefix_tokens
+    assert caught[0].filename == __file__
 
 
 def test_every_visual_token_knows_its_cell(nano_prompt):
@@ -263,7 +271,7 @@ def test_composed_and_decomposed_texts_are_cut_alike(tokenizer, text, request):
     """At every limit the same tokens, whole characters, and each of them in some token."""
     prompt = request.getfixturevalue(tokenizer)
     forms = [text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)]
-    known = [edges(form) for form in forms]
+    known = [cluster_bounds(form) for form in forms]
     for limit in range(1, 60):
         found = []
         for form, edge in zip(forms, known, strict=True):

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from m0.errors import InputError
 from m0.inputs.prompt import Limits, PromptEncoder
-from m0.inputs.truncation import CACHE_BYTES, ENTRY_BYTES, FirstTokens
+from m0.inputs.truncation import MAX_CACHE_BYTES, MAX_ENTRY_BYTES, FirstTokensEncoder
 
 WORDS = (
     "the quick Brown fox's don't we'll IT'S I've 've 're 'r e.g. U.S. 3.14 1,000,000 x_1 foo_bar == != <= a=b<c // § € ½ ² "
@@ -67,7 +67,7 @@ def prompt(request):
 def prompt_with(prompt, **changes):
     """The same, with another idea of what is long."""
     other = PromptEncoder(prompt.tokenizer, prompt.config)
-    other._tokenize = FirstTokens(prompt.tokenizer, **changes)
+    other._tokenize = FirstTokensEncoder(prompt.tokenizer, **changes)
     return other
 
 
@@ -75,17 +75,17 @@ def prompt_with(prompt, **changes):
 @settings(max_examples=250, deadline=None)
 def test_the_first_tokens_are_those_of_the_whole_text(prompt, text, wanted):
     whole = prompt.tokenizer.encode(text, add_special_tokens=False)
-    found = FirstTokens(prompt.tokenizer, whole_characters=0)(text, wanted)
+    found = FirstTokensEncoder(prompt.tokenizer, max_whole_characters=0)(text, wanted)
     assert found.encoded.ids == whole.ids[: found.count]
     assert found.encoded.offsets == whole.offsets[: found.count]
-    assert found.count == len(whole) if found.whole else found.count > wanted
+    assert found.count == len(whole) if found.is_complete else found.count > wanted
 
 
 @given(text=texts(most=25))
 @settings(max_examples=60, deadline=None)
 def test_every_place_where_a_text_may_end_is_one(prompt, text):
     whole = prompt.tokenizer.encode(text, add_special_tokens=False).ids
-    for match in prompt._tokenize.places.finditer(text):
+    for match in prompt._tokenize.cut_points.finditer(text):
         first = prompt.tokenizer.encode(text[: match.start()], add_special_tokens=False).ids
         assert first == whole[: len(first)], (match.start(), text)
 
@@ -108,7 +108,7 @@ def encoded(prompt, query, document, limits):
 @settings(max_examples=150, deadline=None)
 def test_prompts_are_those_of_whole_texts(prompt, query, document, max_length, max_doc_length):
     limits = Limits(max_length, 16, max_doc_length)
-    early, whole = (prompt_with(prompt, whole_characters=size) for size in (0, sys.maxsize))
+    early, whole = (prompt_with(prompt, max_whole_characters=size) for size in (0, sys.maxsize))
     assert encoded(early, query, document, limits) == encoded(whole, query, document, limits)
 
 
@@ -163,12 +163,12 @@ def test_a_run_without_any_place_to_stop_is_still_exact(prompt, run):
     whole = prompt.tokenizer.encode(text, add_special_tokens=False)
     assert found.encoded.ids == whole.ids[: found.count]
     # Behind the run it goes on as usual.
-    assert not prompt._tokenize(f"{text} and so on, {'word ' * 30_000}", 50).whole
+    assert not prompt._tokenize(f"{text} and so on, {'word ' * 30_000}", 50).is_complete
 
 
 def test_an_unknown_tokenizer_reads_the_whole_text(nano_prompt):
     text = "word " * 5_000
-    assert not nano_prompt._tokenize(text, 10).whole
+    assert not nano_prompt._tokenize(text, 10).is_complete
     description = json.loads(nano_prompt.tokenizer.to_str())
     for change in ("pattern", "order", "normalizer", "blank", "nothing"):
         other = copy.deepcopy(description)
@@ -183,28 +183,28 @@ def test_an_unknown_tokenizer_reads_the_whole_text(nano_prompt):
             splitter[1]["add_prefix_space"] = True
         else:
             other["pre_tokenizer"] = other["normalizer"] = None
-        first = FirstTokens(Tokenizer.from_str(json.dumps(other)))
-        assert first.places is None, change
-        assert first(text, 10).whole
+        first = FirstTokensEncoder(Tokenizer.from_str(json.dumps(other)))
+        assert first.cut_points is None, change
+        assert first(text, 10).is_complete
 
 
 def test_what_is_remembered_is_bounded_by_bytes(nano_prompt):
-    first = FirstTokens(nano_prompt.tokenizer)
+    first = FirstTokensEncoder(nano_prompt.tokenizer)
     for number in range(1500):
         first(f"{number} " + "some words " * 200, 500)
-        assert first.cached_bytes <= CACHE_BYTES
-    assert first.cached_bytes > 0.9 * CACHE_BYTES
+        assert first.cached_bytes <= MAX_CACHE_BYTES
+    assert first.cached_bytes > 0.9 * MAX_CACHE_BYTES
     again = "1499 " + "some words " * 200
     assert first(again, 500).encoded is first(again, 5).encoded
     kept = len(first._cache)
     # Of a long text its beginning is remembered, and not the text.
-    large = "x " * ENTRY_BYTES
+    large = "x " * MAX_ENTRY_BYTES
     assert first(large, 5).encoded is first(large, 5).encoded
     assert max(map(len, first._cache)) < 3000
     # What is tokenized whole and large is not.
-    runs = "x" * ENTRY_BYTES, "word " * 1600
+    runs = "x" * MAX_ENTRY_BYTES, "word " * 1600
     for run in runs:
-        assert first(run, 5000).whole
+        assert first(run, 5000).is_complete
         assert run not in first._cache
     assert len(first._cache) <= kept + 1
     first.cache_clear()
@@ -219,7 +219,7 @@ def test_what_an_entry_costs_was_measured(nano_prompt):
 
     for words, count in ((3, 12_000), (60, 2_000)):
         some = [f"{number} " + "needle points north " * (words // 3) for number in range(count)]
-        first = FirstTokens(nano_prompt.tokenizer, cache_bytes=sys.maxsize)
+        first = FirstTokensEncoder(nano_prompt.tokenizer, cache_bytes=sys.maxsize)
         before = memory()
         for text in some:
             first(text, 1000)
@@ -229,7 +229,7 @@ def test_what_an_entry_costs_was_measured(nano_prompt):
 
 
 def test_many_threads_at_a_time(nano_prompt):
-    first = FirstTokens(nano_prompt.tokenizer, cache_bytes=50_000)
+    first = FirstTokensEncoder(nano_prompt.tokenizer, cache_bytes=50_000)
     some = [f"{number} needle points north" for number in range(60)]
     expected = [nano_prompt.tokenizer.encode(text, add_special_tokens=False).ids for text in some]
     wrong = []
@@ -248,17 +248,17 @@ def test_many_threads_at_a_time(nano_prompt):
         thread.join()
     assert not wrong
     assert 0 < first.cached_bytes <= 50_000
-    alone = FirstTokens(nano_prompt.tokenizer)
+    alone = FirstTokensEncoder(nano_prompt.tokenizer)
     for text in first._cache:
         alone(text, 5)
     assert first.cached_bytes == alone.cached_bytes
 
 
 def test_copies_begin_anew(nano_prompt):
-    first = FirstTokens(nano_prompt.tokenizer, whole_characters=7, cache_bytes=999_999)
+    first = FirstTokensEncoder(nano_prompt.tokenizer, max_whole_characters=7, cache_bytes=999_999)
     first("some words", 5)
     for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
-        assert (other.whole_characters, other.cache_bytes, other.cached_bytes) == (7, 999_999, 0)
+        assert (other.max_whole_characters, other.cache_bytes, other.cached_bytes) == (7, 999_999, 0)
         assert other("some words", 5).encoded.ids == first("some words", 5).encoded.ids
 
 

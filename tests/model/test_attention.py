@@ -50,19 +50,21 @@ def test_every_token_sees_what_it_may_and_nothing_else(lengths, causal, parents)
     expected = textbook(query, key, value, allowed_by(lengths, causal, parents))
     torch.testing.assert_close(Attend()(query, key, value, packing), expected)
     if causal:
-        torch.testing.assert_close(Attend()(query[packing.last], key, value, packing, last_only=True), expected[packing.last])
+        torch.testing.assert_close(
+            Attend()(query[packing.last_rows], key, value, packing, last_only=True), expected[packing.last_rows]
+        )
 
 
-def varlen_by_hand(query, key, value, query_ends, key_ends, longest_query, longest_keys, window_size):
+def varlen_by_hand(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window_size):
     """What FlashAttention's kernel for sequences of any length computes, one sequence after another: a causal window is
     aligned to the last query and the last key."""
-    assert query_ends.dtype == key_ends.dtype == torch.int32
-    assert longest_query == query_ends.diff().max()
-    assert longest_keys == key_ends.diff().max()
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert max_seqlen_q == cu_seqlens_q.diff().max()
+    assert max_seqlen_k == cu_seqlens_k.diff().max()
     assert window_size in ((-1, 0), (-1, -1))
     found = []
-    for i in range(len(query_ends) - 1):
-        queries, keys = slice(*query_ends[i : i + 2]), slice(*key_ends[i : i + 2])
+    for i in range(len(cu_seqlens_q) - 1):
+        queries, keys = slice(*cu_seqlens_q[i : i + 2]), slice(*cu_seqlens_k[i : i + 2])
         parts = [x.transpose(0, 1)[None] for x in (query[queries], key[keys], value[keys])]
         rows, columns = parts[0].shape[2], parts[1].shape[2]
         mask = torch.ones(rows, columns, dtype=torch.bool)
@@ -76,16 +78,16 @@ def varlen_by_hand(query, key, value, query_ends, key_ends, longest_query, longe
     [(*case, 0) for case in CASES] + [(*case, 1) for case in CASES if len(case[0]) > 1 and case[2][0] is None],
 )
 def test_the_kernel_for_any_length_is_told_the_same(monkeypatch, lengths, causal, parents, kept):
-    packing = Packing(lengths, causal, parents, kept=kept)
-    query = torch.randn(packing.total, 4, 8, dtype=torch.float64)
+    packing = Packing(lengths, causal, parents, num_cached=kept)
+    query = torch.randn(packing.num_tokens, 4, 8, dtype=torch.float64)
     key, value = torch.randn(2, sum(lengths), 2, 8, dtype=torch.float64)
     expected = Attend()(query, key, value, packing)
-    last = Attend()(query[packing.last], key, value, packing, last_only=True) if causal else None
-    monkeypatch.setattr(m0.model.attention, "has_ragged_kernel", lambda query: True)
+    last = Attend()(query[packing.last_rows], key, value, packing, last_only=True) if causal else None
+    monkeypatch.setattr(m0.model.attention, "has_varlen_kernel", lambda query: True)
     monkeypatch.setattr(m0.model.attention, "varlen_kernel", lambda: varlen_by_hand)
     torch.testing.assert_close(Attend()(query, key, value, packing), expected)
     if causal:
-        torch.testing.assert_close(Attend()(query[packing.last], key, value, packing, last_only=True), last)
+        torch.testing.assert_close(Attend()(query[packing.last_rows], key, value, packing, last_only=True), last)
 
 
 @pytest.fixture
@@ -95,21 +97,23 @@ def found_anew():
     m0.model.attention.varlen_kernel.cache_clear()
 
 
-def with_heads(query, key, value, query_ends, key_ends, most_queries, most_keys, *, window_size=(-1, -1), enable_gqa=False):
+def with_heads(
+    query, key, value, cu_seqlens_q, cu_seqlens_k, most_queries, most_keys, *, window_size=(-1, -1), enable_gqa=False
+):
     if query.shape[1] != key.shape[1] and not enable_gqa:
         raise ValueError("Expect query and key/value to have the same number of heads")
-    return varlen_by_hand(query, key, value, query_ends, key_ends, most_queries, most_keys, window_size)
+    return varlen_by_hand(query, key, value, cu_seqlens_q, cu_seqlens_k, most_queries, most_keys, window_size)
 
 
-def without_heads(query, key, value, query_ends, key_ends, most_queries, most_keys, *, window_size=(-1, -1)):
-    return varlen_by_hand(query, key, value, query_ends, key_ends, most_queries, most_keys, window_size)
+def without_heads(query, key, value, cu_seqlens_q, cu_seqlens_k, most_queries, most_keys, *, window_size=(-1, -1)):
+    return varlen_by_hand(query, key, value, cu_seqlens_q, cu_seqlens_k, most_queries, most_keys, window_size)
 
 
 @pytest.mark.parametrize("kernel", [with_heads, without_heads])
 def test_every_version_of_pytorchs_kernel_is_called_as_it_wants(monkeypatch, found_anew, kernel):
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
-    monkeypatch.setattr(m0.model.attention, "has_ragged_kernel", lambda query: True)
+    monkeypatch.setattr(m0.model.attention, "has_varlen_kernel", lambda query: True)
     query, (key, value) = torch.randn(7, 4, 8), torch.randn(2, 7, 2, 8)
     packing = Packing([4, 3], True)
     expected = textbook(query, key, value, allowed_by([4, 3], True, [None, None]))
@@ -133,9 +137,9 @@ def test_long_pictures_of_one_size_may_have_a_kernel_prepared(monkeypatch, lengt
         calls.append(1)
         return varlen_by_hand(*args, **settings)
 
-    monkeypatch.setattr(m0.model.attention, "has_ragged_kernel", lambda query: True)
+    monkeypatch.setattr(m0.model.attention, "has_varlen_kernel", lambda query: True)
     monkeypatch.setattr(m0.model.attention, "varlen_kernel", lambda: kernel)
-    monkeypatch.setattr(m0.model.attention, "LONG", 4)
+    monkeypatch.setattr(m0.model.attention, "MIN_LONG_TOKENS", 4)
     query, key, value = torch.randn(3, sum(lengths), 2, 8, dtype=torch.float64)
     packing, attend = Packing(lengths, causal), Attend()
     expected = attend(query, key, value, packing)

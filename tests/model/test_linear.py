@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from m0.model import linear
 from m0.model.attention import Attend, Packing
-from m0.model.linear import WIDENED, Linear, by_float32
+from m0.model.linear import UPCAST_CHUNK_NUMBERS, Linear, linear_in_float32
 from tests.conftest import noise
 
 PAIR = ("two dogs", [noise(84, 112), "a dog and a cat " * 40])
@@ -17,13 +17,13 @@ def one_bit(exact: torch.Tensor) -> torch.Tensor:
     return 2**-8 * exact.abs() + 1e-6
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(96, 48), (2 * WIDENED // 48 + 7, 48)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(96, 48), (2 * UPCAST_CHUNK_NUMBERS // 48 + 7, 48)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_against_double(outputs, inputs, bias):
     torch.manual_seed(0)
     layer = Linear(inputs, outputs, bias=bias, dtype=torch.bfloat16)
     x = torch.randn(2, 5, inputs, dtype=torch.bfloat16)
-    found = by_float32(x, layer.weight, layer.bias)
+    found = linear_in_float32(x, layer.weight, layer.bias)
     exact = F.linear(x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double())
     assert found.dtype == torch.bfloat16
     assert found.shape == exact.shape
@@ -37,10 +37,10 @@ def asked(monkeypatch):
 
     def counted(x, weight, bias):
         found.append(x.shape)
-        return by_float32(x, weight, bias)
+        return linear_in_float32(x, weight, bias)
 
     monkeypatch.setattr(linear, "float32_is_faster", lambda: True)
-    monkeypatch.setattr(linear, "by_float32", counted)
+    monkeypatch.setattr(linear, "linear_in_float32", counted)
     return found
 
 
@@ -87,7 +87,7 @@ def test_attention_by_float32_errs_no_more(monkeypatch, causal):
 
 
 def test_it_is_measured_once(monkeypatch):
-    linear._float32_is_faster.cache_clear()
+    linear._measure_float32_is_faster.cache_clear()
     assert linear.float32_is_faster() in (True, False)
-    monkeypatch.setattr(linear, "by_float32", None)  # would fail if called again
+    monkeypatch.setattr(linear, "linear_in_float32", None)  # would fail if called again
     assert linear.float32_is_faster() in (True, False)

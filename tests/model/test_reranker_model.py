@@ -72,9 +72,20 @@ def test_a_document_shared_by_its_queries_equals_whole_pairs(model, config):
         [len(ids), 3, 5],
         patches[0],
         grids,
-        parents=[None, 0, 0],
+        prefix_of=[None, 0, 0],
     )
     torch.testing.assert_close(shared[1:], torch.cat(whole), rtol=0, atol=1e-6)
+
+
+def test_the_old_name_of_the_shared_prefixes_works(model):
+    arguments = torch.arange(10, 16), mrope_positions([2, 2, 2]), [2, 2, 2]
+    expected = model(*arguments, prefix_of=[None, 0, 0])
+    with pytest.warns(DeprecationWarning, match="parents is now prefix_of") as caught:
+        assert torch.equal(model(*arguments, parents=[None, 0, 0]), expected)
+    assert caught[0].filename == __file__
+    assert not torch.equal(model(*arguments), expected)
+    with pytest.warns(DeprecationWarning, match="parents"), pytest.raises(InputError, match="give it once"):
+        model(*arguments, prefix_of=[None, 0, 0], parents=[None, 0, 0])
 
 
 def test_last_layer_for_the_last_token_only_changes_nothing(model, examples):

@@ -12,7 +12,7 @@ from torch import nn
 
 from m0 import RerankerConfig, RerankerModel
 from m0.errors import ConfigError
-from m0.model.config_file import DECODER_DEFAULTS, TOKEN_DEFAULTS, VISION_DEFAULTS, decoder_sizes, parts_of, vision_sizes
+from m0.model.config_file import DECODER_DEFAULTS, TOKEN_DEFAULTS, VISION_DEFAULTS, decoder_sizes, split_config, vision_sizes
 from tests.conftest import fill_randomly, noise
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")
@@ -92,7 +92,7 @@ def makes_a_model(decoder, tower, output, tokens):
 def compare(values):
     """Ours equals theirs, and is refused just where it makes no model. Returns whether it was accepted."""
     decoder, tower, output, tokens = theirs(values)
-    _, text, vision = parts_of(values)
+    _, text, vision = split_config(values)
     assert decoder_sizes(text) == decoder
     assert vision_sizes(vision) == tower
     assert vision.integer("hidden_size") == output

@@ -138,7 +138,7 @@ def test_float32(pairs, theirs, way, tmp_path):
 @pytest.mark.parametrize("faster", [True, False], ids=["multiplied in float32", "multiplied in bfloat16"])
 def test_bfloat16_errs_no_more_than_the_reference(pairs, theirs, faster, monkeypatch):
     monkeypatch.setattr(m0.model.linear, "float32_is_faster", lambda: faster)
-    monkeypatch.setattr(m0.model.linear, "MIN_ROWS", 1)
+    monkeypatch.setattr(m0.model.linear, "MIN_UPCAST_ROWS", 1)
     ours = torch.tensor(fresh(dtype="bfloat16").logits(pairs))
     reference = by_transformers(pairs, torch.bfloat16)
     assert (ours - theirs).square().mean().sqrt() < 1.25 * (reference - theirs).square().mean().sqrt()

@@ -322,7 +322,7 @@ def test_other_methods_are_refused(tmp_path, kind):
 def test_every_setting_of_peft_has_its_place():
     """A new peft with a new setting: say what it does to a finished adapter, in m0/checkpoints/adapters/config.py and docs/reference/adapters.md."""
     fields = {entry.name for entry in dataclasses.fields(peft.LoraConfig)}
-    places = [*lora_config.READ, *lora_config.WITHOUT_EFFECT, *lora_config.REFUSED]
+    places = [*lora_config.READ_KEYS, *lora_config.KEYS_WITHOUT_EFFECT, *lora_config.REFUSED_KEYS]
     assert len(places) == len(set(places))
     assert fields <= set(places)
     page = (Path(__file__).parents[2] / "docs" / "reference" / "adapters.md").read_text(encoding="utf-8")
@@ -330,8 +330,8 @@ def test_every_setting_of_peft_has_its_place():
     said = {name: (changes, does) for names, changes, does in rows for name in re.findall(r"\w+", names)}
     assert fields <= set(said)
     for name in fields:
-        assert said[name][1].startswith("refused") == (name in lora_config.REFUSED), name
-        assert (said[name][0] == "yes") >= (name in lora_config.REFUSED), name
+        assert said[name][1].startswith("refused") == (name in lora_config.REFUSED_KEYS), name
+        assert (said[name][0] == "yes") >= (name in lora_config.REFUSED_KEYS), name
 
 
 def test_ways_to_begin_are_all_known():
@@ -342,5 +342,5 @@ def test_ways_to_begin_are_all_known():
     named = [value for part in typing.get_args(hint) for value in typing.get_args(part)]
     assert "pissa" in named
     for start in [*named, "lora_ga"]:
-        kept = start in lora_config.KEPT_STARTS
-        assert kept + start.startswith(lora_config.MOVED_STARTS) + (start == "loftq") == 1, start
+        kept = start in lora_config.READABLE_INITS
+        assert kept + start.startswith(lora_config.REFUSED_INITS) + (start == "loftq") == 1, start

@@ -17,7 +17,7 @@ DEMO = ROOT / "docs" / "demo"
 def test_size():
     files = sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file())
     assert files < 40e6
-    parameters = sum(tensor.bytes // 2 for tensor in list_tensors(NANO) if tensor.type in ("F16", "BF16"))
+    parameters = sum(tensor.num_bytes // 2 for tensor in list_tensors(NANO) if tensor.type in ("F16", "BF16"))
     assert 5e6 < parameters < 15e6
 
 

@@ -1,7 +1,7 @@
 """What an adapter is attached to, and what peft's settings mean for one that is finished (`adapter_config.json`).
 
 The file of an adapter holds all that is learned. Most of peft's settings say how that came about, and change nothing any more;
-some say how it is computed. `READ`, `WITHOUT_EFFECT` and `REFUSED` hold every setting of peft 0.21 once; docs/reference/adapters.md is the
+some say how it is computed. `READ_KEYS`, `KEYS_WITHOUT_EFFECT` and `REFUSED_KEYS` hold every setting of peft 0.21 once; docs/reference/adapters.md is the
 same in words. Layers are named as in the adapter's own keys, in whichever layout they are.
 """
 
@@ -19,17 +19,17 @@ from m0.errors import AdapterError
 ALL_LINEAR = "all-linear"
 DEFAULT_RANK, DEFAULT_ALPHA = 8, 8
 """peft's, where its file leaves them out."""
-READ = """
+READ_KEYS = """
     peft_type r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern use_rslora use_dora
     lora_bias bias modules_to_save rank_pattern alpha_pattern init_lora_weights use_qalora qalora_group_size
 """.split()
-WITHOUT_EFFECT = """
+KEYS_WITHOUT_EFFECT = """
     task_type auto_mapping peft_version base_model_name_or_path revision inference_mode runtime_config fan_in_fan_out
     megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config velora_config monteclora_config
     ensure_weight_tying ephemeral_gpu_offload
 """.split()
-"""They describe the file, its making, its training, or layers of a kind that this model has none of."""
-REFUSED = {
+"""Keys that describe the file, how it was made or trained, or kinds of layers that this model does not have."""
+REFUSED_KEYS = {
     "trainable_token_indices": "replaces single rows of the token table",
     "alora_invocation_tokens": "adapts only what follows certain tokens",
     "layer_replication": "runs layers several times over",
@@ -39,13 +39,13 @@ REFUSED = {
     "kasa_config": "takes part of the base weights away",
 }
 """Settings that change what a finished adapter computes."""
-TABLES = ("use_bdlora", "arrow_config", "kasa_config")
-"""Of these even an empty table switches the thing on, with its defaults."""
-KEPT_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
-"""Ways to begin that leave the base weights alone."""
-MOVED_STARTS = ("pissa", "olora", "corda", "lora_ga")
-"""Ways to begin that move part of the base weights into the adapter."""
-BIASES = ("none", "all", "lora_only")
+REFUSED_EVEN_IF_EMPTY = ("use_bdlora", "arrow_config", "kasa_config")
+"""Keys of REFUSED_KEYS of which even an empty table switches the feature on, with its defaults."""
+READABLE_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+"""Values of init_lora_weights that leave the base weights unchanged, so that such a file can be read."""
+REFUSED_INITS = ("pissa", "olora", "corda", "lora_ga")
+"""Beginnings of values of init_lora_weights that move part of the base weights into the adapter."""
+BIAS_MODES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
@@ -80,31 +80,31 @@ class LoRAConfig:
         if isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR:
             object.__setattr__(self, "target_modules", ALL_LINEAR)
         self._check_numbers()
-        self._check_kinds()
+        self._check_modes()
         self._check_names()
         self._check_patterns()
 
     def _check_numbers(self) -> None:
-        if not _whole(self.r) or self.r < 1:
+        if not _is_integer(self.r) or self.r < 1:
             raise AdapterError(f"the rank r is {self.r!r}, but must be a whole number of at least 1.")
         for name in ("alpha", "dropout"):
-            if not _finite(getattr(self, name)):
+            if not _is_finite(getattr(self, name)):
                 raise AdapterError(f"{name} is {getattr(self, name)!r}, but must be a finite number.")
         if not 0 <= self.dropout < 1:
             raise AdapterError(f"dropout is {self.dropout!r}, but must be at least 0 and below 1.")
         for pattern, rank in self.rank_pattern.items():
-            if not _whole(rank) or rank < 1:
+            if not _is_integer(rank) or rank < 1:
                 raise AdapterError(f"rank_pattern gives {pattern!r} the rank {rank!r}, but must give a whole number above 0.")
         for pattern, alpha in self.alpha_pattern.items():
-            if not _finite(alpha):
+            if not _is_finite(alpha):
                 raise AdapterError(f"alpha_pattern gives {pattern!r} {alpha!r}, but must give a finite number.")
 
-    def _check_kinds(self) -> None:
+    def _check_modes(self) -> None:
         for name in ("use_rslora", "use_dora", "lora_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise AdapterError(f"{name} is {getattr(self, name)!r}, but must be true or false.")
-        if self.bias not in BIASES:
-            raise AdapterError(f"bias is {self.bias!r}, but must be one of {', '.join(map(repr, BIASES))}.")
+        if self.bias not in BIAS_MODES:
+            raise AdapterError(f"bias is {self.bias!r}, but must be one of {', '.join(map(repr, BIAS_MODES))}.")
         if self.use_dora and self.lora_bias:
             raise AdapterError("lora_bias does not go with use_dora, as it does not in peft; choose one.")
 
@@ -118,7 +118,7 @@ class LoRAConfig:
                 raise AdapterError(f"{name} is {value!r}, but must hold names.")
         layers = self.layers_to_transform
         numbers = layers if isinstance(layers, tuple | list) else () if layers is None else (layers,)
-        if any(not _whole(number) for number in numbers):
+        if any(not _is_integer(number) for number in numbers):
             raise AdapterError(f"layers_to_transform is {layers!r}, but must hold whole numbers.")
         if numbers and isinstance(self.target_modules, str):
             raise AdapterError(
@@ -126,9 +126,9 @@ class LoRAConfig:
             )
 
     def _check_patterns(self) -> None:
-        whole = [value for value in (self.target_modules, self.exclude_modules) if isinstance(value, str)]
+        regexes = [value for value in (self.target_modules, self.exclude_modules) if isinstance(value, str)]
         parts = [*self.rank_pattern, *self.alpha_pattern, *self.layers_pattern]
-        for pattern, within in [*((p, f"{p}") for p in whole), *((p, f"(.*)({p})$") for p in parts)]:
+        for pattern, within in [*((p, f"{p}") for p in regexes), *((p, f"(.*)({p})$") for p in parts)]:
             try:
                 re.compile(pattern)
                 re.compile(within)  # "(?i)" may stand at the start only
@@ -145,19 +145,19 @@ class LoRAConfig:
 
     def targets(self, name: str) -> bool:
         """Whether a layer, by its name in the adapter's layout, gets an adapter (where it is not saved whole)."""
-        if self.exclude_modules and _named(name, self.exclude_modules):
+        if self.exclude_modules and _matches(name, self.exclude_modules):
             return False
         if self.target_modules == ALL_LINEAR:
             return not name.startswith("score.")
         if isinstance(self.target_modules, str) or name in self.target_modules:
-            return _named(name, self.target_modules)
-        return _named(name, self.target_modules) and self._counts(name)
+            return _matches(name, self.target_modules)
+        return _matches(name, self.target_modules) and self._is_layer_to_transform(name)
 
     def saves(self, name: str) -> bool:
         """Whether a layer is, or lies in, a module whose whole name `modules_to_save` holds: peft gives it no adapter."""
         return any(re.match(rf"(.*\.)?{re.escape(saved)}(\.|$)", name) for saved in self.modules_to_save)
 
-    def _counts(self, name: str) -> bool:
+    def _is_layer_to_transform(self, name: str) -> bool:
         """Whether the layer's number is among `layers_to_transform`: the first number that follows a list's name."""
         layers = self.layers_to_transform
         wanted = layers if isinstance(layers, tuple | list) else () if layers is None else (layers,)
@@ -175,10 +175,10 @@ class LoRAConfig:
             "r": self.r,
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
-            "target_modules": _listed(self.target_modules),
-            "exclude_modules": _listed(self.exclude_modules) or None,
-            "layers_to_transform": _listed(self.layers_to_transform),
-            "layers_pattern": _listed(self.layers_pattern) or None,
+            "target_modules": _to_list(self.target_modules),
+            "exclude_modules": _to_list(self.exclude_modules) or None,
+            "layers_to_transform": _to_list(self.layers_to_transform),
+            "layers_pattern": _to_list(self.layers_pattern) or None,
             "use_rslora": self.use_rslora,
             "use_dora": self.use_dora,
             "lora_bias": self.lora_bias,
@@ -224,39 +224,39 @@ def _check_settings(values: Mapping[str, Any], path: Path) -> None:
     if values.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: peft_type is {values.get('peft_type')!r}, but m0 reads 'LORA' only.")
     for key, value in values.items():
-        if value is None or value is False or key in READ or key in WITHOUT_EFFECT:
+        if value is None or value is False or key in READ_KEYS or key in KEYS_WITHOUT_EFFECT:
             continue
-        if key in REFUSED and (value or key in TABLES):
-            raise AdapterError(f"{path}: {key} is {_short(value)}, which {REFUSED[key]}, and m0 does not implement it.")
-        if value and key not in REFUSED:
-            raise AdapterError(f"{path}: {key} is {_short(value)}, a setting that m0 does not know.")
+        if key in REFUSED_KEYS and (value or key in REFUSED_EVEN_IF_EMPTY):
+            raise AdapterError(f"{path}: {key} is {_shorten(value)}, which {REFUSED_KEYS[key]}, and m0 does not implement it.")
+        if value and key not in REFUSED_KEYS:
+            raise AdapterError(f"{path}: {key} is {_shorten(value)}, a setting that m0 does not know.")
     for key in ("r", "lora_alpha"):
         if key in values and values[key] is None:
             raise AdapterError(
                 f"{path}: {key} is null, with which nothing can be computed; leave it out for peft's default, 8."
             )
-    _check_start(values.get("init_lora_weights"), path)
+    _check_init(values.get("init_lora_weights"), path)
     if values.get("use_qalora") and values.get("qalora_group_size") == 1:
         raise AdapterError(f"{path}: use_qalora with qalora_group_size 1 scales its input, and m0 does not implement it.")
 
 
-def _check_start(start: Any, path: Path) -> None:
-    """Whether the base weights are still those that the adapter was trained beside."""
-    kept = start.lower() if isinstance(start, str) else start
-    if kept in KEPT_STARTS:
+def _check_init(init: Any, path: Path) -> None:
+    """Refuse values of init_lora_weights for which the base weights are not those that the adapter was trained with."""
+    init_name = init.lower() if isinstance(init, str) else init
+    if init_name in READABLE_INITS:
         return
-    said = f"{path}: init_lora_weights is {_short(start)}, "
-    if isinstance(kept, str) and kept.startswith(MOVED_STARTS):
+    message = f"{path}: init_lora_weights is {_shorten(init)}, "
+    if isinstance(init_name, str) and init_name.startswith(REFUSED_INITS):
         raise AdapterError(
-            f"{said}which moved part of the base weights into the adapter, while m0 keeps the model's own; have peft write it as "
+            f"{message}which moved part of the base weights into the adapter, while m0 keeps the model's own; have peft write it as "
             "a plain adapter: save_pretrained(..., path_initial_model_for_weight_conversion=the adapter as it was before training)."
         )
-    if kept == "loftq":
-        raise AdapterError(f"{said}which belongs to base weights that LoftQ has quantized, while m0 keeps the model's own.")
-    raise AdapterError(f"{said}a way to begin that m0 does not know.")
+    if init_name == "loftq":
+        raise AdapterError(f"{message}which belongs to base weights that LoftQ has quantized, while m0 keeps the model's own.")
+    raise AdapterError(f"{message}a way to begin that m0 does not know.")
 
 
-def _named(name: str, wanted: str | Iterable[str]) -> bool:
+def _matches(name: str, wanted: str | Iterable[str]) -> bool:
     """Whether a regular expression fits the whole name, or one of some names is it or its end."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
@@ -270,15 +270,15 @@ def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     return default
 
 
-def _whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _listed(value: Any) -> Any:
+def _to_list(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else list(value) if isinstance(value, tuple) else value
 
 
@@ -288,6 +288,6 @@ def _tuple_of(value: Any) -> tuple[Any, ...]:
     return tuple(value or ())
 
 
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

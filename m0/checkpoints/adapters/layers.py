@@ -71,7 +71,7 @@ class LowRank(nn.Module):
         return (output + (factor - 1) * F.linear(dropped, weight) + factor * update).to(output.dtype)
 
 
-class Named(nn.Module):
+class ModulesByName(nn.Module):
     """Modules by name, as nn.ModuleDict, but any name will do: that one refuses "train", "type" and its other methods."""
 
     def __contains__(self, name: str) -> bool:
@@ -87,15 +87,15 @@ class Named(nn.Module):
         del self._modules[name]
 
 
-class Adapted(nn.Module):
+class LoRALayer(nn.Module):
     """A layer with named adapters attached, at most one of them active. Keeps the layer's parameter names."""
 
     weight: Any
     bias: Any
 
-    def _take(self, layer: nn.Linear | PatchKernel) -> None:
+    def _wrap(self, layer: nn.Linear | PatchKernel) -> None:
         self.weight, self.bias = layer.weight, layer.bias
-        self.adapters = Named()
+        self.adapters = ModulesByName()
         self.active: str | None = None
         self.unmerged: Tensor | None = None
         """The weights as they were, while an adapter is merged into them."""
@@ -127,29 +127,29 @@ class Adapted(nn.Module):
             self.bias.data, self.unmerged_bias = self.unmerged_bias, None
 
 
-class LoRALinear(Adapted, Linear):
+class LoRALinear(LoRALayer, Linear):
     """A linear layer with adapters."""
 
     def __init__(self, layer: nn.Linear) -> None:
         Linear.__init__(self, layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        self._take(layer)
+        self._wrap(layer)
 
-    def without(self) -> nn.Linear:
+    def base_layer(self) -> nn.Linear:
         """The layer alone."""
         plain = Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
         return plain
 
 
-class LoRAKernel(Adapted, PatchKernel):
+class LoRAKernel(LoRALayer, PatchKernel):
     """The kernel of the patches with adapters."""
 
     def __init__(self, layer: PatchKernel) -> None:
         shape = (layer.in_channels, layer.out_channels, cast(tuple[int, int, int], layer.kernel_size))
         PatchKernel.__init__(self, *shape, stride=shape[2], bias=layer.bias is not None, device="meta")
-        self._take(layer)
+        self._wrap(layer)
 
-    def without(self) -> PatchKernel:
+    def base_layer(self) -> PatchKernel:
         """The layer alone."""
         shape = (self.in_channels, self.out_channels, cast(tuple[int, int, int], self.kernel_size))
         plain = PatchKernel(*shape, stride=shape[2], bias=self.bias is not None, device="meta")

@@ -34,22 +34,22 @@ from m0.model.vision import PatchKernel
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
-LOW_RANK = re.compile(r"(.*)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.(weight|bias))?$")
-PARTS = {
+LORA_KEY = re.compile(r"(.*)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.(weight|bias))?$")
+PART_NAMES = {
     ("lora_A", "weight"): "lora_A",
     ("lora_B", "weight"): "lora_B",
     ("lora_B", "bias"): "lora_bias",
     ("lora_magnitude_vector", None): "magnitude",
     ("lora_magnitude_vector", "weight"): "magnitude",
 }
-"""peft's names of an adapter's tensors, and ours."""
-SAVED = re.compile(r"^modules_to_save\.(default\.)?")
+"""peft's names of an adapter's tensors -> ours."""
+MODULES_TO_SAVE_PREFIX = re.compile(r"^modules_to_save\.(default\.)?")
 """What peft puts before the names of a saved module's parameters: with bias="all", or in a state that it has not tidied."""
-OF_TRAINING = (".lora_velora_embed", ".lora_monteclora_sampler.")
+TRAINING_ONLY_PARTS = (".lora_velora_embed", ".lora_monteclora_sampler.")
 """What VeLoRA and MonteCLoRA need while they train; a finished adapter is computed without it."""
-TOO_LARGE = ("", "decoder", "vision", "decoder.layers", "vision.blocks")
-"""Modules that nobody saves whole: a copy would be all of the model, or of one of its halves, or is a list."""
-EMBEDDING = "decoder.embed_tokens"
+TOO_LARGE_TO_SAVE = ("", "decoder", "vision", "decoder.layers", "vision.blocks")
+"""Modules that are refused in modules_to_save: a copy would be all of the model, or of one of its halves, or is a list."""
+EMBEDDING_MODULE = "decoder.embed_tokens"
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Layout:
                 return (prefix + f"{theirs}."[len(other) :]).rstrip(".")
         return None
 
-    def within(self, outer: str, head_too: bool) -> Layout:
-        """The same model inside another module."""
+    def with_prefix(self, outer: str, head_too: bool) -> Layout:
+        """The same layout with the prefix `outer`, of a model inside another module."""
         return Layout({o: t if o == "head." and not head_too else outer + t for o, t in self.prefixes.items()})
 
 
@@ -90,7 +90,7 @@ class AdapterFile:
     layout: Layout
     low_rank: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Of each layer: lora_A, lora_B, and where there are such lora_bias and magnitude."""
-    whole: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    saved_modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Of each module that is saved whole: its parameters."""
     biases: dict[str, Tensor] = field(default_factory=dict)
     """The model's own biases that were trained, by parameter."""
@@ -99,33 +99,33 @@ class AdapterFile:
 # --- what a config means for a model ------------------------------------------------------------------------------------
 
 
-def plan(config: LoRAConfig, modules: Mapping[str, nn.Module]) -> tuple[Layout, list[str], list[str]]:
+def plan_adapter(config: LoRAConfig, modules: Mapping[str, nn.Module]) -> tuple[Layout, list[str], list[str]]:
     """Where a new adapter goes: the layout of its names, the layers it adapts, the modules it brings. Raises AdapterError."""
     layout = next((layout for layout in (RELEASED, NEWER) if _fits(layout, config, modules)), RELEASED)
-    layers = [ours for ours in _linear(modules) if (name := layout.theirs(ours)) and config.targets(name)]
-    meant = {name: meant_by(name, layout, modules) for name in config.modules_to_save}
+    layers = [ours for ours in _linear_layers(modules) if (name := layout.theirs(ours)) and config.targets(name)]
+    meant = {name: find_modules_to_save(name, layout, modules) for name in config.modules_to_save}
     for name, found in meant.items():
         if not found:
-            if any(meant_by(name, other, modules) for other in (RELEASED, NEWER)):
+            if any(find_modules_to_save(name, other, modules) for other in (RELEASED, NEWER)):
                 raise AdapterError(f"{name} in modules_to_save and what else is named are of two layouts of names; use one.")
-            raise AdapterError(f"modules_to_save: {_absent(name)}.")
+            raise AdapterError(f"modules_to_save: {_absent_message(name)}.")
     if not layers:
         raise AdapterError(f"no linear layer is named {config.target_modules!r}.")
     names = list(config.modules_to_save)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise AdapterError(f"modules_to_save names {twice} twice; name it once.")
-    saved = _checked(meant, layers, layout, "modules_to_save", once=True)
+    saved = _check_overlaps(meant, layers, layout, "modules_to_save", refuse_repeats=True)
     return layout, layers, saved
 
 
 def _fits(layout: Layout, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the config names something of each kind that it asks for in this layout."""
-    if not all(meant_by(name, layout, modules) for name in config.modules_to_save):
+    if not all(find_modules_to_save(name, layout, modules) for name in config.modules_to_save):
         return False
-    return any((name := layout.theirs(ours)) and config.targets(name) for ours in _linear(modules))
+    return any((name := layout.theirs(ours)) and config.targets(name) for ours in _linear_layers(modules))
 
 
-def meant_by(name: str, layout: Layout, modules: Mapping[str, nn.Module]) -> list[str]:
+def find_modules_to_save(name: str, layout: Layout, modules: Mapping[str, nn.Module]) -> list[str]:
     """The modules with parameters whose names end so, as peft reads `modules_to_save`: "norm" is every layer norm as well.
 
     Raises AdapterError where that is a half of the model.
@@ -134,18 +134,20 @@ def meant_by(name: str, layout: Layout, modules: Mapping[str, nn.Module]) -> lis
     for ours, module in modules.items():
         theirs = layout.theirs(ours)
         if theirs and theirs.endswith(name) and next(module.parameters(), None) is not None:
-            if ours in TOO_LARGE:
+            if ours in TOO_LARGE_TO_SAVE:
                 raise AdapterError(f"modules_to_save: {name} means {theirs}, too much to be saved whole; name parts of it.")
             found.append(ours)
     return found
 
 
-def _checked(meant: Mapping[str, list[str]], layers: Iterable[str], layout: Layout, origin: str, once: bool) -> list[str]:
+def _check_overlaps(
+    meant: Mapping[str, list[str]], layers: Iterable[str], layout: Layout, origin: str, refuse_repeats: bool
+) -> list[str]:
     """The modules that several names mean together. Raises AdapterError where they overlap, with layers or each other."""
     by_module: dict[str, str] = {}
     for name, found in meant.items():
         for ours in found:
-            if once and ours in by_module:
+            if refuse_repeats and ours in by_module:
                 raise AdapterError(f"{origin}: {by_module[ours]} and {name} both name {layout.theirs(ours)}; name it once.")
             by_module.setdefault(ours, name)
     for inner in by_module:
@@ -155,18 +157,18 @@ def _checked(meant: Mapping[str, list[str]], layers: Iterable[str], layout: Layo
                     f"{origin}: {layout.theirs(inner)} lies in {layout.theirs(outer)}, and both are to be saved; name the outer one."
                 )
     for layer in layers:
-        if (around := next((m for m in by_module if f"{layer}.".startswith(f"{m}.")), None)) is not None:
+        if (container := next((m for m in by_module if f"{layer}.".startswith(f"{m}.")), None)) is not None:
             raise AdapterError(
-                f"{origin}: {layout.theirs(layer)} is a target and lies in {layout.theirs(around)} of modules_to_save; name it once."
+                f"{origin}: {layout.theirs(layer)} is a target and lies in {layout.theirs(container)} of modules_to_save; name it once."
             )
     return list(by_module)
 
 
-def _linear(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+def _linear_layers(modules: Mapping[str, nn.Module]) -> Iterator[str]:
     return (ours for ours, module in modules.items() if isinstance(module, nn.Linear))
 
 
-def _absent(name: str) -> str:
+def _absent_message(name: str) -> str:
     if name.rpartition(".")[2] == "lm_head":
         return f"{name} is the vocabulary projection, which ranking does not use"
     return f"the model has no module {name}"
@@ -200,8 +202,8 @@ class _Reader:
         self.file, self.config, self.tensors, self.modules = file, config, tensors, modules
 
     def read(self) -> tuple[LoRAConfig, AdapterFile]:
-        low_rank, rest = self._low_rank()
-        layout = self._layout(list(low_rank))
+        low_rank, rest = self._split_low_rank()
+        layout = self._find_layout(list(low_rank))
         found = AdapterFile(layout)
         for path, parts in low_rank.items():
             ours = layout.ours(path) or ""
@@ -211,29 +213,29 @@ class _Reader:
         meant = {}
         for name in dict.fromkeys(self.config.modules_to_save):
             try:
-                meant[name] = meant_by(name, layout, self.modules)
+                meant[name] = find_modules_to_save(name, layout, self.modules)
             except AdapterError as error:
                 raise AdapterError(f"{self.file}: {error}") from None
-        saved = _checked(meant, found.low_rank, layout, str(self.file), once=False)
+        saved = _check_overlaps(meant, found.low_rank, layout, str(self.file), refuse_repeats=False)
         for path, tensor in rest.items():
             self._place(path, tensor, found, saved, meant)
         for name, members in meant.items():
-            if absent := [ours for ours in members if ours not in found.whole]:
+            if absent := [ours for ours in members if ours not in found.saved_modules]:
                 raise AdapterError(
                     f"{self.file} lacks the module {layout.theirs(absent[0])} that {CONFIG_FILE} lists as {name} in modules_to_save."
                 )
         kept = tuple(name for name, members in meant.items() if members)
         return replace(self.config, modules_to_save=kept), found
 
-    def _low_rank(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    def _split_low_rank(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
         """The low-rank tensors by layer, in the file's names, and the others."""
         low_rank: dict[str, dict[str, Tensor]] = {}
         rest = {}
         for path, tensor in self.tensors.items():
-            if any(part in path for part in OF_TRAINING):
+            if any(part in path for part in TRAINING_ONLY_PARTS):
                 continue
-            match = LOW_RANK.match(path)
-            part = PARTS.get((match.group(2), match.group(3))) if match else None
+            match = LORA_KEY.match(path)
+            part = PART_NAMES.get((match.group(2), match.group(3))) if match else None
             if match is None or part is None:
                 rest[path] = tensor
             elif part in low_rank.setdefault(match.group(1), {}):
@@ -250,31 +252,33 @@ class _Reader:
             raise AdapterError(f"{self.file} holds no lora_A and lora_B.")
         return low_rank, rest
 
-    def _layout(self, paths: list[str]) -> Layout:
+    def _find_layout(self, paths: list[str]) -> Layout:
         """The layout that all layers' names are of. Where several are, one whose names agree with the config."""
-        fitting = [layout for layout in LAYOUTS if all(self._known(layout, path) for path in paths)]
-        fitting = fitting or [layout for layout in self._wrapped(paths[0]) if all(self._known(layout, path) for path in paths)]
+        fitting = [layout for layout in LAYOUTS if all(self._is_layer(layout, path) for path in paths)]
+        fitting = fitting or [
+            layout for layout in self._prefixed_layouts(paths[0]) if all(self._is_layer(layout, path) for path in paths)
+        ]
         if not fitting:
-            self._refuse(paths)
-        faults = [self._fault(layout, {layout.ours(path) for path in paths}) for layout in fitting]
-        if None not in faults:
-            raise AdapterError(faults[0])
-        return fitting[faults.index(None)]
+            self._refuse_names(paths)
+        mismatches = [self._find_mismatch(layout, {layout.ours(path) for path in paths}) for layout in fitting]
+        if None not in mismatches:
+            raise AdapterError(mismatches[0])
+        return fitting[mismatches.index(None)]
 
-    def _known(self, layout: Layout, path: str) -> bool:
+    def _is_layer(self, layout: Layout, path: str) -> bool:
         return isinstance(self.modules.get(layout.ours(path) or ""), nn.Linear | PatchKernel)
 
-    def _wrapped(self, path: str) -> Iterator[Layout]:
+    def _prefixed_layouts(self, path: str) -> Iterator[Layout]:
         """The layouts of a model inside another module, with the prefix that this name then has."""
         parts = path.split(".")
         for start in range(1, len(parts)):
             outer = ".".join(parts[:start]) + "."
             for layout in LAYOUTS:
-                if self._known(layout, path.removeprefix(outer)):
-                    yield layout.within(outer, any(key.startswith(f"{outer}score.") for key in self.tensors))
+                if self._is_layer(layout, path.removeprefix(outer)):
+                    yield layout.with_prefix(outer, any(key.startswith(f"{outer}score.") for key in self.tensors))
 
-    def _refuse(self, paths: list[str]) -> None:
-        places = {path: [layout for layout in LAYOUTS if self._known(layout, path)] for path in paths}
+    def _refuse_names(self, paths: list[str]) -> None:
+        places = {path: [layout for layout in LAYOUTS if self._is_layer(layout, path)] for path in paths}
         unknown = next((path for path in paths if not places[path]), None)
         if unknown is None:
             kinds = {tuple(map(id, found)): path for path, found in places.items()}
@@ -287,9 +291,9 @@ class _Reader:
         if ours is not None:
             kind = type(self.modules[ours]).__name__
             raise AdapterError(f"{self.file}: {unknown} is a {kind}, but adapters go on linear layers only.")
-        raise AdapterError(f"{self.file} has an adapter of {unknown}, but {_absent(unknown)}.")
+        raise AdapterError(f"{self.file} has an adapter of {unknown}, but {_absent_message(unknown)}.")
 
-    def _fault(self, layout: Layout, present: set[str | None]) -> str | None:
+    def _find_mismatch(self, layout: Layout, present: set[str | None]) -> str | None:
         """The file must have an adapter for each linear layer that the config targets, and no other; a sentence where not."""
         for ours, module in self.modules.items():
             name = layout.theirs(ours)
@@ -313,10 +317,12 @@ class _Reader:
                 rest = path[len(f"{name}.") :]
                 if rest.startswith("original_module.") and self.config.bias != "none":
                     return  # the model's own bias, which the saved module stands in for
-                found.whole.setdefault(ours, {})[SAVED.sub("", rest)] = tensor
+                found.saved_modules.setdefault(ours, {})[MODULES_TO_SAVE_PREFIX.sub("", rest)] = tensor
                 return
-        if path == f"{layout.theirs(EMBEDDING)}.weight":
-            found.whole[EMBEDDING] = {"weight": tensor}  # peft adds it where the vocabulary was changed, or on demand
+        if path == f"{layout.theirs(EMBEDDING_MODULE)}.weight":
+            found.saved_modules[EMBEDDING_MODULE] = {
+                "weight": tensor
+            }  # peft adds it where the vocabulary was changed, or on demand
             return
         if path.endswith(".bias") and self.config.bias != "none":
             owner = layout.ours(path.removesuffix(".bias").removesuffix(".base_layer")) or ""
@@ -325,13 +331,13 @@ class _Reader:
                 return
         for name, members in meant.items():
             if not members and (path.startswith(f"{name}.") or f".{name}." in path):
-                raise AdapterError(f"{self.file} holds {path}, as modules_to_save announces, but {_absent(name)}.")
+                raise AdapterError(f"{self.file} holds {path}, as modules_to_save announces, but {_absent_message(name)}.")
         if path.rpartition("lm_head.")[2] == "weight":
             return  # the model's own, which peft adds together with the token table
         raise AdapterError(f"{self.file} has an unexpected tensor {path}.")
 
 
-def fill(target: nn.Module, parts: Mapping[str, Tensor], name: str, file: Path) -> None:
+def fill_parameters(target: nn.Module, parts: Mapping[str, Tensor], name: str, file: Path) -> None:
     """Put a file's tensors in the place of a module's parameters. Raises AdapterError where one lacks, has another shape or is not finite."""
     for key, parameter in target.named_parameters():
         if key not in parts:

@@ -167,8 +167,8 @@ def page_words(layer: Layer) -> list[Piece]:
     def end() -> None:
         word = clean("".join(letters)).strip()
         if word and boxes:
-            edges = list(zip(*boxes, strict=True))
-            box = (min(edges[0]), min(edges[1]), max(edges[2]), max(edges[3]))
+            cluster_bounds = list(zip(*boxes, strict=True))
+            box = (min(cluster_bounds[0]), min(cluster_bounds[1]), max(cluster_bounds[2]), max(cluster_bounds[3]))
             found.append(Piece(word, turned(box, -layer.turn % 360)))
         letters.clear()
         boxes.clear()

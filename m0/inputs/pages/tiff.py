@@ -13,9 +13,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from m0.errors import ImageError, InputError
-from m0.inputs.depth import load
+from m0.inputs.bit_depth import load_pixels
 from m0.inputs.frames import tiff_directories
-from m0.inputs.opening import check_pixels, one_line, without_warnings
+from m0.inputs.opening import check_pixels, one_line, suppress_warnings
 from m0.inputs.pages.page import As, Content, Drawn, PageFile, PageInfo
 from m0.inputs.resizing import ImageSettings, resize, smart_resize
 
@@ -70,7 +70,7 @@ def page_frames(file: IO[bytes], name: str) -> list[int]:
 
 
 def _page(file: IO[bytes], frame: int, called: str, settings: ImageSettings) -> Image.Image:
-    """The page upright, as Pillow and `m0.inputs.depth` read it, in RGB, and as wide and high as on paper."""
+    """The page upright, as Pillow and `m0.inputs.bit_depth` read it, in RGB, and as wide and high as on paper."""
     from m0.inputs.images import open_image  # here, since it brings PyTorch
 
     try:
@@ -79,8 +79,8 @@ def _page(file: IO[bytes], frame: int, called: str, settings: ImageSettings) -> 
         check_pixels(image.size, called, settings.max_image_pixels)
         across, down = (_resolution(image, tag) for tag in (WIDTH_RESOLUTION, HEIGHT_RESOLUTION))
         lying = image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8)  # gone once it is loaded
-        with without_warnings:
-            image.load() if settings.as_reference else load(image, called)
+        with suppress_warnings:
+            image.load() if settings.as_reference else load_pixels(image, called)
         upright = open_image(image, settings.max_image_pixels, settings.background, settings.as_reference).image
     except InputError as error:
         raise ImageError(str(error).replace(f"the PIL image of {image.width} x {image.height}", called, 1)) from None

@@ -11,11 +11,11 @@ import torch
 
 from m0 import RerankerConfig
 from m0.checkpoints.files import save_checkpoint
-from m0.checkpoints.picture_files import load_image_settings
+from m0.checkpoints.image_settings import load_image_settings
 from m0.errors import CheckpointError
 from m0.inputs.images import ImageSettings, prepare_picture
 from m0.model.reranker_model import RerankerModel
-from tests.checkpoints.test_picture_files import LIMITS, edges, pixels, write
+from tests.checkpoints.test_image_settings import LIMITS, edges, pixels, write
 from tests.conftest import noise, tiny_config
 
 pytest.importorskip("transformers", reason="needs the extra 'parity'")

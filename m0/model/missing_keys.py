@@ -9,9 +9,9 @@ from typing import Any
 
 from m0.errors import ConfigError, M0Error
 from m0.json_part import read_object
-from m0.model.config_file import OWN_DEFAULTS, parts_of, rotary, vision_names
+from m0.model.config_file import M0_DEFAULTS, depth_and_heads_keys, rope_settings, split_config
 
-SHAPED_BY = (
+SHAPE_KEYS = (
     (r"decoder\.embed_tokens\.", "text.vocab_size text.hidden_size"),
     (r"decoder\.layers\..*\.mlp\.", "text.intermediate_size text.hidden_size"),
     (r"decoder\.layers\..*\.[kv]_proj\.", "text.hidden_size text.num_attention_heads text.num_key_value_heads"),
@@ -23,55 +23,55 @@ SHAPED_BY = (
     (r"vision\.merger\.", "vision.embed_dim vision.spatial_merge_size text.hidden_size"),
 )
 """The keys that the shapes of parameters come from; the first that fits counts."""
-COUNTED_BY = {"decoder.layers.": "text.num_hidden_layers", "vision.blocks.": "vision.depth"}
+COUNT_KEYS = {"decoder.layers.": "text.num_hidden_layers", "vision.blocks.": "vision.depth"}
 
 
-def shaped_by(parameter: str) -> tuple[str, ...]:
+def keys_of_shape(parameter: str) -> tuple[str, ...]:
     """The keys of a config.json that decide the shape of a parameter, named as in the model."""
-    return next((tuple(keys.split()) for pattern, keys in SHAPED_BY if re.match(pattern, parameter)), ())
+    return next((tuple(keys.split()) for pattern, keys in SHAPE_KEYS if re.match(pattern, parameter)), ())
 
 
-def counted_by(parameter: str) -> tuple[str, ...]:
+def keys_of_count(parameter: str) -> tuple[str, ...]:
     """The keys that decide whether there is such a parameter."""
-    return tuple(key for begin, key in COUNTED_BY.items() if parameter.startswith(begin))
+    return tuple(key for begin, key in COUNT_KEYS.items() if parameter.startswith(begin))
 
 
-def absent(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
+def find_missing_keys(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
     """Those of the keys that a parsed config.json does not hold, by their full names, and what stands in for them.
 
-    `keys`: after their part, as those of `Misfit`.
+    `keys`: after their part, as those of `MismatchError`.
     """
-    top, text, vision = parts_of(values)
+    top, text, vision = split_config(values)
     parts = {"top": top, "text": text, "vision": vision}
     found: dict[str, str] = {}
     for key in keys:
         place, _, name = key.partition(".")
         part = parts[place]
-        if name in OWN_DEFAULTS:
+        if name in M0_DEFAULTS:
             if values.get(name) is None:
-                found[name] = f"m0's default {OWN_DEFAULTS[name]}"
+                found[name] = f"m0's default {M0_DEFAULTS[name]}"
             continue
         if name == "mrope_section":
-            part = rotary(text)
+            part = rope_settings(text)
             where = part.name if part.values else f"{text.name}{'rope_parameters' if text.name else 'rope_scaling'}."
         else:
             where = part.name
         if place == "vision":
-            name = dict(zip(("depth", "num_heads"), vision_names(vision), strict=True)).get(name, name)
+            name = dict(zip(("depth", "num_heads"), depth_and_heads_keys(vision), strict=True)).get(name, name)
         if name not in part.values:
             found[f"{where}{name}"] = f"transformers' default {part.defaults[name]}"
     return found
 
 
-def with_defaults(message: str, values: Mapping[str, Any], keys: Iterable[str]) -> str:
+def note_defaults(message: str, values: Mapping[str, Any], keys: Iterable[str]) -> str:
     """The message, and which of the keys it is about are not in the file."""
-    said = ", ".join(f"{name} ({value})" for name, value in absent(values, keys).items())
-    return f"{message.removesuffix('.')} (not in config.json: {said})." if said else message
+    notes = ", ".join(f"{name} ({value})" for name, value in find_missing_keys(values, keys).items())
+    return f"{message.removesuffix('.')} (not in config.json: {notes})." if notes else message
 
 
-def with_defaults_of(message: str, path: Path, keys: Iterable[str]) -> str:
+def note_file_defaults(message: str, path: Path, keys: Iterable[str]) -> str:
     """The same for a file; the message as it is where that cannot be read."""
     try:
-        return with_defaults(message, read_object(path, ConfigError), keys)
+        return note_defaults(message, read_object(path, ConfigError), keys)
     except M0Error:
         return message

@@ -7,15 +7,15 @@ import pytest
 
 from m0 import Reranker, RerankerConfig
 from m0.checkpoints.files import save_checkpoint
-from m0.checkpoints.picture_files import load_image_settings
+from m0.checkpoints.image_settings import load_image_settings
 from m0.errors import CheckpointError, ImageError
-from m0.inputs.images import MEAN, STD, ImageSettings
+from m0.inputs.images import IMAGE_MEAN, IMAGE_STD, ImageSettings
 from m0.model.reranker_model import RerankerModel
 from tests.conftest import noise, tiny_config
 
 FULL = {
-    "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": list(MEAN),
-    "image_std": list(STD), "image_processor_type": "Qwen2VLImageProcessor", "merge_size": 2, "patch_size": 14, "resample": 3,
+    "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": list(IMAGE_MEAN),
+    "image_std": list(IMAGE_STD), "image_processor_type": "Qwen2VLImageProcessor", "merge_size": 2, "patch_size": 14, "resample": 3,
     "rescale_factor": 0.00392156862745098, "temporal_patch_size": 2, "processor_class": "Qwen2VLProcessor",
 }  # fmt: skip
 

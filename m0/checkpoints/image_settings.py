@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import CheckpointError, ImageError
-from m0.inputs.images import MEAN, ORDER, STD, ImageSettings
-from m0.json_part import JsonPart, read_object, shown
+from m0.inputs.images import IMAGE_MEAN, IMAGE_STD, PIXEL_LIMITS_ORDER, ImageSettings
+from m0.json_part import JsonPart, format_value, read_object
 from m0.locks import level_of_caller
 from m0.model.config import RerankerConfig, VisionConfig
-from m0.model.defaulted import with_defaults_of
+from m0.model.missing_keys import note_file_defaults
 from m0.paths import path_of
 
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-NESTED = "image_processor"
-TYPE = r"Qwen2(_5_)?VLImageProcessor(Fast|Pil)?"
+PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+PROCESSOR_KEY = "image_processor"
+PROCESSOR_TYPE_PATTERN = r"Qwen2(_5_)?VLImageProcessor(Fast|Pil)?"
 """The classes whose patches ours equal."""
 BICUBIC = 3
 """As Pillow and torchvision number the ways of resizing."""
 
 
 def load_image_settings(
-    directory: str | Path, config: RerankerConfig, given: Mapping[str, int | None] | None = None
+    directory: str | Path, config: RerankerConfig, overrides: Mapping[str, int | None] | None = None
 ) -> ImageSettings:
     """How pictures are resized for this checkpoint: patch sizes from its config, limits from processor_config.json or
     preprocessor_config.json.
@@ -41,35 +41,39 @@ def load_image_settings(
     size.min_pixels and size.max_pixels; 3136 and 602112. Where a file asks for more than 602112 pixels, as the released one does,
     602112 is used, which the vendor's code sets (see the model card's usage). Warns where the two files contradict each other.
 
-    `given`: what a user wants in place of the checkpoint's min_pixels, max_pixels and max_image_pixels; None: as there.
+    `overrides`: what a user wants in place of the checkpoint's min_pixels, max_pixels and max_image_pixels; None: as there.
     Raises CheckpointError, and ImageError where it is what was given that cannot be used.
     """
-    wanted = {key: value for key, value in (given or {}).items() if value is not None}
+    overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     files = [
         path
-        for path in (path_of(directory, CheckpointError) / PROCESSOR, path_of(directory, CheckpointError) / PREPROCESSOR)
+        for path in (
+            path_of(directory, CheckpointError) / PROCESSOR_FILE,
+            path_of(directory, CheckpointError) / PREPROCESSOR_FILE,
+        )
         if path.exists()
     ]
     found: dict[Path, _FileLimits] = {}
     for path in files:
         try:
-            if (part := _part(path)) is not None:
-                limits = _limits(part, path, config.vision)
+            if (part := _read_part(path)) is not None:
+                limits = _read_limits(part, path, config.vision)
                 if found:
                     limits.settings(config.vision, {})
                 found[path] = limits
         except CheckpointError as error:
             if not found:
                 raise
-            warnings.warn(f"{str(error).removesuffix('.')}; {PROCESSOR} was used.", stacklevel=level_of_caller())
+            warnings.warn(f"{str(error).removesuffix('.')}; {PROCESSOR_FILE} was used.", stacklevel=level_of_caller())
     if not found:
-        return _FileLimits().settings(config.vision, wanted)
+        return _FileLimits().settings(config.vision, overrides)
     used, *others = found
-    settings = found[used].settings(config.vision, wanted)
+    settings = found[used].settings(config.vision, overrides)
     for other in others:
         if found[other].effective != found[used].effective:
             warnings.warn(
-                f"{_told(found, other)} contradicts {_told(found, used)}, which was used.", stacklevel=level_of_caller()
+                f"{_format_limits(found, other)} contradicts {_format_limits(found, used)}, which was used.",
+                stacklevel=level_of_caller(),
             )
     return settings
 
@@ -89,64 +93,64 @@ class _FileLimits:
         default = ImageSettings.max_pixels
         return self.lowest or ImageSettings.min_pixels, min(self.highest or default, default)
 
-    def settings(self, vision: VisionConfig, given: Mapping[str, Any]) -> ImageSettings:
-        """`given` wins. Raises CheckpointError and ImageError, which say where a limit comes from."""
-        values: dict[str, Any] = {**dict(zip(("min_pixels", "max_pixels"), self.effective, strict=True)), **given}
+    def settings(self, vision: VisionConfig, overrides: Mapping[str, Any]) -> ImageSettings:
+        """`overrides` wins. Raises CheckpointError and ImageError, which say where a limit comes from."""
+        values: dict[str, Any] = {**dict(zip(("min_pixels", "max_pixels"), self.effective, strict=True)), **overrides}
         try:
-            return replace(_defaults(vision), **values)
+            return replace(_default_settings(vision), **values)
         except ImageError as error:
             message = str(error)
-        if message.endswith(ORDER):
-            lowest, highest = (f"{values[key]}{self._origin(key, given)}" for key in ("min_pixels", "max_pixels"))
-            message = f"min_pixels is {lowest} and max_pixels {highest}{ORDER}"
-        if given:
+        if message.endswith(PIXEL_LIMITS_ORDER):
+            lowest, highest = (f"{values[key]}{self._origin(key, overrides)}" for key in ("min_pixels", "max_pixels"))
+            message = f"min_pixels is {lowest} and max_pixels {highest}{PIXEL_LIMITS_ORDER}"
+        if overrides:
             raise ImageError(message)
         raise CheckpointError(f"{self.name}: {message}")
 
-    def _origin(self, key: str, given: Mapping[str, Any]) -> str:
+    def _origin(self, key: str, overrides: Mapping[str, Any]) -> str:
         own = self.lowest if key == "min_pixels" else self.highest
-        if key in given:
+        if key in overrides:
             return " (as given)"
         if own is None:
             return " (m0's default)"
         if key == "max_pixels" and own > ImageSettings.max_pixels:
             return f" (the most that m0 takes where max_pixels is not given; {self.file} says {own})"
-        return f" (of {self.file})" if given else ""
+        return f" (of {self.file})" if overrides else ""
 
 
-def _told(found: Mapping[Path, _FileLimits], path: Path) -> str:
+def _format_limits(found: Mapping[Path, _FileLimits], path: Path) -> str:
     lowest, highest = found[path].effective
     return f"{path} ({lowest} to {highest} pixels)"
 
 
-def _part(path: Path) -> JsonPart | None:
+def _read_part(path: Path) -> JsonPart | None:
     """The file's picture settings; None for a processor_config.json that has none, as older ones do not."""
     part = JsonPart(read_object(path, CheckpointError), CheckpointError, f"{path}: ")
-    if path.name == PREPROCESSOR:
+    if path.name == PREPROCESSOR_FILE:
         return part
-    return part.inner(NESTED) if part.get(NESTED) is not None else None
+    return part.inner(PROCESSOR_KEY) if part.get(PROCESSOR_KEY) is not None else None
 
 
-def _defaults(vision: VisionConfig) -> ImageSettings:
+def _default_settings(vision: VisionConfig) -> ImageSettings:
     return ImageSettings(
         patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size
     )
 
 
-def _limits(part: JsonPart, path: Path, vision: VisionConfig) -> _FileLimits:
-    _refuse_other_patches(part, path, vision)
+def _read_limits(part: JsonPart, path: Path, vision: VisionConfig) -> _FileLimits:
+    _check_patch_settings(part, path, vision)
     size = part.inner("size")
-    lowest = _limit((part, "min_pixels"), (size, "shortest_edge"), (size, "min_pixels"))
-    highest = _limit((part, "max_pixels"), (size, "longest_edge"), (size, "max_pixels"))
+    lowest = _first_limit((part, "min_pixels"), (size, "shortest_edge"), (size, "min_pixels"))
+    highest = _first_limit((part, "max_pixels"), (size, "longest_edge"), (size, "max_pixels"))
     if part.get("size") is not None and None in (lowest, highest):
         raise CheckpointError(
-            f"{part.name}size is {shown(part.get('size'))}, but must hold shortest_edge and longest_edge, or min_pixels and "
+            f"{part.name}size is {format_value(part.get('size'))}, but must hold shortest_edge and longest_edge, or min_pixels and "
             f"max_pixels."
         )
     return _FileLimits(path.name, part.name.rstrip(".: "), lowest, highest)
 
 
-def _limit(*places: tuple[JsonPart, str]) -> int | None:
+def _first_limit(*places: tuple[JsonPart, str]) -> int | None:
     for part, key in places:
         value = part.get(key)
         if isinstance(value, float) and value.is_integer():  # 12544.0 is as good to transformers
@@ -156,11 +160,11 @@ def _limit(*places: tuple[JsonPart, str]) -> int | None:
     return None
 
 
-def _refuse_other_patches(part: JsonPart, path: Path, vision: VisionConfig) -> None:
+def _check_patch_settings(part: JsonPart, path: Path, vision: VisionConfig) -> None:
     kind = part.get("image_processor_type")
-    if kind is not None and not (isinstance(kind, str) and re.fullmatch(TYPE, kind)):
+    if kind is not None and not (isinstance(kind, str) and re.fullmatch(PROCESSOR_TYPE_PATTERN, kind)):
         raise CheckpointError(
-            f"{part.name}image_processor_type is {shown(kind)}, but m0 implements 'Qwen2VLImageProcessor' only."
+            f"{part.name}image_processor_type is {format_value(kind)}, but m0 implements 'Qwen2VLImageProcessor' only."
         )
     sizes = {
         "patch_size": vision.patch_size,
@@ -168,26 +172,28 @@ def _refuse_other_patches(part: JsonPart, path: Path, vision: VisionConfig) -> N
         "merge_size": vision.spatial_merge_size,
     }
     for key, expected in sizes.items():
-        if (value := part.get(key)) is not None and not _same(value, expected):
-            message = f"{part.name}{key} is {shown(value)}, but by the model's config.json it is {expected}."
+        if (value := part.get(key)) is not None and not _equals(value, expected):
+            message = f"{part.name}{key} is {format_value(value)}, but by the model's config.json it is {expected}."
             name = "spatial_merge_size" if key == "merge_size" else key
-            raise CheckpointError(with_defaults_of(message, path.parent / "config.json", [f"vision.{name}"]))
+            raise CheckpointError(note_file_defaults(message, path.parent / "config.json", [f"vision.{name}"]))
     ours: dict[str, Any] = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True)
-    ours |= {"resample": BICUBIC, "rescale_factor": 1 / 255, "image_mean": list(MEAN), "image_std": list(STD)}
+    ours |= {"resample": BICUBIC, "rescale_factor": 1 / 255, "image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
     for key, expected in ours.items():
-        if (value := part.get(key)) is not None and not _same(value, expected):
-            raise CheckpointError(f"{part.name}{key} is {shown(value)}, but m0 implements {shown(expected)} only.")
+        if (value := part.get(key)) is not None and not _equals(value, expected):
+            raise CheckpointError(
+                f"{part.name}{key} is {format_value(value)}, but m0 implements {format_value(expected)} only."
+            )
 
 
-def _same(value: Any, expected: Any) -> bool:
+def _equals(value: Any, expected: Any) -> bool:
     if isinstance(expected, list):
-        return isinstance(value, list | tuple) and len(value) == len(expected) and all(map(_same, value, expected))
+        return isinstance(value, list | tuple) and len(value) == len(expected) and all(map(_equals, value, expected))
     if isinstance(expected, bool) or isinstance(value, bool):
         return value is expected
     return isinstance(value, int | float) and abs(value) < 1e9 and math.isclose(value, expected, rel_tol=1e-6)
 
 
-def picture_files(directory: Path, settings: ImageSettings, vision: VisionConfig) -> dict[Path, dict[str, Any]]:
+def image_settings_files(directory: Path, settings: ImageSettings, vision: VisionConfig) -> dict[Path, dict[str, Any]]:
     """What to write so that every version of transformers resizes pictures by these settings.
 
     That is preprocessor_config.json, which all read; and a processor_config.json that lies there with settings of its own, which
@@ -201,9 +207,9 @@ def picture_files(directory: Path, settings: ImageSettings, vision: VisionConfig
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.spatial_merge_size,
     }
-    files = {directory / PREPROCESSOR: written}
-    if (directory / PROCESSOR).exists():
-        stands = read_object(directory / PROCESSOR, CheckpointError)
-        if stands.get(NESTED) is not None:
-            files[directory / PROCESSOR] = {**stands, NESTED: written}
+    files = {directory / PREPROCESSOR_FILE: written}
+    if (directory / PROCESSOR_FILE).exists():
+        existing = read_object(directory / PROCESSOR_FILE, CheckpointError)
+        if existing.get(PROCESSOR_KEY) is not None:
+            files[directory / PROCESSOR_FILE] = {**existing, PROCESSOR_KEY: written}
     return files

@@ -11,7 +11,7 @@ import torch
 
 from m0.errors import InputError
 from m0.evaluate import Dataset, evaluate
-from m0.inputs.listed import listed, listed_pairs
+from m0.inputs.lists import to_list, to_pairs
 from tests.conftest import noise
 
 WORDS = ["ein rotes Herz", "zwei Hunde", "a needle"]
@@ -284,8 +284,8 @@ def test_what_is_no_list_of_pairs(tiny, pairs):
 
 def test_a_mapping_of_pairs_says_items():
     with pytest.raises(InputError, match=r"such as its items\(\)"):
-        listed_pairs({"q": "d"})
-    assert listed(range(3)) == [0, 1, 2]
+        to_pairs({"q": "d"})
+    assert to_list(range(3)) == [0, 1, 2]
 
 
 def test_examples_for_quantizing(tiny_directory):

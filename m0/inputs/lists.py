@@ -13,10 +13,10 @@ import numpy as np
 from m0.errors import InputError
 from m0.inputs.texts import is_open_file
 
-TEXT = str | bytes | bytearray | memoryview | UserString
+TextLike = str | bytes | bytearray | memoryview | UserString
 
 
-def listed(values: Any, name: str = "documents") -> list[Any]:
+def to_list(values: Any, name: str = "documents") -> list[Any]:
     """Everything that an iterable gives, in order and once: an iterator is used up, a Series is read by place and not by label.
 
     Args:
@@ -27,7 +27,7 @@ def listed(values: Any, name: str = "documents") -> list[Any]:
     numbers.
     """
     kind = f"{name} is {type(values).__name__}"
-    if isinstance(values, TEXT | PathLike) or is_open_file(values):
+    if isinstance(values, TextLike | PathLike) or is_open_file(values):
         raise InputError(f"{kind}, but must be a list or another iterable; a single one is given as a list of one.")
     if isinstance(values, Mapping):
         raise InputError(
@@ -39,7 +39,7 @@ def listed(values: Any, name: str = "documents") -> list[Any]:
         )
         raise InputError(f"{kind}, but must be a list or another iterable, such as {columns}.")
     if isinstance(values, np.ndarray):
-        return _of_array(values, name)
+        return _list_of_array(values, name)
     if callable(as_python := getattr(values, "to_pylist", None)):  # Arrow's arrays give scalars of their own
         return list(as_python())
     if hasattr(type(values), "__iter__"):
@@ -49,7 +49,7 @@ def listed(values: Any, name: str = "documents") -> list[Any]:
     raise InputError(f"{kind}, but must be a list or another iterable.")
 
 
-def _of_array(values: np.ndarray[Any, Any], name: str) -> list[Any]:
+def _list_of_array(values: np.ndarray[Any, Any], name: str) -> list[Any]:
     if _holds_numbers(values):
         raise InputError(
             f"{name} is an array of {values.dtype} of shape {values.shape}, which may be one picture or many; give a list of arrays, "
@@ -64,20 +64,20 @@ def _holds_numbers(values: np.ndarray[Any, Any]) -> bool:
     return values.dtype.kind in "biufc"
 
 
-def is_row(value: Any) -> bool:
+def is_collection(value: Any) -> bool:
     """Whether it holds several things: a pair among pairs, not the query of a single pair."""
     if isinstance(value, np.ndarray):
         return not _holds_numbers(value)
-    return isinstance(value, Iterable) and not isinstance(value, TEXT | Mapping) and not is_open_file(value)
+    return isinstance(value, Iterable) and not isinstance(value, TextLike | Mapping) and not is_open_file(value)
 
 
-def listed_pairs(pairs: Any) -> list[tuple[Any, Any]]:
+def to_pairs(pairs: Any) -> list[tuple[Any, Any]]:
     """(query, document) pairs from any iterable of iterables of two. Raises InputError."""
     if isinstance(pairs, Mapping):
         raise InputError(
             f"pairs is {type(pairs).__name__}, but must be a list of (query, document) pairs, such as its items()."
         )
-    found = listed(pairs, "pairs")
+    found = to_list(pairs, "pairs")
     if not found:
         raise InputError("the list of pairs is empty.")
     return [_pair(pair, number) for number, pair in enumerate(found)]
@@ -88,10 +88,10 @@ def _pair(pair: Any, number: int) -> tuple[Any, Any]:
         return pair[0], pair[1]
     refused = InputError(f"pair {number} is {type(pair).__name__}, but must be (query, document).")
     # A set has no order to tell query from document.
-    if not isinstance(pair, Iterable) or isinstance(pair, TEXT | Mapping | AbstractSet):
+    if not isinstance(pair, Iterable) or isinstance(pair, TextLike | Mapping | AbstractSet):
         raise refused
     try:
-        query, document = listed(pair, f"pair {number}")
+        query, document = to_list(pair, f"pair {number}")
     except InputError:
         raise refused from None
     except ValueError:  # more or fewer than two
