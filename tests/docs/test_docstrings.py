@@ -24,6 +24,7 @@ FILES = (
     "engine/results.py",
     "engine/cascade.py",
     "engine/prefix_cache.py",
+    "inputs/document.py",
     "inputs/prompt.py",
     "inputs/reading.py",
     "inputs/images.py",
