@@ -20,7 +20,13 @@ ENTRANCES = {"__init__", "__main__"}
 MOST_LINES, MOST_OF_A_FUNCTION = 400, 60
 """Of code, without the docstring; longer only with a comment `# Long: why` above."""
 NEVER = {"transformers", "peft", "timm", "torchvision", "matplotlib", "scipy", "ir_measures", "bm25s", "pyarrow"}
-MAY = {"matplotlib": ("train", "interp"), "scipy": ("evaluate",), "ir_measures": ("evaluate",), "bm25s": ("evaluate",), "pyarrow": ("inputs",)}
+MAY = {
+    "matplotlib": ("train", "interp"),
+    "scipy": ("evaluate",),
+    "ir_measures": ("evaluate",),
+    "bm25s": ("evaluate",),
+    "pyarrow": ("inputs",),
+}
 
 
 def imports(path):

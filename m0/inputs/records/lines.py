@@ -14,6 +14,7 @@ MAX_LINE_BYTES = 256 * 2**20
 """A longer line is no record, but another kind of file."""
 CHUNK_BYTES = 2**16
 LONGEST_MARK = 4
+OTHER = " (--encoding, or encoding= in Python, names another)"
 
 
 class Line(NamedTuple):
@@ -90,7 +91,9 @@ def _line(number: int, data: bytes, codec: str) -> Line:
     try:
         return Line(number, data.decode(codec))
     except UnicodeDecodeError as error:
-        return Line(number, data.decode(codec, "replace"), f"the line is not {codec.upper()} at its byte {error.start + 1}.")
+        return Line(
+            number, data.decode(codec, "replace"), f"the line is not {codec.upper()} at its byte {error.start + 1}{OTHER}."
+        )
 
 
 def split_lines(chunks: Iterator[str]) -> Iterator[Line]:
@@ -119,7 +122,7 @@ def split_lines(chunks: Iterator[str]) -> Iterator[Line]:
 
 def undecodable(error: UnicodeDecodeError) -> str:
     """The sentence for bytes that `read_chunks` could not decode."""
-    return f"the file is not {error.encoding.upper()} {error.reason}; what follows is not read."
+    return f"the file is not {error.encoding.upper()} {error.reason}{OTHER}; what follows is not read."
 
 
 def read_chunks(file: BinaryIO, encoding: str | None = None) -> Iterator[str]:

@@ -36,6 +36,10 @@ def is_picture_struct(value: Any) -> bool:
 def picture_part(value: Any, name: str, folder: Path) -> dict[str, Any]:
     """{"image": ...} of a field: a path, address, data URI or base64, bytes, or {"bytes", "path"}. Raises InputError."""
     if isinstance(value, str):
+        if value.startswith("{'bytes': "):
+            raise InputError(
+                f'"{name}" is a picture as datasets writes it into CSV, which cannot be read back; have it write Parquet.'
+            )
         return {"image": resolve(value, folder)}
     if isinstance(value, bytes | bytearray | memoryview):
         return {"image": bytes(value)}

@@ -40,7 +40,7 @@ class UnusableRecords:
     def __str__(self) -> str:
         if self.first is None:
             return f"{self.file}: all of its {self.total:,} records can be used."
-        many = f"{self.count:,} of its {self.total:,} records"
+        many = f"{self.count:,} of its {self.total:,} records cannot be used"
         if self.count == self.total:
-            many = f"all of its {self.total:,} records" if self.total > 1 else "its only record"
-        return f"{self.file}, {self.first.unit} {self.first.number}: {str(self.first.document).rstrip('.')} ({many} cannot be used)."
+            many = f"none of its {self.total:,} records can be used" if self.total > 1 else "it is the only record"
+        return f"{self.file}, {self.first.unit} {self.first.number}: {str(self.first.document).rstrip('.')}; {many}."

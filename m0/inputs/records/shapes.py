@@ -19,6 +19,7 @@ from m0.inputs.records.parts import (
     resolve,
     text_part,
 )
+from m0.inputs.texts import kind_by_name
 
 TEXT_FIELDS = ("text", "page_content", "content", "contents")
 """BEIR's and m0's own; LangChain's; Haystack's and OpenAI's; Pyserini's."""
@@ -181,11 +182,11 @@ def _file_path(record: Mapping[str, Any], folder: Path) -> Found | None:
         return None
     meta = record["meta"] if isinstance(record.get("meta"), Mapping) else record
     path, page = meta.get("file_path"), meta.get("page_number")
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str):
         return None
     if path.lower().endswith(".pdf"):
         return [pdf_part({"pdf": path} if page is None else {"pdf": path, "pages": str(page)}, folder)], set()
-    return [picture_part(path, "file_path", folder)], set()
+    return ([picture_part(path, "file_path", folder)], set()) if kind_by_name(path) == "picture" else None
 
 
 def _nothing(record: Mapping[str, Any], filled: list[str]) -> str:
