@@ -103,7 +103,11 @@ def _why_no_json(error: ValueError | RecursionError, text: str) -> str:
         return "the line is not JSON by itself; a JSON array or object over several lines belongs into a .json file."
     if not isinstance(error, json.JSONDecodeError):
         return f"the line is not JSON: {str(error).partition(';')[0]}."
-    return f"the line is not JSON: {error.msg} at character {error.pos + 1}."
+    return f"the line is not JSON: {_message(error)} in column {error.pos + 1}."
+
+
+def _message(error: json.JSONDecodeError) -> str:
+    return error.msg.removesuffix(" at")  # "Unterminated string starting at"
 
 
 def _read_object(begun: list[Line], lines: Iterable[Line], make: MakeDocument) -> Iterator[Record]:
@@ -119,7 +123,7 @@ def _read_object(begun: list[Line], lines: Iterable[Line], make: MakeDocument) -
     try:
         value = json.loads("".join(pieces))
     except json.JSONDecodeError as error:
-        yield Record(1, "record", InputError(f"the file is not JSON: {error.msg} in line {error.lineno}."))
+        yield Record(1, "record", InputError(f"the file is not JSON: {_message(error)} in line {error.lineno}."))
         return
     except (ValueError, RecursionError) as error:
         yield Record(1, "record", InputError(_why_no_json(error, "")))
@@ -146,8 +150,9 @@ class _Array:
         try:
             self._skip("[")
             while self._next() != "]" or number:
+                document = _made(self._value(), self.make)
                 number += 1
-                yield Record(number, "record", _made(self._value(), self.make))
+                yield Record(number, "record", document)
                 if self._next() != ",":
                     break
                 self._skip(",")
@@ -197,7 +202,9 @@ class _Array:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self.buffer) - MAX_CUT_CHARACTERS
                 if self.is_ended or not cut:
-                    raise InputError(f"the file is not JSON: {error.msg} in line {self._line(error.pos)}{NOT_READ}") from None
+                    raise InputError(
+                        f"the file is not JSON: {_message(error)} in line {self._line(error.pos)}{NOT_READ}"
+                    ) from None
                 if len(self.buffer) - self.place > MAX_LINE_BYTES:
                     raise InputError(f"the record is longer than {MAX_LINE_BYTES:,} characters{NOT_READ}") from None
             except (ValueError, RecursionError) as error:

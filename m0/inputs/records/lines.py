@@ -91,9 +91,7 @@ def _line(number: int, data: bytes, codec: str) -> Line:
     try:
         return Line(number, data.decode(codec))
     except UnicodeDecodeError as error:
-        return Line(
-            number, data.decode(codec, "replace"), f"the line is not {codec.upper()} at its byte {error.start + 1}{OTHER}."
-        )
+        return Line(number, data.decode(codec, "replace"), f"the line is not {codec.upper()} at its byte {error.start}{OTHER}.")
 
 
 def split_lines(chunks: Iterator[str]) -> Iterator[Line]:

@@ -39,7 +39,7 @@ def read_parquet(path: Path, make: MakeDocument, fields: Fields) -> Iterator[Rec
         check_columns(columns.names, fields, str(path), known=known)
         number = 0
         try:
-            for batch in file.iter_batches(_batch_rows(file.metadata), use_threads=False):
+            for batch in _batches(file):
                 for row in batch.to_pylist():
                     number += 1
                     try:
@@ -50,10 +50,13 @@ def read_parquet(path: Path, make: MakeDocument, fields: Fields) -> Iterator[Rec
             yield Record(number + 1, "row", InputError(f"the file is damaged: {_one_line(error)}{NOT_READ}"))
 
 
-def _batch_rows(metadata: Any) -> int:
-    sizes = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    largest = max((group.total_byte_size / max(group.num_rows, 1) for group in sizes), default=1.0)
-    return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(largest, 1.0))))
+def _batches(file: Any) -> Iterator[Any]:
+    """Some rows at a time, none of two row groups, so that a damaged one takes no row of another with it."""
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        row_bytes = group.total_byte_size / max(group.num_rows, 1)
+        rows = max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(row_bytes, 1.0))))
+        yield from file.iter_batches(rows, row_groups=[number], use_threads=False)
 
 
 def _one_line(error: object) -> str:

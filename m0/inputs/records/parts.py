@@ -30,7 +30,10 @@ def text_part(value: Any, name: str) -> dict[str, Any]:
 
 def is_picture_struct(value: Any) -> bool:
     """Whether it is a picture as Hugging Face's datasets stores it: {"bytes": ..., "path": ...}, not both null."""
-    return isinstance(value, Mapping) and set(value) == {"bytes", "path"} and not is_absent(value)
+    # Text first, which most fields are: asking for a Mapping takes longer.
+    return (
+        not isinstance(value, str) and isinstance(value, Mapping) and set(value) == {"bytes", "path"} and not is_absent(value)
+    )
 
 
 def picture_part(value: Any, name: str, folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ TEXT_FIELDS = ("text", "page_content", "content", "contents")
 PICTURE_FIELDS = ("image", "images", "blob")
 CONTENT_FIELDS = {*TEXT_FIELDS, *PICTURE_FIELDS, "title", "pdf"}
 ID_FIELDS = ("_id", "id", "corpus-id", "corpus_id", "docid", "doc_id")
+NO_ID = bool | Mapping | list | tuple | bytes
 QUERY_FIELDS = ("anchor", "query", "question")
 PAIR_FIELDS = ("positive", "document", "passage", "answer", "negative")
 """The other side of sentence-transformers' pairs and triples."""
@@ -105,8 +106,8 @@ def _known(record: Mapping[str, Any], folder: Path) -> Found:
     text = _only(filled, TEXT_FIELDS, "text")
     picture = _only(filled, PICTURE_FIELDS, "pictures")
     if picture is None:
-        others = [name for name in filled if name not in QUERY_FIELDS and name not in PAIR_FIELDS]
-        picture = _only(others, others, "pictures", lambda name: is_picture_struct(record[name]))
+        structs = [name for name in filled if is_picture_struct(record[name])]
+        picture = _only(structs, [name for name in structs if name not in QUERY_FIELDS and name not in PAIR_FIELDS], "pictures")
     used = {name for name in record if name in CONTENT_FIELDS and name not in filled}
     parts: list[dict[str, Any]] = []
     if "title" in filled and (text == "text" or (text is None and ("text" in record or "_id" in record))):
@@ -142,10 +143,8 @@ def _filled(record: Mapping[str, Any]) -> list[str]:
     return [name for name in record if not is_absent(record[name])]
 
 
-def _only(
-    filled: list[str], names: Iterable[str], what: str, condition: Callable[[str], bool] = lambda name: True
-) -> str | None:
-    found = [name for name in names if name in filled and condition(name)]
+def _only(filled: list[str], names: Iterable[str], what: str) -> str | None:
+    found = [name for name in names if name in filled]
     if len(found) > 1:
         raise InputError(f"the record has {what} under {' and '.join(found)}; name one of them {NAME_ONE}.")
     return found[0] if found else None
@@ -206,11 +205,11 @@ def _id_of(record: Mapping[str, Any], fields: Fields) -> tuple[str | None, str |
     else:
         key = next((name for name in ID_FIELDS if name in record), None)
         value = record[key] if key is not None else None
-        if isinstance(value, Mapping) and set(value) == {"$oid"}:  # as MongoDB exports its own
+        if isinstance(value, dict) and set(value) == {"$oid"}:  # as MongoDB exports its own
             value = value["$oid"]
         if key is None or is_absent(value):
             return None, key
-    if isinstance(value, bool | Mapping | list | tuple | bytes):
+    if not isinstance(value, str) and isinstance(value, NO_ID):
         raise InputError(f'the id under "{key}" is {kind_of(value)}, but must be text or a number.')
     return str(value), key
 
