@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -426,6 +427,17 @@ def test_parquet_that_cannot_be_used(write_parquet, tmp_path):
     assert failure(tmp_path / "b.parquet") == "b.parquet does not exist."
 
 
+def test_times_that_python_cannot_hold_are_text(write_parquet):
+    arrow = pytest.importorskip("pyarrow")
+    if "pandas" in sys.modules:
+        pytest.skip("pandas has a type of its own for them")
+    fine, far = arrow.array([1, None], arrow.timestamp("ns")), arrow.array([10**13, 0], arrow.timestamp("s"))
+    found = list(read_records(write_parquet(arrow.table({"text": ["a", "b"], "fine": fine, "far": far, "n": [1, 2]}))))
+    assert found[0].metadata["fine"] == "1970-01-01 00:00:00.000000001"
+    assert isinstance(found[0].metadata["far"], str)
+    assert (found[1].metadata["fine"], found[1].metadata["n"]) == (None, 2)
+
+
 def test_damage_within_a_parquet_file(write_parquet):
     path = write_parquet({"text": [f"{n:05}" * 20 for n in range(3000)]}, row_group_size=1000, compression="gzip")
     data = bytearray(path.read_bytes())
@@ -437,7 +449,7 @@ def test_damage_within_a_parquet_file(write_parquet):
 
 
 def test_without_pyarrow(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'm0-reranker\[records\]'"):
         list(read_records(DATA / "pandas.parquet"))
     assert len(list(read_records(DATA / "pandas.csv"))) == 3

@@ -45,7 +45,7 @@ def check_encoding(encoding: str | None) -> str:
     if encoding is None:
         return "utf-8"
     try:
-        b"".decode(encoding)
+        " ".encode(encoding)  # an empty text would be taken by any codec
         return codecs.lookup(encoding).name
     except (LookupError, ValueError, TypeError):
         raise InputError(f"{encoding!r} is not an encoding that Python knows, such as utf-8, cp1252 or utf-16-le.") from None

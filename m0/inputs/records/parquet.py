@@ -40,13 +40,13 @@ def read_parquet(path: Path, make: MakeDocument, fields: Fields) -> Iterator[Rec
         number = 0
         try:
             for batch in _batches(file):
-                for row in batch.to_pylist():
+                for row in _rows(batch):
                     number += 1
                     try:
                         yield Record(number, "row", make(row))
                     except InputError as error:
                         yield Record(number, "row", error)
-        except (OSError, ValueError, arrow.ArrowException) as error:
+        except (OSError, ValueError, OverflowError, arrow.ArrowException) as error:
             yield Record(number + 1, "row", InputError(f"the file is damaged: {_one_line(error)}{NOT_READ}"))
 
 
@@ -57,6 +57,22 @@ def _batches(file: Any) -> Iterator[Any]:
         row_bytes = group.total_byte_size / max(group.num_rows, 1)
         rows = max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(row_bytes, 1.0))))
         yield from file.iter_batches(rows, row_groups=[number], use_threads=False)
+
+
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError):
+        columns = [_values(column) for column in batch.columns]
+        return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(column: Any) -> list[Any]:
+    """Times that are finer than Python's microseconds, or further away than its years, as text."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):
+        return list(column.cast("string").to_pylist())
 
 
 def _one_line(error: object) -> str:
