@@ -1,6 +1,7 @@
 """Files of records, as pandas, Polars, DuckDB, datasets, LangChain, Haystack and people write them."""
 
 import csv
+import io
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from m0.errors import InputError, MissingExtraError
 from m0.inputs.document import Document
 from m0.inputs.images import ImageSettings
 from m0.inputs.reading import read_parts
-from m0.inputs.records import Fields, iterate_records, read_records
+from m0.inputs.records import Fields, document_of, iterate_records, read_json_lines, read_records
 from m0.inputs.records.tables import MAX_FIELD_CHARACTERS
 
 DATA = Path(__file__).parents[1] / "data" / "records"
@@ -515,3 +516,33 @@ def test_the_first_document_comes_before_the_rest_is_read(tmp_path):
     documents = read_records(path)
     assert next(documents).content == {"text": "one"}
     documents.close()
+
+
+def test_lines_of_a_stream_may_be_plain_text():
+    text = b'"quoted"\n{"id": 7, "text": "object"}\nplain words\r\n7\n{bad\n[1990s] in brackets\n'
+    found = list(read_json_lines(io.BytesIO(text), document_of, plain_text=True))
+    assert [record.document.content["text"] for record in found if isinstance(record.document, Document)] == [
+        "quoted",
+        "object",
+        "plain words",
+        "7",
+        "[1990s] in brackets",
+    ]
+    assert [record.number for record in found if isinstance(record.document, InputError)] == [5]
+
+
+def test_lines_that_are_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("m0.inputs.records.lines.MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr("m0.inputs.records.json_text.MAX_LINE_BYTES", 2**20)
+    path = written(tmp_path, "a.jsonl", f'"one"\n"{"x" * 2**21}"\n"two"\n')
+    assert failure(path) == "a.jsonl, line 2: the line is longer than 1 MiB; 1 of its 3 records cannot be used."
+    assert texts(path, report=lambda _: None) == ["one", "two"]
+    assert "the line is longer than 1,048,576 characters; what follows is not read" in failure(
+        written(tmp_path, "a.jsonl", f'"{"x" * 2**21}"\n', "utf-16")
+    )
+    assert "record 1: the record is longer than 1,048,576 characters" in failure(
+        written(tmp_path, "a.json", f'["{"x" * 2**22}"]')
+    )
+    assert "record 1: the record is longer than 1,048,576 characters" in failure(
+        written(tmp_path, "a.json", '{\n"text":\n' + f'"{"x" * 9000}",\n' * 150)
+    )
