@@ -40,11 +40,15 @@ MOVED: dict[str, tuple[str, ...]] = {
 
 
 RENAMED = {
+    "Beginning": "TokenSequence",
     "DocumentState": "CachedPrefix",
     "KeptLayers": "CachedLayers",
+    "agreed": "gather_objects",
     "alike": "group_equal",
     "compute_states": "compute_prefixes",
     "sent": "to_device",
+    "shared_out": "distribute_work",
+    "worth_keeping": "select_unquantized",
 }
 """What was in these modules by another name."""
 

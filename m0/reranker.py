@@ -37,7 +37,7 @@ from m0.engine.vendor import compute_score
 from m0.engine.visual_features import VisualFeatures
 from m0.engine.watching import OpenSessions, WatchingSession
 from m0.errors import AdapterError, CheckpointError, InputError
-from m0.explain.methods import Explaining
+from m0.explain.methods import ExplanationMixin
 from m0.inputs.images import ImageSettings
 from m0.inputs.listed import listed, listed_pairs
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
@@ -62,7 +62,7 @@ __all__ = ["FailedDocument", "RankedDocument", "Ranking", "Reranker"]
 Result = TypeVar("Result")
 
 
-class Reranker(Explaining, Copied):
+class Reranker(ExplanationMixin, Copied):
     """A model with its tokenizer and picture settings, made by `from_pretrained`.
 
     Any number of threads may use one; what changes the model waits for their calls (docs/guides/threads-and-processes.md). `copy.deepcopy` and `pickle`
@@ -167,6 +167,8 @@ class Reranker(Explaining, Copied):
         how: Quantization = "int8",
         examples: Iterable[Any] | None = None,
         groups: int = 1,
+        unquantized_share: float | None = None,
+        *,
         plain: float | None = None,
     ) -> None:
         """Put the linear layers into 8 bits (`m0.engine.quantize`). Scores change; there is no way back.
@@ -176,12 +178,12 @@ class Reranker(Explaining, Copied):
             examples: (query, document) pairs, in any iterable, like those to come, which show the layers' largest inputs; None: a few in
                 several languages, with a picture. At the released size they take some megabytes a token.
             groups: inputs of like size that have scales of their own, in 8 bits. More are closer and, with "int8", slower.
-            plain: share of the weights, of the tower's and of the decoder's, that stay unquantized: those layers whose rounding would
-                change the examples' logits most, by their gradients. None: 0.3, and 0 with "float8", which is shown no examples.
+            unquantized_share: of the weights, the tower's and the decoder's: layers whose rounding would change the examples' logits most
+                stay unquantized. None: 0.3, and 0 with "float8", which needs no examples. `plain` is its old name.
 
         Raises InputError where there are no kernels for it, or where the model has an adapter or is quantized already.
         """
-        quantize_with_examples(self, how, examples, groups, plain)
+        quantize_with_examples(self, how, examples, groups, unquantized_share, plain)
 
     @changes_model
     def compile(self) -> None:

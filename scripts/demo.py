@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from m0 import Reranker
+from m0.cli.formatting import format_table, snippet
 from m0.cli.sources import read_sources
-from m0.cli.tables import format_table, snippet
 
 DEMO = Path(__file__).resolve().parent.parent / "docs" / "demo"
 SHOWN = 6

@@ -26,7 +26,7 @@ from m0.interp import (
     direct_logit_attribution,
     score_lens,
 )
-from m0.interp.grid import layers_and_heads
+from m0.interp.grid import layer_head_axes
 
 PICTURES = Path("docs/demo/pictures")
 SHOWN = (("snowman", "snowman"), ("Gitarre", "guitar"), ("tram", "tram"))
@@ -108,7 +108,7 @@ def study(reranker: Reranker, out: Path) -> str:
     layers, heads = reranker.model.config.decoder.num_layers, reranker.model.config.decoder.num_heads
     for kind in ("query", "picture"):
         values = torch.stack([v for k, v in moved if k == kind]).mean(0).view(layers, heads)
-        grid = Grid(f"share of the logit that a head brings back, other {kind}", layers_and_heads(layers, heads), values)
+        grid = Grid(f"share of the logit that a head brings back, other {kind}", layer_head_axes(layers, heads), values)
         grid.plot(out / f"study-patching-{kind}.png")
         count = sum(k == kind for k, _ in moved)
         lines += [

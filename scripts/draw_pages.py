@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from m0 import Reranker
+from m0.cli.formatting import format_table, snippet
 from m0.cli.sources import read_sources
-from m0.cli.tables import format_table, snippet
 from m0.explain.show import heat_map
 
 DEMO = Path("docs/demo")

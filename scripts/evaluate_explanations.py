@@ -36,9 +36,9 @@ from torch import Tensor
 from m0 import Reranker
 from m0.evaluate.metrics import estimate
 from m0.explain import METHODS, explain
-from m0.explain.perturb import Game, players_of
+from m0.explain.perturb import MaskedModel, find_players
 from m0.inputs.prompt import Encoding
-from m0.interp.grid import correlation, ranks
+from m0.interp.grid import pearson_correlation, ranks
 
 SEED = 5
 STEPS = 8
@@ -83,7 +83,7 @@ def picture_pairs(
     return encodings, boxes
 
 
-def curves(game: Game, order: list[int]) -> tuple[float, float]:
+def curves(game: MaskedModel, order: list[int]) -> tuple[float, float]:
     """Mean fall of the logit while players go in this order, and mean rise while they come: shares of the whole range."""
     count = len(order)
     cuts = sorted({round(count * step / STEPS) for step in range(1, STEPS)})
@@ -95,7 +95,7 @@ def curves(game: Game, order: list[int]) -> tuple[float, float]:
     return float((full - gone).mean()) / span, float((come - empty).mean()) / span
 
 
-def orders_of(reranker: Reranker, encoding: Encoding, game: Game, method: str, seed: int) -> list[int]:
+def orders_of(reranker: Reranker, encoding: Encoding, game: MaskedModel, method: str, seed: int) -> list[int]:
     if method == "random order":
         order = list(range(len(game.players)))
         random.Random(seed).shuffle(order)
@@ -111,7 +111,7 @@ def faithfulness(
     found: dict[str, dict[str, list[float]]] = {method: defaultdict(list) for method in methods}
     begin, left_out = time.monotonic(), 0
     for number, encoding in enumerate(encodings):
-        game = Game(reranker, encoding, players_of(encoding, "word", ("document",)))
+        game = MaskedModel(reranker, encoding, find_players(encoding, "word", ("document",)))
         full, empty = game.logits([[], range(len(game.players))]).tolist()
         if full - empty < 0.5 or len(game.players) < 6:
             left_out += 1  # the document does not raise the score, so there is nothing to be faithful to
@@ -163,7 +163,7 @@ def randomised(model: Path, encodings: list[Encoding], method: str, draws: int) 
                 for parameter in part.parameters():
                     if parameter.ndim > 1:
                         parameter.normal_(0.0, float(parameter.std()), generator=generator)
-            found[name].append([correlation(ranks(a), ranks(b)) for a, b in zip(before, documents(), strict=True)])
+            found[name].append([pearson_correlation(ranks(a), ranks(b)) for a, b in zip(before, documents(), strict=True)])
     return found
 
 

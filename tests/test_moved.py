@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from m0._moved import MOVED
+from tests.conftest import noise
 
 NAMES = {
     "attention": "Packing", "batch": "Batch", "calls": "CallLock", "cascade": "Cascade", "checkpoint": "load_image_settings",
@@ -63,3 +64,19 @@ def test_renamed_things_are_found_by_their_old_names():
     from m0.engine.batch import CachedPrefix
 
     assert DocumentState is CachedPrefix
+
+
+def test_renamed_names_of_explanations_work_with_a_warning(nano):
+    import m0.explain
+
+    with pytest.warns(DeprecationWarning, match="beside_ranking is now note_ranking_score") as caught:
+        assert m0.explain.beside_ranking is m0.explain.note_ranking_score
+    assert caught[0].filename == __file__
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        _ = m0.explain.nothing_of_that_name
+    picture = {"image": noise(56, 56)}
+    explanation = nano.explain("a heart", picture, "gradient_input", pixels=True)
+    for thing in (explanation, explanation.pictures[0]):
+        with pytest.warns(DeprecationWarning, match="fine is now pixel_relevance") as caught:
+            assert thing.fine is thing.pixel_relevance is not None
+        assert caught[0].filename == __file__

@@ -136,12 +136,12 @@ def test_plots(home):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    from m0.interp.grid import save
+    from m0.interp.grid import save_figure
 
-    save(Figure(), "~/plot.png")
+    save_figure(Figure(), "~/plot.png")
     assert (home / "plot.png").exists()
     with pytest.raises(InputError, match=f"^{NOBODY}/plot.png begins"):
-        save(Figure(), f"{NOBODY}/plot.png")
+        save_figure(Figure(), f"{NOBODY}/plot.png")
 
 
 def dataset_in(folder):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from m0.cli.output import as_json
+from m0.cli.output import format_json
 from m0.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 def run_evaluate(options: argparse.Namespace) -> int:
     """Rerank a dataset, in as many processes as there are, and show the measures in the first."""
     from m0.engine.parallel import processes, use_cores
-    from m0.engine.torchrun import exit_status, one_voice
+    from m0.engine.torchrun import exit_status, only_first_on_stderr
     from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, read_run
-    from m0.evaluate.metrics import DEFAULT, parse_measures
+    from m0.evaluate.metrics import DEFAULT_MEASURES, parse_measures
     from m0.reranker import Reranker
 
     use_cores(options.threads)
     if options.winoground:
         return _winoground(options)
-    measures, ignore = options.measures or DEFAULT, not options.keep_identical_ids
+    measures, ignore = options.measures or DEFAULT_MEASURES, not options.keep_identical_ids
     parse_measures(measures)  # wrong ones show before the work
-    with processes() as first, one_voice(first):
+    with processes() as first, only_first_on_stderr(first):
         dataset = Dataset.load(options.dataset, options.split)
         candidates = bm25_run(dataset, options.bm25, ignore) if options.bm25 is not None else None
         if options.candidates:
@@ -40,7 +40,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
             if missing:
                 some = f"{missing} of the {len(dataset.queries)} queries; they count as 0 for it."
                 print(f"m0: {options.compare} does not rank {some}", file=sys.stderr)
-        beside = None if other is None else Evaluation.of(dataset, other, measures, ignore_identical_ids=ignore)
+        other_evaluation = None if other is None else Evaluation.of(dataset, other, measures, ignore_identical_ids=ignore)
         reranker = Reranker.from_pretrained(
             options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
         )
@@ -55,31 +55,33 @@ def run_evaluate(options: argparse.Namespace) -> int:
             batch_tokens=options.batch_tokens,
             max_length=options.max_length,
         )
-        return exit_status(_show(options, evaluation, beside, other_name)) if first else 0
+        return exit_status(_show(options, evaluation, other_evaluation, other_name)) if first else 0
 
 
-def _show(options: argparse.Namespace, evaluation: Evaluation, beside: Evaluation | None, other_name: str) -> int:
-    from m0.evaluate.files import NAMED
+def _show(options: argparse.Namespace, evaluation: Evaluation, other_evaluation: Evaluation | None, other_name: str) -> int:
+    from m0.evaluate.files import MAX_NAMED_IDS
 
-    print(as_json(evaluation.report(beside)) if options.json else evaluation.table(beside, other_name))
+    print(format_json(evaluation.report(other_evaluation)) if options.json else evaluation.table(other_evaluation, other_name))
     for note in evaluation.notes:
         print(f"m0: {note}", file=sys.stderr)
-    for remark in () if beside is None else beside.remarks:
+    for remark in () if other_evaluation is None else other_evaluation.remarks:
         if remark not in evaluation.remarks:
             print(f"m0: {other_name}: {remark}", file=sys.stderr)
-    failed = {what: why for what, why in evaluation.failed.items() if what not in evaluation.dataset.unusable}
+    failed = {subject: reason for subject, reason in evaluation.failed.items() if subject not in evaluation.dataset.unusable}
     # Candidates that are not in the corpus stand in the notes; ids hold no blanks, queries and pairs do.
-    tried = {what: why for what, why in failed.items() if what in evaluation.dataset.corpus or " " in what}
-    for what, why in list(tried.items())[:NAMED]:
-        print(f"m0: {what}: {why}", file=sys.stderr)
-    if len(tried) > NAMED:
-        print(f"m0: {len(tried)} could not be used, the others in the report (--json, --out).", file=sys.stderr)
+    not_missing = {
+        subject: reason for subject, reason in failed.items() if subject in evaluation.dataset.corpus or " " in subject
+    }
+    for subject, reason in list(not_missing.items())[:MAX_NAMED_IDS]:
+        print(f"m0: {subject}: {reason}", file=sys.stderr)
+    if len(not_missing) > MAX_NAMED_IDS:
+        print(f"m0: {len(not_missing)} could not be used, the others in the report (--json, --out).", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _winoground(options: argparse.Namespace) -> int:
     from m0.engine.parallel import processes
-    from m0.engine.torchrun import one_voice
+    from m0.engine.torchrun import only_first_on_stderr
     from m0.evaluate import evaluate_contrasts, load_contrasts
     from m0.reranker import Reranker
 
@@ -87,7 +89,7 @@ def _winoground(options: argparse.Namespace) -> int:
     if given := [name for name, value in unused.items() if value is not None]:
         raise InputError(f"--winoground prints its three scores only; leave out {' and '.join(given)}.")
     examples = load_contrasts(options.dataset)
-    with processes() as first, one_voice(first):
+    with processes() as first, only_first_on_stderr(first):
         reranker = Reranker.from_pretrained(
             options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
         )
@@ -95,7 +97,7 @@ def _winoground(options: argparse.Namespace) -> int:
             reranker, examples, batch_tokens=options.batch_tokens, max_length=options.max_length, progress=first
         )
         if first and options.json:
-            print(as_json({"examples": len(examples), "scores": {name: vars(value) for name, value in scores.items()}}))
+            print(format_json({"examples": len(examples), "scores": {name: vars(value) for name, value in scores.items()}}))
         elif first:
             rows = [f"| {name} | {value} |" for name, value in scores.items()]
             print("\n".join(["| score | mean [95 % interval] |", "| --- | --- |", *rows]))

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m0.cli.output import as_json
-from m0.cli.ranking import Ranked, ranked, worth_a_bar
+from m0.cli.output import format_json
+from m0.cli.ranking import RankedSources, needs_progress_bar, rank_sources
 from m0.engine.progress import Progress
 from m0.errors import InputError
 from m0.paths import path_of
@@ -24,10 +24,10 @@ def run_explain(options: argparse.Namespace) -> int:
 
     method = options.method or DEFAULT_METHOD
     settings = _settings(options, method)
-    _check_places(options)
-    found, explanations = _explained(options, ranked(options, report=options.html), method, settings)
-    _show(options, found, explanations)
-    return found.status()
+    _check_output_paths(options)
+    ranked, explanations = _explain_sources(options, rank_sources(options, report=options.html), method, settings)
+    _show(options, ranked, explanations)
+    return ranked.report_failures()
 
 
 def _settings(options: argparse.Namespace, method: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _settings(options: argparse.Namespace, method: str) -> dict[str, Any]:
     return settings
 
 
-def _check_places(options: argparse.Namespace) -> None:
+def _check_output_paths(options: argparse.Namespace) -> None:
     """Whether the page and the pictures can be written shows before the work."""
     options.html, options.png = (path and path_of(path) for path in (options.html, options.png))
     if options.html and not options.html.absolute().parent.is_dir():
@@ -55,47 +55,47 @@ def _check_places(options: argparse.Namespace) -> None:
         raise InputError(f"{options.png} cannot be written: it is no folder.")
 
 
-def _explained(
-    options: argparse.Namespace, found: Ranked, method: str, settings: dict[str, Any]
-) -> tuple[Ranked, list[Explanation]]:
+def _explain_sources(
+    options: argparse.Namespace, ranked: RankedSources, method: str, settings: dict[str, Any]
+) -> tuple[RankedSources, list[Explanation]]:
     """The documents that could be explained, and their explanations; the others are failures, too."""
-    from m0.explain import beside_ranking
+    from m0.explain import note_ranking_score
 
     explanations, rows = [], []
-    bar = Progress(len(found.rows), "explaining", worth_a_bar(len(found.rows)))
-    for number, source, result in found.rows:
+    bar = Progress(len(ranked.rows), "explaining", needs_progress_bar(len(ranked.rows)))
+    for number, source, result in ranked.rows:
         try:
-            encoding = found.reranker.encode(
-                found.query, source.document, max_length=options.max_length, max_query_length=options.max_query_length
+            encoding = ranked.reranker.encode(
+                ranked.query, source.document, max_length=options.max_length, max_query_length=options.max_query_length
             )
-            explanation = found.reranker.explain_prompt(encoding, method, **settings)
+            explanation = ranked.reranker.explain_prompt(encoding, method, **settings)
         except InputError as error:
-            found.failures.append((number, source.name, str(error)))
+            ranked.failures.append((number, source.name, str(error)))
             continue
         finally:
             bar.advance()
-        explanations.append(beside_ranking(explanation, result.logit, result.score))
+        explanations.append(note_ranking_score(explanation, result.logit, result.score))
         rows.append((number, source, result))
     bar.close()
-    return replace(found, rows=rows), explanations
+    return replace(ranked, rows=rows), explanations
 
 
-def _show(options: argparse.Namespace, found: Ranked, explanations: list[Explanation]) -> None:
+def _show(options: argparse.Namespace, ranked: RankedSources, explanations: list[Explanation]) -> None:
     from m0.explain.html import page
-    from m0.explain.show import printable
+    from m0.explain.show import replace_control_characters
 
-    rows = found.rows
+    rows = ranked.rows
     names = [source.name for _, source, _ in rows]
     if options.json:
-        failed = [{"index": number, "name": name, "error": error} for number, name, error in found.failures]
+        failed = [{"index": number, "name": name, "error": error} for number, name, error in ranked.failures]
         results = [
             {"index": number, "name": source.name, **e.to_json()}
             for (number, source, _), e in zip(rows, explanations, strict=True)
         ]
-        print(as_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
+        print(format_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
     else:
         for place, (name, explanation) in enumerate(zip(names, explanations, strict=True), 1):
-            print(f"{place}. {printable(name)}\n{textwrap.indent(str(explanation), '   ')}\n")
+            print(f"{place}. {replace_control_characters(name)}\n{textwrap.indent(str(explanation), '   ')}\n")
     if options.html and rows:
         page(explanations, options.html, names=names)
     if options.png:

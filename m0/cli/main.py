@@ -24,13 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not end the ranking
             stream.reconfigure(errors="replace")
-    shown_before, warnings.showwarning = warnings.showwarning, _say_warning
+    shown_before, warnings.showwarning = warnings.showwarning, _print_warning
     try:
         status = options.run(options)
         sys.stdout.flush()
         return status
     except (M0Error, UserWarning) as error:  # a warning where Python is told to raise them
-        if not _said_by_first(f"m0: {error}"):
+        if not _is_said_by_first(f"m0: {error}"):
             print(f"m0: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -56,18 +56,19 @@ def _open_closed_streams() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
-def _say_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+def _print_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """A warning as the other messages are, without the line of code that it comes from."""
     text = " ".join(str(message).split())
     print(f"m0: {text}" if category is UserWarning else f"m0: {category.__name__}: {text}", file=sys.stderr)
 
 
-def _said_by_first(sentence: str) -> bool:
+def _is_said_by_first(sentence: str) -> bool:
+    """As `m0.engine.torchrun.is_said_by_first`."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # then there is no need to wait for PyTorch to be imported
         return False
-    from m0.engine.torchrun import first_says
+    from m0.engine.torchrun import is_said_by_first
 
-    return first_says(sentence)
+    return is_said_by_first(sentence)
 
 
 if __name__ == "__main__":

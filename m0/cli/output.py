@@ -1,4 +1,4 @@
-"""What the commands print for programs."""
+"""Format results as JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 
-def as_json(value: Any) -> str:
+def format_json(value: Any) -> str:
     """JSON that standard output can write: file names need not be text, and terminals need not know all letters."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from m0.cli.output import as_json
-from m0.cli.ranking import Ranked, ranked
-from m0.cli.tables import format_table, snippet
+from m0.cli.formatting import format_table, snippet
+from m0.cli.output import format_json
+from m0.cli.ranking import RankedSources, rank_sources
 from m0.errors import InputError
 
 
@@ -16,17 +16,17 @@ def run_rank(options: argparse.Namespace) -> int:
     import torch.distributed as dist
 
     from m0.engine.parallel import processes
-    from m0.engine.torchrun import exit_status, one_voice
+    from m0.engine.torchrun import exit_status, only_first_on_stderr
 
-    with processes() as first, one_voice(first):
+    with processes() as first, only_first_on_stderr(first):
         shared = dist.is_initialized()
         if shared and "-" in options.documents:
             raise InputError("several processes cannot share the standard input; give a file.")
-        found = ranked(options, shared, talks=first)
-        return exit_status(_show(options, found)) if first else 0
+        ranked = rank_sources(options, shared, verbose=first)
+        return exit_status(_show(options, ranked)) if first else 0
 
 
-def _show(options: argparse.Namespace, found: Ranked) -> int:
+def _show(options: argparse.Namespace, ranked: RankedSources) -> int:
     from m0.inputs.prompt import Cut
 
     if options.json:
@@ -39,14 +39,14 @@ def _show(options: argparse.Namespace, found: Ranked) -> int:
                 "tokens": result.tokens,
                 "cut": [vars(cut) for cut in result.cut],
             }
-            for number, source, result in found.rows
+            for number, source, result in ranked.rows
         ]
-        failed = [{"index": number, "name": name, "error": error} for number, name, error in found.failures]
-        print(as_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
-    elif found.rows:
-        rows = [(result.score, source.name, snippet(source.document)) for _, source, result in found.rows]
-        print(format_table(rows, [result.logit for _, _, result in found.rows]))
-        for _, source, result in found.rows:
+        failed = [{"index": number, "name": name, "error": error} for number, name, error in ranked.failures]
+        print(format_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
+    elif ranked.rows:
+        rows = [(result.score, source.name, snippet(source.document)) for _, source, result in ranked.rows]
+        print(format_table(rows, [result.logit for _, _, result in ranked.rows]))
+        for _, source, result in ranked.rows:
             for cut in result.cut:
                 print(f"m0: {source.name}: {'cut to fit: ' * isinstance(cut, Cut)}{cut}.", file=sys.stderr)
-    return found.status()
+    return ranked.report_failures()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m0.cli.sources import Source, is_address, read_sources, say
+from m0.cli.sources import Source, is_address, print_message, read_sources
 from m0.engine.progress import is_terminal
 from m0.errors import InputError
 from m0.inputs.texts import kind_by_name
@@ -18,11 +18,12 @@ from m0.paths import path_of
 if TYPE_CHECKING:
     from m0.reranker import RankedDocument, Reranker
 
-BAR_FROM_DOCUMENTS = 8
+MIN_DOCUMENTS_FOR_BAR = 8
+"""Fewer documents show no progress bar on a terminal."""
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedSources:
     """Documents of the command line in their order, and what could not be ranked."""
 
     reranker: Reranker
@@ -31,21 +32,23 @@ class Ranked:
     """Number on the command line, source, result; best first."""
     failures: list[tuple[int, str, str]]
 
-    def status(self) -> int:
-        """The exit status; says what could not be ranked."""
+    def report_failures(self) -> int:
+        """Print on stderr what could not be ranked. Returns the exit status."""
         for _, name, error in self.failures:
             print(f"m0: {name}: {error}" if name not in error else f"m0: {error}", file=sys.stderr)
         return 2 if not self.rows else 1 if self.failures else 0
 
 
-def ranked(options: argparse.Namespace, shared: bool = False, report: Path | None = None, talks: bool = True) -> Ranked:
+def rank_sources(
+    options: argparse.Namespace, shared: bool = False, report: Path | None = None, verbose: bool = True
+) -> RankedSources:
     """Rank what the command line names.
 
-    `report`: a file that will be written, and so must not be one of the documents. `talks`: whether this process says how far it
+    `report`: a file that will be written, and so must not be one of the documents. `verbose`: whether this process says how far it
     has come.
     """
-    tell = say if talks else lambda _: None
-    sources = [source for argument in options.documents for source in read_sources(argument, tell)]
+    notify = print_message if verbose else lambda _: None
+    sources = [source for argument in options.documents for source in read_sources(argument, notify)]
     if report is not None and report.exists():
         for name in (*(os.path.expanduser(name) for name in options.documents), *(source.name for source in sources)):
             if os.path.isfile(name) and os.path.samefile(name, report):
@@ -56,7 +59,7 @@ def ranked(options: argparse.Namespace, shared: bool = False, report: Path | Non
         for _, _, error in failures:
             print(f"m0: {error}", file=sys.stderr)
         raise InputError("there is no document to rank.")
-    if not options.image_query and _names_picture(options.query):
+    if not options.image_query and _is_picture_file(options.query):
         print(f"m0: the query {options.query!r} is read as text; --image-query shows the picture.", file=sys.stderr)
     from m0.engine.parallel import use_cores
     from m0.engine.prefix_cache import DocumentCache  # imported here so that --help and wrong arguments answer at once
@@ -81,7 +84,7 @@ def ranked(options: argparse.Namespace, shared: bool = False, report: Path | Non
         [source.document for _, source in usable],
         top_n=options.top_n,
         batch_tokens=options.batch_tokens,
-        progress=talks and worth_a_bar(len(usable)),
+        progress=verbose and needs_progress_bar(len(usable)),
         on_error="skip",
         max_length=options.max_length,
         max_query_length=options.max_query_length,
@@ -93,10 +96,10 @@ def ranked(options: argparse.Namespace, shared: bool = False, report: Path | Non
             file=sys.stderr,
         )
     failures += [(usable[failed.index][0], usable[failed.index][1].name, failed.error) for failed in ranking.failed]
-    return Ranked(reranker, query, [(*usable[result.index], result) for result in ranking], failures)
+    return RankedSources(reranker, query, [(*usable[result.index], result) for result in ranking], failures)
 
 
-def _names_picture(query: str) -> bool:
+def _is_picture_file(query: str) -> bool:
     if kind_by_name(query) != "picture" or len(query) > 1000:
         return False
     try:
@@ -105,6 +108,6 @@ def _names_picture(query: str) -> bool:
         return False
 
 
-def worth_a_bar(documents: int) -> bool:
+def needs_progress_bar(documents: int) -> bool:
     """A few documents need no bar on a terminal; a log gets lines only where it takes long."""
-    return documents >= BAR_FROM_DOCUMENTS or not is_terminal()
+    return documents >= MIN_DOCUMENTS_FOR_BAR or not is_terminal()

@@ -17,8 +17,8 @@ from m0.errors import InputError
 from m0.inputs.texts import PICTURE_OR_TEXT, decode, kind_by_name, read_bytes
 from m0.paths import literal, path_of
 
-NAMED_KINDS = 8
-"""How many kinds of files that were left out are named."""
+MAX_NAMED_KINDS = 8
+"""How many kinds of files that were left out a message names."""
 PLURALS = {
     "file of another kind": "files of other kinds",
     "file without a suffix": "files without a suffix",
@@ -38,21 +38,21 @@ class Source:
     error: str | None = None
 
 
-def say(sentence: str) -> None:
-    """Tell the user, beside the result."""
+def print_message(sentence: str) -> None:
+    """Print a message on stderr, beside the result."""
     print(f"m0: {sentence}", file=sys.stderr)
 
 
-def read_sources(argument: str, say: Callable[[str], None] = say) -> Iterator[Source]:
+def read_sources(argument: str, notify: Callable[[str], None] = print_message) -> Iterator[Source]:
     """The documents that one argument of the command line stands for. What cannot be used says why.
 
     Args:
         argument: a file, a folder, a .jsonl file, "-" for the standard input, or the address of a picture.
-        say: is told what was left out of folders.
+        notify: called with a sentence on what was left out of a folder.
     """
     short = argument if len(argument) <= 200 else f"{argument[:60]}..."
     if argument == "-":
-        yield from _standard_input()
+        yield from _read_standard_input()
         return
     if not argument.strip():
         yield Source(argument, error="a document is named by empty text.")
@@ -69,12 +69,12 @@ def read_sources(argument: str, say: Callable[[str], None] = say) -> Iterator[So
         yield Source(argument[:60], error=f"{argument[:60]}... cannot be read: {getattr(error, 'strerror', None) or error}.")
     else:
         if is_directory:
-            yield from _directory(path, say)
+            yield from _read_directory(path, notify)
         elif not exists:
             hint = "; give the path without file://" if argument[:7].lower() == "file://" else ""
             yield Source(argument, error=f"{argument} does not exist{hint}.")
         else:
-            yield from _file(path, str(path) if argument.startswith("~") else argument)
+            yield from _read_file(path, str(path) if argument.startswith("~") else argument)
 
 
 def is_address(argument: str) -> bool:
@@ -82,7 +82,7 @@ def is_address(argument: str) -> bool:
     return argument[:8].lower().startswith(("http://", "https://")) or argument[:11].lower() == "data:image/"
 
 
-def _standard_input() -> Iterator[Source]:
+def _read_standard_input() -> Iterator[Source]:
     if sys.stdin is None:  # as services and schedulers start programs
         yield Source("-", error="standard input is closed.")
         return
@@ -92,55 +92,58 @@ def _standard_input() -> Iterator[Source]:
     except InputError as error:
         yield Source("-", error=str(error))
     else:
-        yield from _json_lines(text, "-", Path(), plain_text=True)
+        yield from _read_json_lines(text, "-", Path(), plain_text=True)
 
 
-def _directory(path: Path, say: Callable[[str], None]) -> Iterator[Source]:
+def _read_directory(path: Path, notify: Callable[[str], None]) -> Iterator[Source]:
     """Its files and those of the folders in it, sorted. Hidden ones and links to folders, which may lead in circles, are left out."""
-    everything: list[Path] = []
-    unread: list[OSError] = []
-    left: Counter[str] = Counter()
-    for folder, folders, names in os.walk(path, onerror=unread.append):
-        left["hidden folder"] += sum(name.startswith(".") for name in folders)
-        left["hidden file"] += sum(name.startswith(".") for name in names)
+    files: list[Path] = []
+    unreadable: list[OSError] = []
+    left_out: Counter[str] = Counter()
+    for folder, folders, names in os.walk(path, onerror=unreadable.append):
+        left_out["hidden folder"] += sum(name.startswith(".") for name in folders)
+        left_out["hidden file"] += sum(name.startswith(".") for name in names)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        left["linked folder"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
-        everything += [literal(Path(folder, name)) for name in names if not name.startswith(".")]
-    for error in unread:
+        left_out["linked folder"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
+        files += [literal(Path(folder, name)) for name in names if not name.startswith(".")]
+    for error in unreadable:
         yield Source(str(error.filename), error=f"{error.filename} cannot be read: {error.strerror}.")
-    known: list[Path] = []
-    kinds: Counter[str] = Counter()
-    broken = False
-    for file in sorted(everything):
+    usable: list[Path] = []
+    unknown_suffixes: Counter[str] = Counter()
+    has_unreadable_file = False
+    for file in sorted(files):
         try:
             if not stat.S_ISREG(os.stat(file).st_mode):
-                left["device, pipe or socket"] += 1
+                left_out["device, pipe or socket"] += 1
             elif file.suffix.lower() == ".jsonl" or kind_by_name(file):
-                known.append(file)
+                usable.append(file)
             else:
-                kinds[file.suffix[1:].upper()] += 1
+                unknown_suffixes[file.suffix[1:].upper()] += 1
         except OSError as error:
-            broken = True
-            gone = error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(file)
-            why = "is a link to what does not exist" if gone else f"cannot be read: {error.strerror}"
-            yield Source(str(file), error=f"{file} {why}.")
-    out = _left_out(kinds, left)
-    if not known and not unread and not broken:
-        yield Source(str(path), error=f"{path} holds no text files or pictures" + (f" ({out} left out)." if out else "."))
-    elif out:
-        say(f"{path}: {out} left out.")
-    for file in known:
-        yield from _file(file, str(file))
+            has_unreadable_file = True
+            is_broken_link = error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(file)
+            reason = "is a link to what does not exist" if is_broken_link else f"cannot be read: {error.strerror}"
+            yield Source(str(file), error=f"{file} {reason}.")
+    left_out_text = _format_left_out(unknown_suffixes, left_out)
+    if not usable and not unreadable and not has_unreadable_file:
+        yield Source(
+            str(path),
+            error=f"{path} holds no text files or pictures" + (f" ({left_out_text} left out)." if left_out_text else "."),
+        )
+    elif left_out_text:
+        notify(f"{path}: {left_out_text} left out.")
+    for file in usable:
+        yield from _read_file(file, str(file))
 
 
-def _left_out(kinds: Counter[str], others: Counter[str]) -> str:
+def _format_left_out(unknown_suffixes: Counter[str], others: Counter[str]) -> str:
     """In words: 3 PDF, 1 DOCX, 2 files without a suffix, 1 hidden file."""
     # A suffix is somebody else's text: what does not look like one is counted only.
-    plain = {kind: count for kind, count in kinds.items() if kind.isalnum() and len(kind) <= 10}
-    named = sorted(plain.items(), key=lambda item: (-item[1], item[0]))[:NAMED_KINDS]
+    suffixes = {kind: count for kind, count in unknown_suffixes.items() if kind.isalnum() and len(kind) <= 10}
+    named = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:MAX_NAMED_KINDS]
     counts = {
-        "file of another kind": kinds.total() - kinds[""] - sum(dict(named).values()),
-        "file without a suffix": kinds[""],
+        "file of another kind": unknown_suffixes.total() - unknown_suffixes[""] - sum(dict(named).values()),
+        "file without a suffix": unknown_suffixes[""],
         **others,
     }
     return ", ".join(
@@ -149,7 +152,7 @@ def _left_out(kinds: Counter[str], others: Counter[str]) -> str:
     )
 
 
-def _file(path: Path, name: str) -> Iterator[Source]:
+def _read_file(path: Path, name: str) -> Iterator[Source]:
     """One file: JSON lines, a picture or a text."""
     kind = kind_by_name(path)
     if kind == "picture":
@@ -166,7 +169,7 @@ def _file(path: Path, name: str) -> Iterator[Source]:
         yield Source(str(path), error=str(error))
         return
     if lines:
-        yield from _json_lines(text, name, path.parent, plain_text=False)
+        yield from _read_json_lines(text, name, path.parent, plain_text=False)
     else:
         yield Source(str(path), {"text": text})
 
@@ -184,7 +187,7 @@ def _is_picture(path: Path, data: bytes) -> bool:
     return False
 
 
-def _json_lines(text: str, name: str, folder: Path, plain_text: bool) -> Iterator[Source]:
+def _read_json_lines(text: str, name: str, folder: Path, plain_text: bool) -> Iterator[Source]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         yield Source(name, error=f"{name} is empty.")
@@ -199,7 +202,7 @@ def _json_lines(text: str, name: str, folder: Path, plain_text: bool) -> Iterato
                 yield Source(label, error=f"{label} is not a line of JSON: {error}.")
             continue
         if isinstance(value, str | dict | list):
-            yield _resolved(value, folder, label)
+            yield _resolve_source(value, folder, label)
         elif plain_text:
             yield Source(label, {"text": line})
         else:
@@ -207,21 +210,21 @@ def _json_lines(text: str, name: str, folder: Path, plain_text: bool) -> Iterato
             yield Source(label, error=f"{label} holds a JSON {kind}, but must hold a string, object or list.")
 
 
-def _resolved(value: Any, folder: Path, label: str) -> Source:
+def _resolve_source(value: Any, folder: Path, label: str) -> Source:
     try:
-        return Source(label, _resolve(value, folder))
+        return Source(label, _resolve_paths(value, folder))
     except InputError as error:
         return Source(label, error=f"{label}: {error}")
     except RecursionError:
         return Source(label, error=f"{label} holds lists in lists, too deep to read.")
 
 
-def _resolve(value: Any, folder: Path) -> Any:
+def _resolve_paths(value: Any, folder: Path) -> Any:
     """Pictures named by a relative path are looked for beside the file that names them."""
     if isinstance(value, str):
         return {"text": value}
     if isinstance(value, list):
-        return [_resolve(item, folder) for item in value]
+        return [_resolve_paths(item, folder) for item in value]
     if isinstance(value, dict) and isinstance(image := value.get("image"), str):
         if image[:6].lower().startswith(("http:", "https:", "data:")):
             return value

@@ -1,4 +1,4 @@
-"""Prompts -> one packed batch, in which a document that several queries meet is computed once.
+"""Prompts -> one packed batch, in which a document that several queries share is computed once.
 
 The prompt puts the document first and attention is causal, so all that precedes the query is the same for every query.
 Prompts that begin with the same tokens and pictures get a common parent (`m0.model.attention.Packing`), which is computed with them
@@ -27,7 +27,7 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 MIN_SHARED_TOKENS = 8
 """Sharing less than this does not pay for the bookkeeping."""
 Precision = Literal["same", "bfloat16", "int8"]
-"""How kept keys and values are stored: in the model's type, rounded to bfloat16, or as whole numbers from -127 to 127 times a
+"""How cached keys and values are stored: in the model's type, rounded to bfloat16, or as whole numbers from -127 to 127 times a
 scale for each token and head."""
 
 
@@ -38,8 +38,8 @@ def tokens_at_a_time(batch_tokens: int | None, device: torch.device) -> int:
     return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
 
 
-class Beginning(Protocol):
-    """What a prompt, or the beginning of one, is known by."""
+class TokenSequence(Protocol):
+    """A prompt or a prefix of one: its tokens, and which pictures they show. Two of them are compared by these alone."""
 
     @property
     def token_ids(self) -> Tensor: ...
@@ -51,7 +51,7 @@ class Beginning(Protocol):
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """The beginning of a prompt, up to the query, computed once and kept: every layer's keys and values of a document.
+    """Every layer's keys and values of a document: the prefix of a prompt, up to the query, computed once and cached.
 
     It is good for one model with its weights as they were.
     """
@@ -61,7 +61,7 @@ class CachedPrefix:
     runs: tuple[int | Grid, ...]
     """Text tokens and picture grids in order."""
     digests: tuple[bytes, ...]
-    """Of its pictures."""
+    """Hashes of its pictures."""
     keys_values: Tensor
     """(layers, 2, tokens, key/value heads, head_dim)"""
     scales: Tensor | None = None
@@ -95,17 +95,17 @@ class CachedPrefix:
 
 
 class CachedLayers(Sequence[KeysValues]):
-    """For each layer, the keys and values of several kept documents end to end, laid together when they are asked for."""
+    """For each layer, the keys and values of several cached prefixes end to end, concatenated when the layer is read."""
 
-    def __init__(self, states: Sequence[CachedPrefix], tokens: Sequence[int], like: Tensor) -> None:
-        self.states, self.tokens, self.like = states, tokens, like
+    def __init__(self, prefixes: Sequence[CachedPrefix], lengths: Sequence[int], like: Tensor) -> None:
+        self.prefixes, self.lengths, self.like = prefixes, lengths, like
 
     def __getitem__(self, number):  # type: ignore[no-untyped-def]
-        parts = [state.layer(number, count, self.like) for state, count in zip(self.states, self.tokens, strict=True)]
+        parts = [prefix.layer(number, length, self.like) for prefix, length in zip(self.prefixes, self.lengths, strict=True)]
         return torch.cat([key for key, _ in parts]), torch.cat([value for _, value in parts])
 
     def __len__(self) -> int:
-        return len(self.states[0].keys_values)
+        return len(self.prefixes[0].keys_values)
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class Batch:
     positions: Tensor
     """M-RoPE positions, (3, tokens), int64"""
     packing: Packing
-    pairs: Tensor
-    """Number of the computed sequence that ends each prompt, in the order given, (prompts,)."""
+    final_sequences: Tensor
+    """For each prompt, in the order given, the index of the packed sequence that holds its score token, (prompts,)."""
     pictures: list[Picture]
     """In the order of their tokens."""
-    states: tuple[CachedPrefix, ...] = ()
-    """Of the kept documents that prompts continue."""
+    cached_prefixes: tuple[CachedPrefix, ...] = ()
+    """Of the documents that prompts continue; `packing` has them first."""
 
     @classmethod
     def of(
@@ -130,66 +130,74 @@ class Batch:
         encodings: Sequence[Encoding],
         share: bool = True,
         device: torch.device | str | None = None,
-        states: Mapping[tuple[bytes, ...], CachedPrefix] | None = None,
+        cached_prefixes: Mapping[tuple[bytes, ...], CachedPrefix] | None = None,
     ) -> Batch:
         """Pack prompts.
 
         Args:
             share: compute what prompts of one document have in common once.
             device: where the tensors go.
-            states: kept documents by `Encoding.document_key`; those of other prompts are not looked at.
+            cached_prefixes: by `Encoding.document_key`; those of other documents are ignored.
         """
-        groups = group_equal(encoding.document_key if share else number for number, encoding in enumerate(encodings))
-        families: list[tuple[list[int], int, CachedPrefix | None]] = []
-        for members in groups.values():
-            some = [encodings[i] for i in members]
-            state = states.get(some[0].document_key) if states else None
-            if state is not None and (shared := _common_tokens([state, *some])):
-                families.append((members, shared, state))
+        members_by_document = group_equal(
+            encoding.document_key if share else number for number, encoding in enumerate(encodings)
+        )
+        groups: list[tuple[list[int], int, CachedPrefix | None]] = []
+        for members in members_by_document.values():
+            group_encodings = [encodings[i] for i in members]
+            prefix = cached_prefixes.get(group_encodings[0].document_key) if cached_prefixes else None
+            if prefix is not None and (shared_tokens := _common_tokens([prefix, *group_encodings])):
+                groups.append((members, shared_tokens, prefix))
             else:
-                families.append((members, _common_tokens(some), None))
-        kept = [(state, shared) for _, shared, state in families if state is not None]
-        ids, positions = [], []
-        lengths = [shared for _, shared in kept]
-        parents: list[int | None] = [None] * len(kept)
+                groups.append((members, _common_tokens(group_encodings), None))
+        cached = [(prefix, shared_tokens) for _, shared_tokens, prefix in groups if prefix is not None]
+        token_ids, positions = [], []
+        lengths = [shared_tokens for _, shared_tokens in cached]
+        parents: list[int | None] = [None] * len(cached)
         pictures: list[Picture] = []
-        pairs = [0] * len(encodings)
-        kept_numbers = iter(range(len(kept)))
-        for members, shared, state in families:
+        final_sequences = [0] * len(encodings)
+        cached_numbers = iter(range(len(cached)))
+        for members, shared_tokens, prefix in groups:
             first = encodings[members[0]]
-            parent = next(kept_numbers) if state is not None else None
-            if shared and state is None:
+            parent = next(cached_numbers) if prefix is not None else None
+            if shared_tokens and prefix is None:
                 parent = len(lengths)
-                ids.append(first.token_ids[:shared])
-                positions.append(first.positions[:, :shared])
-                lengths.append(shared)
+                token_ids.append(first.token_ids[:shared_tokens])
+                positions.append(first.positions[:, :shared_tokens])
+                lengths.append(shared_tokens)
                 parents.append(None)
-                pictures += first.pictures[: _pictures_within(first, shared)]
+                pictures += first.pictures[: _count_pictures(first, shared_tokens)]
             for i in members:
                 encoding = encodings[i]
-                pairs[i] = len(lengths) - len(kept)
-                ids.append(encoding.token_ids[shared:])
-                positions.append(encoding.positions[:, shared:])
-                lengths.append(len(encoding) - shared)
+                final_sequences[i] = len(lengths) - len(cached)
+                token_ids.append(encoding.token_ids[shared_tokens:])
+                positions.append(encoding.positions[:, shared_tokens:])
+                lengths.append(len(encoding) - shared_tokens)
                 parents.append(parent)
-                pictures += encoding.pictures[_pictures_within(encoding, shared) :]
+                pictures += encoding.pictures[_count_pictures(encoding, shared_tokens) :]
         return cls(
-            to_device(torch.cat(ids), device),
+            to_device(torch.cat(token_ids), device),
             to_device(torch.cat(positions, dim=1), device),
-            Packing(lengths, causal=True, parents=parents, device=device, kept=len(kept)),
-            to_device(torch.tensor(pairs), device),
+            Packing(lengths, causal=True, parents=parents, device=device, kept=len(cached)),
+            to_device(torch.tensor(final_sequences), device),
             pictures,
-            tuple(state for state, _ in kept),
+            tuple(prefix for prefix, _ in cached),
         )
 
-    def visual_features(self, model: RerankerModel) -> Tensor | None:
-        """Visual tokens of `pictures`, end to end, each different one looked at once; None: there are none."""
+    def compute_visual_features(self, model: RerankerModel) -> Tensor | None:
+        """Visual tokens of `pictures`, end to end, each different one computed once; None: there are none.
+
+        For training and calibration: gradients flow, nothing is cached and no session is told. Scoring goes through
+        `m0.engine.visual_features.VisualFeatures`.
+        """
         if not self.pictures:
             return None
-        different = {id(picture): picture for picture in self.pictures}
-        patches = torch.cat([picture.patches_on(model.device) for picture in different.values()])
-        seen = model.vision(patches, [picture.grid for picture in different.values()])
-        parts = dict(zip(different, seen.split([picture.num_tokens for picture in different.values()]), strict=True))
+        unique_pictures = {id(picture): picture for picture in self.pictures}
+        patches = torch.cat([picture.patches_on(model.device) for picture in unique_pictures.values()])
+        features = model.vision(patches, [picture.grid for picture in unique_pictures.values()])
+        parts = dict(
+            zip(unique_pictures, features.split([picture.num_tokens for picture in unique_pictures.values()]), strict=True)
+        )
         return torch.cat([parts[id(picture)] for picture in self.pictures])
 
     def score(
@@ -203,9 +211,11 @@ class Batch:
             every_token: compute all tokens of the last layer, not only the score tokens' rows, for those who look at them.
         """
         embeddings = model.embed(self.token_ids, image_features)
-        kept = CachedLayers(self.states, self.packing.lengths[: len(self.states)], embeddings) if self.states else None
-        states = model.decoder(embeddings, self.positions, self.packing, not every_token, kept, depth)
-        return model.head((states[self.packing.last] if every_token else states)[self.pairs])
+        cached_layers = None
+        if self.cached_prefixes:
+            cached_layers = CachedLayers(self.cached_prefixes, self.packing.lengths[: len(self.cached_prefixes)], embeddings)
+        hidden_states = model.decoder(embeddings, self.positions, self.packing, not every_token, cached_layers, depth)
+        return model.head((hidden_states[self.packing.last] if every_token else hidden_states)[self.final_sequences])
 
 
 def compute_prefixes(model: RerankerModel, encodings: Sequence[Encoding], image_features: Tensor | None) -> list[CachedPrefix]:
@@ -216,23 +226,24 @@ def compute_prefixes(model: RerankerModel, encodings: Sequence[Encoding], image_
     embeddings = model.embed(to_device(ids, model.device), image_features)
     packing = Packing(lengths, causal=True, device=model.device)
     layers = model.decoder.keys_values(embeddings, to_device(positions, model.device), packing)
-    found, start = [], 0
+    prefixes, start = [], 0
     for encoding, length in zip(encodings, lengths, strict=True):
-        own = torch.stack([torch.stack([part[start : start + length] for part in layer]) for layer in layers])
-        runs, digests = tuple(_runs_within(encoding.runs, length)), tuple(encoding.digests[: encoding.document_pictures])
-        found.append(CachedPrefix(encoding.token_ids[:length].clone(), runs, digests, own))
+        keys_values = torch.stack([torch.stack([part[start : start + length] for part in layer]) for layer in layers])
+        runs = tuple(_runs_of_first_tokens(encoding.runs, length))
+        digests = tuple(encoding.digests[: encoding.document_pictures])
+        prefixes.append(CachedPrefix(encoding.token_ids[:length].clone(), runs, digests, keys_values))
         start += length
-    return found
+    return prefixes
 
 
-def _common_tokens(beginnings: Sequence[Beginning]) -> int:
+def _common_tokens(sequences: Sequence[TokenSequence]) -> int:
     """Tokens that all prompts begin with; 0 where sharing is impossible or does not pay."""
-    if len(beginnings) < 2:
+    if len(sequences) < 2:
         return 0
-    first = beginnings[0]
-    # Each prompt keeps a token of its own; a kept document need not.
-    shared = min(len(one.token_ids) - isinstance(one, Encoding) for one in beginnings)
-    for other in beginnings[1:]:
+    first = sequences[0]
+    # Each prompt needs a token of its own; a cached prefix does not.
+    shared = min(len(sequence.token_ids) - isinstance(sequence, Encoding) for sequence in sequences)
+    for other in sequences[1:]:
         different = (first.token_ids[:shared] != other.token_ids[:shared]).nonzero()
         shared = int(different[0]) if len(different) else shared
     # A picture is shared whole, and only if it is the same in all.
@@ -242,8 +253,8 @@ def _common_tokens(beginnings: Sequence[Beginning]) -> int:
         length = run if isinstance(run, int) else run[0] * run[1]
         if not isinstance(run, int):
             number = next(pictures)
-            alike = all(_same(first, other, number) for other in beginnings[1:])
-            if start + length > shared or not alike:
+            is_same_everywhere = all(_is_same_picture(first, other, number) for other in sequences[1:])
+            if start + length > shared or not is_same_everywhere:
                 shared = min(shared, start)
                 break
         start += length
@@ -252,22 +263,22 @@ def _common_tokens(beginnings: Sequence[Beginning]) -> int:
     return shared if shared >= MIN_SHARED_TOKENS else 0
 
 
-def _same(one: Beginning, other: Beginning, number: int) -> bool:
-    return number < len(other.digests) and one.digests[number] == other.digests[number]
+def _is_same_picture(sequence: TokenSequence, other: TokenSequence, number: int) -> bool:
+    return number < len(other.digests) and sequence.digests[number] == other.digests[number]
 
 
-def _pictures_within(encoding: Encoding, tokens: int) -> int:
+def _count_pictures(encoding: Encoding, tokens: int) -> int:
     """How many pictures the first `tokens` tokens hold; a picture is never split."""
-    return sum(not isinstance(run, int) for run in _runs_within(encoding.runs, tokens))
+    return sum(not isinstance(run, int) for run in _runs_of_first_tokens(encoding.runs, tokens))
 
 
-def _runs_within(runs: Sequence[int | Grid], tokens: int) -> list[int | Grid]:
-    """The runs of the first tokens; a stretch of text may be split, a picture is not."""
-    found: list[int | Grid] = []
+def _runs_of_first_tokens(runs: Sequence[int | Grid], tokens: int) -> list[int | Grid]:
+    """The runs of the first tokens; a run of text may be split, a picture is not."""
+    first_runs: list[int | Grid] = []
     for run in runs:
         if tokens <= 0:
             break
         length = run if isinstance(run, int) else run[0] * run[1]
-        found.append(min(length, tokens) if isinstance(run, int) else run)
+        first_runs.append(min(length, tokens) if isinstance(run, int) else run)
         tokens -= length
-    return found
+    return first_runs

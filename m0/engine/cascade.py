@@ -39,16 +39,16 @@ class Cascade:
 
     def smaller(self, parts: Sequence[Part]) -> list[Part]:
         """The same parts with their pictures reduced; one that is too long and narrow for that stays as it is."""
-        return [self._reduced(part) if isinstance(part, Picture) else part for part in parts]
+        return [self._shrink(part) if isinstance(part, Picture) else part for part in parts]
 
-    def _reduced(self, picture: Picture) -> Picture:
+    def _shrink(self, picture: Picture) -> Picture:
         if self.max_pixels is None or picture.pixels.shape[0] * picture.pixels.shape[1] <= self.max_pixels:
             return picture
         settings = replace(
             picture.settings, max_pixels=self.max_pixels, min_pixels=min(picture.settings.min_pixels, self.max_pixels)
         )
         try:
-            smaller = prepare_picture(picture.pixels, settings)
-            return replace(smaller, original_size=picture.original_size, frame=picture.frame)
+            shrunk = prepare_picture(picture.pixels, settings)
+            return replace(shrunk, original_size=picture.original_size, frame=picture.frame)
         except ImageError:
             return picture

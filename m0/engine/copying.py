@@ -14,7 +14,7 @@ from m0.errors import InputError
 from m0.locks import CallLock
 from m0.model.reranker_model import RerankerModel
 
-Own = TypeVar("Own", bound="Copied")
+CopiedType = TypeVar("CopiedType", bound="Copied")
 
 
 class Copied:
@@ -29,7 +29,7 @@ class Copied:
     def __deepcopy__(self, memo: dict[int, Any]) -> Copied:
         """Another reranker that shares nothing with this one. The prefix cache is empty; a compiled model is copied uncompiled."""
         with self.calls.exclusive():
-            return _of_state(type(self), copy.deepcopy(self._state(), memo))
+            return _restore(type(self), copy.deepcopy(self._state(), memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As `__deepcopy__`. What is pickled is made here, where no other thread changes it, so it is in memory once more."""
@@ -53,7 +53,8 @@ class Copied:
         )
 
 
-def _of_state(kind: type[Own], state: dict[str, Any]) -> Own:
+def _restore(kind: type[CopiedType], state: dict[str, Any]) -> CopiedType:
+    """The copy that `_state` is of, with nothing open."""
     reranker = kind.__new__(kind)
     reranker.__dict__.update(state)
     reranker.open_sessions, reranker.known_fingerprint = OpenSessions([]), None
@@ -61,5 +62,5 @@ def _of_state(kind: type[Own], state: dict[str, Any]) -> Own:
 
 
 @torch.inference_mode(False)
-def _unpickled(kind: type[Own], data: bytes) -> Own:
-    return _of_state(kind, pickle.loads(data))
+def _unpickled(kind: type[CopiedType], data: bytes) -> CopiedType:
+    return _restore(kind, pickle.loads(data))

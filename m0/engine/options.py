@@ -31,7 +31,7 @@ class RunOptions:
 
 
 class Keywords(TypedDict, total=False):
-    """The fields of `Limits` and `RunOptions`, which every call that takes these also takes one by one."""
+    """Keyword arguments of every call that takes `limits` and `run`: their fields, one by one."""
 
     max_length: int
     max_query_length: int
@@ -42,16 +42,16 @@ class Keywords(TypedDict, total=False):
 
 
 def settle(limits: Limits | None, run: RunOptions | None, keywords: Any) -> tuple[Limits, RunOptions]:
-    """What a call was given, as values or one by one. Raises InputError where something is given both ways, or has another type, and
+    """The limits and options of a call, given as values or field by field (`keywords`). Raises InputError where something is given both ways, or has another type, and
     TypeError, as Python does, for a keyword that there is not."""
-    found: list[Any] = []
+    settled: list[Any] = []
     for name, kind, value in (("limits", Limits, limits), ("run", RunOptions, run)):
-        own = {field.name: keywords.pop(field.name) for field in fields(kind) if field.name in keywords}
+        given = {field.name: keywords.pop(field.name) for field in fields(kind) if field.name in keywords}
         if value is not None and not isinstance(value, kind):
             raise InputError(f"{name} is {type(value).__name__}, but must be {kind.__name__}.")
-        if value is not None and own:
-            raise InputError(f"{next(iter(own))} is given both in {name} and by itself; give it once.")
-        found.append(kind(**own) if value is None else value)
+        if value is not None and given:
+            raise InputError(f"{next(iter(given))} is given both in {name} and by itself; give it once.")
+        settled.append(kind(**given) if value is None else value)
     if keywords:
         raise TypeError(f"there is no argument {next(iter(keywords))!r}.")
-    return found[0], found[1]
+    return settled[0], settled[1]

@@ -16,8 +16,8 @@ from torch import nn
 
 from m0.errors import InputError, M0Error
 
-TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells its processes."""
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that torchrun sets for its processes."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -28,7 +28,7 @@ def processes() -> Iterator[bool]:
 
     Gives whether this is the first process, the one that talks and writes; alone, it is.
     """
-    if dist.is_initialized() or not all(name in os.environ for name in TORCHRUN):
+    if dist.is_initialized() or not all(name in os.environ for name in TORCHRUN_VARIABLES):
         yield not dist.is_initialized() or dist.get_rank() == 0
         return
     gpu = torch.cuda.is_available()
@@ -49,7 +49,7 @@ def processes() -> Iterator[bool]:
             dist.destroy_process_group()
 
 
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 """More would exhaust the system."""
 
 
@@ -59,8 +59,8 @@ def use_cores(threads: int | None = None) -> None:
 
     Raises InputError where `threads` is below 1 or above MOST_THREADS.
     """
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise InputError(f"threads is {threads}, but must be at least 1 and at most {MOST_THREADS}.")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads is {threads}, but must be at least 1 and at most {MAX_THREADS}.")
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         threads = min(torch.get_num_threads(), usable_cores())
     if threads is not None:
@@ -85,35 +85,37 @@ def is_split(model: nn.Module) -> bool:
     return any(hasattr(parameter, "to_local") for parameter in model.parameters())
 
 
-def agreed(value: Item) -> list[Item]:
-    """What each process has to say, in their order; every process must call this."""
+def gather_objects(value: Item) -> list[Item]:
+    """Each process's value, in the order of ranks (torch.distributed.all_gather_object); every process must call this."""
     gathered: list[Item | None] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return [item for item in gathered if item is not None]
 
 
-def shared_out(groups: Sequence[Sequence[Item]], work: Callable[[list[Item]], Sequence[Result]]) -> dict[Item, Result]:
-    """Do a part of some work in each process; all get all results. Every process must call this with the same groups.
+def distribute_work(groups: Sequence[Sequence[Item]], work: Callable[[list[Item]], Sequence[Result]]) -> dict[Item, Result]:
+    """Each process works on some of the groups; all get all results. Every process must call this with the same groups.
 
     Args:
-        groups: items that should stay in one process, such as the queries of one document, dearest first.
-        work: gives a result for each of the items it is handed.
+        groups: items that should stay in one process, such as the queries of one document, most expensive first.
+        work: gives a result for each item of a list.
 
     Raises what a process raised, in that process, and M0Error in the others.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    # There and back again, so that nobody has all the dear ones: 0 1 2 2 1 0 0 1 2 ...
-    turns = [*range(world), *reversed(range(world))]
-    own = [item for number, group in enumerate(groups) if turns[number % len(turns)] == rank for item in group]
+    # There and back again, so that no process has all the expensive ones: 0 1 2 2 1 0 0 1 2 ...
+    rank_order = [*range(world), *reversed(range(world))]
+    own_items = [item for number, group in enumerate(groups) if rank_order[number % len(rank_order)] == rank for item in group]
     error: BaseException | None = None
-    found: list[Result] | None = None
+    own_results: list[Result] | None = None
     try:
-        found = list(work(own))
+        own_results = list(work(own_items))
     except Exception as raised:
         error = raised
-    parts = agreed((found is not None, list(zip(own, found, strict=True)) if found is not None else []))
+    gathered = gather_objects(
+        (own_results is not None, list(zip(own_items, own_results, strict=True)) if own_results is not None else [])
+    )
     if error is not None:
         raise error
-    if failed := [number for number, (done, _) in enumerate(parts) if not done]:
+    if failed := [number for number, (done, _) in enumerate(gathered) if not done]:
         raise M0Error(f"process {failed[0]} could not do its part.")
-    return {item: result for _, part in parts for item, result in part}
+    return {item: result for _, part in gathered for item, result in part}

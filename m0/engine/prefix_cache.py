@@ -1,4 +1,4 @@
-"""Documents computed once and kept: in memory up to a limit, and on disk where a folder is given.
+"""Cached prefixes of documents: in memory up to a limit, and on disk where a folder is given.
 
 reranker.prepare(documents)  # ahead of time
 reranker.rank("a query", documents)  # costs only the query's tokens
@@ -32,11 +32,12 @@ from m0.paths import path_of
 Key = tuple[bytes, ...]
 """`Encoding.document_key`"""
 DEFAULT_BYTES = 2**30
-REMEMBERED = 5
-"""Calls that are remembered of each document that was met."""
-MET = 100_000
-"""How many documents are remembered as having been met, without being kept."""
-VERSION = 2
+MAX_CALLS_PER_DOCUMENT = 5
+"""How many of the last calls are remembered for each document seen."""
+MAX_SEEN_DOCUMENTS = 100_000
+"""How many documents are remembered as seen, whether or not their prefixes are cached."""
+FORMAT_VERSION = 2
+"""Of the files."""
 
 
 @dataclass
@@ -55,21 +56,21 @@ class Counts:
     damaged: int = 0
     """Files that were cut short or changed; they are computed and written anew."""
     unwritten: int = 0
-    """Files that could not be written, for a full disk or lack of rights; the state was used all the same."""
+    """Files that could not be written, for a full disk or lack of rights; the prefix was used all the same."""
 
 
 @dataclass(frozen=True)
 class CacheCall:
-    """One call's word to a cache."""
+    """Identifies one call to the cache, by its model and its number."""
 
-    of: object
+    owner: object
     """Stands for the model with its weights, as they were when the call began."""
     number: int
     """Calls are counted: what was last asked for in an earlier one may go."""
 
 
 class DocumentCache:
-    """States of documents by what they are of, in memory up to a limit.
+    """Cached prefixes by `Encoding.document_key`, in memory up to a limit.
 
     Where there is no room, a document takes the place of those that have been idle for longer than it was itself between the last calls
     that asked for it (inter-reference recency, Jiang & Zhang 2002, LIRS). So a set that is a little too large and is ranked again and
@@ -87,17 +88,17 @@ class DocumentCache:
         """An empty cache.
 
         Args:
-            max_bytes: memory for states; 0: keep nothing there. The released model needs 28 KiB a token in bfloat16.
-            precision: how states are stored, see `m0.engine.batch.Precision`. "same" and, for a bfloat16 model, "bfloat16" change no
+            max_bytes: memory for prefixes; 0: keep nothing there. The released model needs 28 KiB a token in bfloat16.
+            precision: how prefixes are stored, see `m0.engine.batch.Precision`. "same" and, for a bfloat16 model, "bfloat16" change no
                 score beyond the order of sums; int8 does.
-            folder: also keep states as files there, for later processes, each document from its first time on. It grows without
+            folder: also keep prefixes as files there, for later processes, each document from its first time on. It grows without
                 limit. A file is of one document, one model with its weights, and one precision; any number of processes may
                 share a folder.
 
         Raises InputError.
         """
-        nothing = max_bytes == 0 and not isinstance(max_bytes, bool)
-        self.max_bytes = 0 if nothing else whole_number(max_bytes, "max_bytes (if not 0)")
+        is_zero = max_bytes == 0 and not isinstance(max_bytes, bool)
+        self.max_bytes = 0 if is_zero else whole_number(max_bytes, "max_bytes (if not 0)")
         if precision not in ("same", "bfloat16", "int8"):
             raise InputError(f"precision is {precision!r}, but must be 'same', 'bfloat16' or 'int8'.")
         self.precision: Precision = precision
@@ -110,20 +111,21 @@ class DocumentCache:
         except (OSError, TypeError, ValueError) as error:
             raise InputError(f"{folder!r} cannot hold documents: {getattr(error, 'strerror', None) or error}.") from None
         self.counts, self.bytes = Counts(), 0
-        self._states: OrderedDict[Key, CachedPrefix] = OrderedDict()
-        self._used: dict[Key, int] = {}
-        """Number of the call in which each state in memory was last asked for."""
-        self._met: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
-        """Numbers of the last calls, at most `REMEMBERED` of them, in which each document was met."""
+        self._prefixes: OrderedDict[Key, CachedPrefix] = OrderedDict()
+        self._last_call: dict[Key, int] = {}
+        """Number of the call in which each prefix in memory was last asked for."""
+        self._calls_by_document: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
+        """Numbers of the last calls, at most `MAX_CALLS_PER_DOCUMENT` of them, in which each document was asked for."""
         self._calls = 0
         """How many calls there have been."""
-        self._of: object = None
-        self._turn = object()
+        self._model: object = None
+        self._owner = object()
+        """Stands for `_model` in each `CacheCall`; a new one when the model changes, so that calls of the old one find nothing."""
         self._fingerprint: Callable[[], str] = str
         self._lock = RLock()
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len(self._prefixes)
 
     def clear(self) -> None:
         """Forget what is in memory, and the counts. Files stay."""
@@ -132,29 +134,29 @@ class DocumentCache:
             self.counts = Counts()
 
     def _forget(self) -> None:
-        self._states.clear()
-        self._used.clear()
-        self._met.clear()
+        self._prefixes.clear()
+        self._last_call.clear()
+        self._calls_by_document.clear()
         self.bytes = 0
 
-    def belongs_to(self, model: object, fingerprint: Callable[[], str], number: int | None = None) -> CacheCall:
-        """From now on states are of this model; others are forgotten.
+    def begin_call(self, model: object, fingerprint: Callable[[], str], number: int | None = None) -> CacheCall:
+        """Begin a call: from now on prefixes are of this model; those of others are forgotten.
 
         Args:
             model: anything that equals itself only while no weight changes.
             fingerprint: the same for files, asked for only where there is a folder.
             number: of a call that goes on; None: a new one.
 
-        Returns: what the methods below want to be shown. When the cache belongs to another model since, as where two rerankers
-        share it, they find and keep nothing.
+        Returns: the call, which the methods below take. When another model has begun a call since, as where two rerankers share the
+        cache, they find and keep nothing.
         """
         with self._lock:
-            if self._of != model:
+            if self._model != model:
                 self._forget()
-                self._turn = object()
-            self._of, self._fingerprint = model, fingerprint
+                self._owner = object()
+            self._model, self._fingerprint = model, fingerprint
             self._calls += number is None
-            return CacheCall(self._turn, self._calls if number is None else number)
+            return CacheCall(self._owner, self._calls if number is None else number)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy has the same limits and the same folder, and nothing in memory yet."""
@@ -163,116 +165,116 @@ class DocumentCache:
     def has(self, key: Key, call: CacheCall) -> bool:
         """Whether a document is in memory or on disk."""
         with self._lock:
-            if call.of is not self._turn:
+            if call.owner is not self._owner:
                 return False
-            return key in self._states or (self.folder is not None and self._path(key).exists())
+            return key in self._prefixes or (self.folder is not None and self._path(key).exists())
 
-    def note_asked(self, key: Key, call: CacheCall) -> bool:
-        """Whether this document was met before: then it is worth keeping. It counts as met from now on."""
+    def note_request(self, key: Key, call: CacheCall) -> bool:
+        """Note that a document is asked for. Returns whether it was before: then it is worth caching."""
         with self._lock:
-            if call.of is not self._turn:
+            if call.owner is not self._owner:
                 return False
-            short = _digest(key)  # what was only met must not cost memory
-            before = self._met.pop(short, ())
-            earlier = tuple(number for number in before if number < call.number)
-            self._met[short] = (*earlier[1 - REMEMBERED :], call.number)
-            while len(self._met) > MET:
-                self._met.popitem(last=False)
-            return bool(before)
+            short = _digest(key)  # what was only seen must not cost memory
+            previous = self._calls_by_document.pop(short, ())
+            earlier = tuple(number for number in previous if number < call.number)
+            self._calls_by_document[short] = (*earlier[1 - MAX_CALLS_PER_DOCUMENT :], call.number)
+            while len(self._calls_by_document) > MAX_SEEN_DOCUMENTS:
+                self._calls_by_document.popitem(last=False)
+            return bool(previous)
 
     def get(self, key: Key, call: CacheCall) -> CachedPrefix | None:
-        """The state of a document from memory or disk."""
+        """The prefix of a document from memory or disk; None: it is not there."""
         with self._lock:
-            if call.of is not self._turn:
+            if call.owner is not self._owner:
                 return None
-            if (state := self._states.get(key)) is not None:
-                self._states.move_to_end(key)
-                self._used[key] = call.number
+            if (prefix := self._prefixes.get(key)) is not None:
+                self._prefixes.move_to_end(key)
+                self._last_call[key] = call.number
                 self.counts.hits += 1
-                return state
-            if self.folder is None or (state := self._read(key)) is None:
+                return prefix
+            if self.folder is None or (prefix := self._read(key)) is None:
                 return None
             self.counts.read += 1
-            self._keep(key, state, call)
-            return state
+            self._keep_in_memory(key, prefix, call)
+            return prefix
 
-    def put(self, key: Key, state: CachedPrefix, call: CacheCall, wanted: bool = False) -> CachedPrefix:
-        """Keep a state that was computed; returns it as it is stored, which is what should be used from the first time on.
+    def put(self, key: Key, prefix: CachedPrefix, call: CacheCall, explicit: bool = False) -> CachedPrefix:
+        """Keep a prefix that was computed; returns it as it is stored, which is what should be used from the first time on.
 
-        `wanted`: the call asks for it to be kept, which may push out all that was last asked for before this call; otherwise only what
-        was last asked for before this document was last asked for itself.
+        `explicit`: the user asked for it to be cached (`Reranker.prepare`), which may evict all that was last asked for before this
+        call; otherwise only what was last asked for before this document was last asked for itself.
         """
-        state = state.stored_as(self.precision)
+        prefix = prefix.stored_as(self.precision)
         with self._lock:
             self.counts.computed += 1
-            if call.of is self._turn:
-                self._keep(key, state, call, wanted)
+            if call.owner is self._owner:
+                self._keep_in_memory(key, prefix, call, explicit)
                 if self.folder is not None:
-                    self._write(key, state)
-        return state
+                    self._write(key, prefix)
+        return prefix
 
-    def _since(self, key: Key, call: CacheCall) -> int:
-        """What was last asked for before this call may go for a document: it has then been idle for longer than the document ever was
+    def _evictable_before(self, key: Key, call: CacheCall) -> int:
+        """Number of a call: what was last asked for before it may be evicted for a document. It has then been idle for longer than the document ever was
         between the last calls that asked for it. Several, for a part of a large set may be asked for a few times in a row, and then
         not until the whole set has been. -1: it was never asked for before."""
-        asked = [number for number in self._met.get(_digest(key), ()) if number < call.number]
-        if not asked:
+        requests = [number for number in self._calls_by_document.get(_digest(key), ()) if number < call.number]
+        if not requests:
             return -1
-        return call.number - max(later - earlier for earlier, later in pairwise([*asked, call.number]))
+        return call.number - max(later - earlier for earlier, later in pairwise([*requests, call.number]))
 
-    def _keep(self, key: Key, state: CachedPrefix, call: CacheCall, wanted: bool = False) -> None:
-        if state.bytes > self.max_bytes:
+    def _keep_in_memory(self, key: Key, prefix: CachedPrefix, call: CacheCall, explicit: bool = False) -> None:
+        if prefix.bytes > self.max_bytes:
             self.counts.dropped += 1
             return
-        if (before := self._states.pop(key, None)) is not None:
-            self.bytes -= before.bytes
-        last = call.number if wanted else self._since(key, call)
-        room, leaving = self.max_bytes - self.bytes, []
-        for other in self._states:
-            if room >= state.bytes or self._used[other] >= last:
+        if (previous := self._prefixes.pop(key, None)) is not None:
+            self.bytes -= previous.bytes
+        limit = call.number if explicit else self._evictable_before(key, call)
+        free_bytes, evicted = self.max_bytes - self.bytes, []
+        for other_key in self._prefixes:
+            if free_bytes >= prefix.bytes or self._last_call[other_key] >= limit:
                 break
-            room += self._states[other].bytes
-            leaving.append(other)
-        if room < state.bytes:
+            free_bytes += self._prefixes[other_key].bytes
+            evicted.append(other_key)
+        if free_bytes < prefix.bytes:
             self.counts.refused += 1
-            self._used.pop(key, None)
+            self._last_call.pop(key, None)
             return
-        for other in leaving:
-            self.bytes -= self._states.pop(other).bytes
-            del self._used[other]
+        for other_key in evicted:
+            self.bytes -= self._prefixes.pop(other_key).bytes
+            del self._last_call[other_key]
             self.counts.dropped += 1
-        self._states[key] = state
-        self._used[key] = call.number
-        self.bytes += state.bytes
+        self._prefixes[key] = prefix
+        self._last_call[key] = call.number
+        self.bytes += prefix.bytes
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def _path(self, key: Key) -> Path:
         assert self.folder is not None
-        return self.folder / f"{_digest(key, f'{VERSION} {self._fingerprint()} {self.precision}').hex()}.safetensors"
+        return self.folder / f"{_digest(key, f'{FORMAT_VERSION} {self._fingerprint()} {self.precision}').hex()}.safetensors"
 
-    def _write(self, key: Key, state: CachedPrefix) -> None:
-        about = {
+    def _write(self, key: Key, prefix: CachedPrefix) -> None:
+        metadata = {
             "model": self._fingerprint(),
-            "runs": json.dumps(state.runs),
-            "digests": json.dumps([d.hex() for d in state.digests]),
+            "runs": json.dumps(prefix.runs),
+            "digests": json.dumps([d.hex() for d in prefix.digests]),
         }
-        about["checksum"] = _checksum(state)
-        tensors = {"token_ids": state.token_ids, "keys_values": state.keys_values.cpu().contiguous()}
-        if state.scales is not None:
-            tensors["scales"] = state.scales.cpu().contiguous()
+        metadata["checksum"] = _checksum(prefix)
+        tensors = {"token_ids": prefix.token_ids, "keys_values": prefix.keys_values.cpu().contiguous()}
+        if prefix.scales is not None:
+            tensors["scales"] = prefix.scales.cpu().contiguous()
         try:
-            write_beside(self._path(key), lambda path: save_file(tensors, path, metadata=about))
+            write_beside(self._path(key), lambda path: save_file(tensors, path, metadata=metadata))
         except (OSError, SafetensorError):
             self.counts.unwritten += 1
 
     def _read(self, key: Key) -> CachedPrefix | None:
         path = self._path(key)
         try:
-            with path.open("rb") as held:  # while it is open, no other file can have its number
-                state = self._whole(path)
-                if state is not None or not _still_there(path, held):
-                    return state  # another process has taken it away or replaced it meanwhile
+            with path.open("rb") as open_file:  # while it is open, no other file can have its number
+                prefix = self._load_valid(path)
+                if prefix is not None or not _is_same_file(path, open_file):
+                    return prefix  # another process has taken it away or replaced it meanwhile
         except FileNotFoundError:
             return None
         except OSError:
@@ -282,41 +284,41 @@ class DocumentCache:
             path.unlink(missing_ok=True)
         return None
 
-    def _whole(self, path: Path) -> CachedPrefix | None:
-        """What a file holds; None where it is cut short, changed or another model's."""
+    def _load_valid(self, path: Path) -> CachedPrefix | None:
+        """The prefix in a file; None where it is cut short, changed or another model's."""
         try:
             with open_safetensors(path) as file:
-                about = file.metadata() or {}
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-            runs = tuple(run if isinstance(run, int) else (run[0], run[1]) for run in json.loads(about["runs"]))
-            digests = tuple(bytes.fromhex(digest) for digest in json.loads(about["digests"]))
-            state = CachedPrefix(tensors["token_ids"], runs, digests, tensors["keys_values"], tensors.get("scales"))
-            if about["model"] == self._fingerprint() and about["checksum"] == _checksum(state):
-                return state
+            runs = tuple(run if isinstance(run, int) else (run[0], run[1]) for run in json.loads(metadata["runs"]))
+            digests = tuple(bytes.fromhex(digest) for digest in json.loads(metadata["digests"]))
+            prefix = CachedPrefix(tensors["token_ids"], runs, digests, tensors["keys_values"], tensors.get("scales"))
+            if metadata["model"] == self._fingerprint() and metadata["checksum"] == _checksum(prefix):
+                return prefix
         except (CheckpointError, SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError):
             pass
         return None
 
 
-def _still_there(path: Path, held: IO[bytes]) -> bool:
+def _is_same_file(path: Path, open_file: IO[bytes]) -> bool:
     """Whether this open file is what lies at the path."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(held.fileno()))
+        return os.path.samestat(path.stat(), os.fstat(open_file.fileno()))
     except OSError:
         return False
 
 
-def _digest(key: Key, about: str = "") -> bytes:
-    digest = blake2b(about.encode(), digest_size=20)
+def _digest(key: Key, context: str = "") -> bytes:
+    digest = blake2b(context.encode(), digest_size=20)
     for part in key:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()
 
 
-def _checksum(state: CachedPrefix) -> str:
+def _checksum(prefix: CachedPrefix) -> str:
     digest = blake2b(digest_size=20)
-    digest.update(repr((state.runs, state.digests)).encode())
-    for part in (state.token_ids, state.keys_values, state.scales):
+    digest.update(repr((prefix.runs, prefix.digests)).encode())
+    for part in (prefix.token_ids, prefix.keys_values, prefix.scales):
         if part is not None:
             digest.update(repr((part.dtype, tuple(part.shape))).encode())
             digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

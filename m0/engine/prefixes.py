@@ -1,4 +1,18 @@
-"""Cached prefixes of the prompts that are scored: looked up, computed where they are worth it, and told apart by weights."""
+"""Cached prefixes of the prompts that are scored: found, or computed where that is worth it, and told apart by the model's weights.
+
+When is a prefix reused? Four steps decide, in this order, for each call that scores:
+
+1. `m0.engine.scoring._score_locally` decides whether the call uses the cache at all: not during `record` and `edit`, not for the draft
+   scores of a cascade, and not where the cache has neither memory nor a folder. `begin_lookup` then forgets prefixes of other weights.
+2. `find_cacheable` decides which documents of the call are cached or worth caching: those in the cache, and of the others those that are
+   long enough and were seen in an earlier call, or have a folder to go to, or have more queries than one batch takes.
+3. `m0.engine.batching.batches` decides which prompts go through the model together: those of one document stay together, and tokens of
+   documents from step 2 do not count. For each batch, `get_or_compute_prefixes` then takes these documents' prefixes from the cache, or
+   computes and caches them.
+4. `m0.engine.batch.Batch.of` decides how many tokens of a prompt come from a prefix: `_common_tokens` compares the prompts of a document,
+   and its cached prefix if there is one, token by token and picture by picture. Below MIN_SHARED_TOKENS nothing is shared. Without a
+   cached prefix, what two or more prompts have in common is computed once within the batch.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +39,9 @@ from m0.inputs.reading import encode_document, read_ahead, warn_of_files
 from m0.model.attention import group_equal
 
 MIN_CACHED_TOKENS = 64
-"""Shorter prefixes are not cached without being told so."""
-QUARTERS, SAMPLED = 4, 4
-"""Numbers of each weight that are looked at to see whether it has changed: so many in so many places."""
+"""Shorter prefixes are cached only by `Reranker.prepare`."""
+WEIGHT_SAMPLE_PLACES, WEIGHT_SAMPLES_PER_PLACE = 4, 4
+"""How many numbers of each weight tell whether it has changed: so many side by side, in so many places."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +50,19 @@ class CacheLookup:
 
     documents: DocumentCache
     weights: object
-    """As they were when it began, see `weights_key`."""
-    shown: CacheCall
-    """To the cache, see `DocumentCache.belongs_to`."""
-    wanted: bool = False
-    """Whether it asks for prefixes to be kept, see `DocumentCache.put`."""
-    latest: dict[Key, CachedPrefix] = field(default_factory=dict)
-    """What the last batch used."""
+    """`weights_key` when it began."""
+    call: CacheCall
+    """What `DocumentCache.begin_call` gave."""
+    explicit: bool = False
+    """Whether the user asked for caching (`Reranker.prepare`), see `DocumentCache.put`."""
+    last_batch: dict[Key, CachedPrefix] = field(default_factory=dict)
+    """Prefixes that the last batch used."""
 
 
-def begin_lookup(host: Host, pictures: VisualFeatures, wanted: bool = False) -> CacheLookup:
+def begin_lookup(host: Host, pictures: VisualFeatures, explicit: bool = False) -> CacheLookup:
     """Begin a call that uses the prefix cache, or go on with the one that `pictures` are of; prefixes of other weights are forgotten.
 
-    `wanted`: a call that asks for its prefixes to be kept.
+    `explicit`: see `CacheLookup`.
     """
     documents, weights = host.documents, weights_key(host)
 
@@ -58,27 +72,31 @@ def begin_lookup(host: Host, pictures: VisualFeatures, wanted: bool = False) -> 
             host.known_fingerprint = (weights, fingerprint_of(host))
         return host.known_fingerprint[1]
 
-    cache, number = pictures.asked
-    shown = documents.belongs_to(weights, fingerprint, number if cache is documents else None)
-    pictures.asked = documents, shown.number
-    return CacheLookup(documents, weights, shown, wanted)
+    cache, number = pictures.document_cache_call
+    call = documents.begin_call(weights, fingerprint, number if cache is documents else None)
+    pictures.document_cache_call = documents, call.number
+    return CacheLookup(documents, weights, call, explicit)
 
 
-def cached_or_worth_it(encodings: list[Encoding], lookup: CacheLookup) -> set[Key]:
+def find_cacheable(encodings: list[Encoding], lookup: CacheLookup) -> set[Key]:
     """Keys of the prefixes that are cached or worth caching: long enough, and seen in an earlier call, kept on disk anyway, or asked for
     by many queries."""
-    documents, shown = lookup.documents, lookup.shown
+    documents, call = lookup.documents, lookup.call
     lengths = {encoding.document_key: encoding.document_tokens for encoding in encodings}
-    own: Counter[Key] = Counter()
+    query_tokens: Counter[Key] = Counter()
     for encoding in encodings:
-        own[encoding.document_key] += len(encoding) - encoding.document_tokens
-    met = {key for key in lengths if documents.note_asked(key, shown)}
+        query_tokens[encoding.document_key] += len(encoding) - encoding.document_tokens
+    seen_before = {key for key in lengths if documents.note_request(key, call)}
 
-    def worth(key: Key) -> bool:
-        # With more queries than read one copy of it, each portion of them would compute it anew.
-        return key in met or documents.folder is not None or own[key] > MAX_GROUP_QUERY_TOKENS
+    def is_worth_caching(key: Key) -> bool:
+        # With more queries than one batch takes, each part of them would compute it anew.
+        return key in seen_before or documents.folder is not None or query_tokens[key] > MAX_GROUP_QUERY_TOKENS
 
-    return {key for key, length in lengths.items() if documents.has(key, shown) or (length >= MIN_CACHED_TOKENS and worth(key))}
+    return {
+        key
+        for key, length in lengths.items()
+        if documents.has(key, call) or (length >= MIN_CACHED_TOKENS and is_worth_caching(key))
+    }
 
 
 def get_or_compute_prefixes(
@@ -86,28 +104,28 @@ def get_or_compute_prefixes(
 ) -> dict[Key, CachedPrefix]:
     """Prefixes of these prompts, each computed where it is not cached."""
     by_key = {encoding.document_key: encoding for encoding in encodings}
-    found = {}
+    prefixes_by_key = {}
     for key in by_key:
-        # Queries of one document that do not fit into one batch follow one another, whether or not there is room to keep it.
-        state = lookup.documents.get(key, lookup.shown)
-        if (state := lookup.latest.get(key) if state is None else state) is not None:
-            found[key] = state
-    left = [encoding for key, encoding in by_key.items() if key not in found]
-    while left:
+        # Queries of one document that do not fit into one batch follow one another, whether or not there is room to cache it.
+        prefix = lookup.documents.get(key, lookup.call)
+        if (prefix := lookup.last_batch.get(key) if prefix is None else prefix) is not None:
+            prefixes_by_key[key] = prefix
+    missing = [encoding for key, encoding in by_key.items() if key not in prefixes_by_key]
+    while missing:
         count, size = 0, 0
-        while count < len(left) and (not count or size + left[count].document_tokens <= batch_tokens):
-            size += left[count].document_tokens
+        while count < len(missing) and (not count or size + missing[count].document_tokens <= batch_tokens):
+            size += missing[count].document_tokens
             count += 1
-        some, left = left[:count], left[count:]
-        features = pictures.gather([p for e in some for p in e.pictures[: e.document_pictures]])
-        states = compute_prefixes(host.model, some, features)
-        # What was computed while somebody changed the weights is nobody's.
-        shown = lookup.shown if weights_key(host) == lookup.weights else replace(lookup.shown, of=None)
-        for encoding, state in zip(some, states, strict=True):
-            found[encoding.document_key] = lookup.documents.put(encoding.document_key, state, shown, lookup.wanted)
-    lookup.latest.clear()
-    lookup.latest.update(found)
-    return found
+        chunk, missing = missing[:count], missing[count:]
+        features = pictures.get_or_compute([p for e in chunk for p in e.pictures[: e.document_pictures]])
+        computed = compute_prefixes(host.model, chunk, features)
+        # What was computed while the weights changed belongs to no model, and is not cached.
+        call = lookup.call if weights_key(host) == lookup.weights else replace(lookup.call, owner=None)
+        for encoding, prefix in zip(chunk, computed, strict=True):
+            prefixes_by_key[encoding.document_key] = lookup.documents.put(encoding.document_key, prefix, call, lookup.explicit)
+    lookup.last_batch.clear()
+    lookup.last_batch.update(prefixes_by_key)
+    return prefixes_by_key
 
 
 def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOptions) -> int:
@@ -118,9 +136,9 @@ def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOption
     if not host.documents.max_bytes and host.documents.folder is None:
         raise InputError("there is no room to keep documents: max_bytes is 0 and there is no folder.")
     pictures = VisualFeatures(host.model, host.sessions)
-    lookup = begin_lookup(host, pictures, wanted=True)
+    lookup = begin_lookup(host, pictures, explicit=True)
     warn_of_files(documents)
-    before = host.documents.counts.computed
+    computed_before = host.documents.counts.computed
     bar = Progress(len(documents), "reading", run.progress)
     with torch.inference_mode():
         chunk: list[Encoding] = []
@@ -134,7 +152,7 @@ def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOption
                 bar.advance(len(chunk))
                 chunk = []
     bar.close()
-    return host.documents.counts.computed - before
+    return host.documents.counts.computed - computed_before
 
 
 def weights_key(host: Host) -> object:
@@ -145,7 +163,7 @@ def weights_key(host: Host) -> object:
     versions = tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters)
     with torch.no_grad():
         samples = [
-            torch.cat([part for i in some for part in _sampled(parameters[i])]).tolist()
+            torch.cat([part for i in some for part in _sample_weight(parameters[i])]).tolist()
             for some in group_equal(p.dtype for p in parameters).values()
         ]
     return (*_adapter_state(host), host.image_settings, versions, samples)
@@ -171,9 +189,13 @@ def _adapter_state(host: Host) -> tuple[object, ...]:
     return adapters.active, adapters.merged, repr(adapters.configs.get(adapters.active or ""))
 
 
-def _sampled(weight: Tensor) -> tuple[Tensor, ...]:
+def _sample_weight(weight: Tensor) -> tuple[Tensor, ...]:
     """A few numbers of each quarter, side by side, as a GPU gathers them in few steps."""
     flat = weight.flatten()
-    if len(flat) <= QUARTERS * SAMPLED:
+    if len(flat) <= WEIGHT_SAMPLE_PLACES * WEIGHT_SAMPLES_PER_PLACE:
         return (flat,)
-    return flat[: len(flat) // QUARTERS * QUARTERS].view(QUARTERS, -1)[:, :SAMPLED].unbind()
+    return (
+        flat[: len(flat) // WEIGHT_SAMPLE_PLACES * WEIGHT_SAMPLE_PLACES]
+        .view(WEIGHT_SAMPLE_PLACES, -1)[:, :WEIGHT_SAMPLES_PER_PLACE]
+        .unbind()
+    )

@@ -15,44 +15,44 @@ BAR_SECONDS, LINE_SECONDS = 0.1, 30.0
 class Progress:
     """On stderr, share done and time left: a bar where it is a terminal, else a line every 30 seconds."""
 
-    def __init__(self, total: int, label: str, shown: bool) -> None:
-        self.total, self.label, self.shown = max(total, 1), label, shown
-        self.bar = shown and is_terminal()
-        self.done, self.begin = 0.0, monotonic()
-        self.last = -math.inf if self.bar else self.begin  # a short run leaves no line in a log
+    def __init__(self, total: int, label: str, enabled: bool) -> None:
+        self.total, self.label, self.enabled = max(total, 1), label, enabled
+        self.bar = enabled and is_terminal()
+        self.done, self.started = 0.0, monotonic()
+        self.last_shown = -math.inf if self.bar else self.started  # a short run leaves no line in a log
 
     def advance(self, amount: float = 1) -> None:
         self.done += amount
         self.show()
 
-    def part(self, total: int, amount: float) -> Part:
-        """`amount` of this as a piece of work that is counted in another way, `total` in all."""
-        return Part(self, amount / max(total, 1))
+    def part(self, total: int, amount: float) -> ProgressPart:
+        """A piece of work that is counted in its own units, `total` in all, and is `amount` of this."""
+        return ProgressPart(self, amount / max(total, 1))
 
-    def begin_now(self) -> None:
+    def restart_clock(self) -> None:
         """Count the time that is left from here: what went before is not what the rest is like."""
-        self.begin = monotonic()
+        self.started = monotonic()
 
-    def show(self, meanwhile: str = "") -> None:
-        """Write, where it is time to. `meanwhile`: what is under way where nothing is done yet, so that no time left is known."""
+    def show(self, status: str = "") -> None:
+        """Write, where it is time to. `status`: what is under way where nothing is done yet, so that no time left is known."""
         now = monotonic()
-        if not self.shown:
+        if not self.enabled:
             return
         complete = self.done >= self.total * (1 - 1e-9)
-        due = now - self.last >= (BAR_SECONDS if self.bar else LINE_SECONDS)
+        due = now - self.last_shown >= (BAR_SECONDS if self.bar else LINE_SECONDS)
         if not due and not (self.bar and complete):
             return
-        self.last = now
+        self.last_shown = now
         share = min(self.done / self.total, 1.0)
-        left = (now - self.begin) * (1 - share) / share if share else math.inf
+        left = (now - self.started) * (1 - share) / share if share else math.inf
         if self.bar:
             # As wide whatever it says, so that it covers what it said before.
             width = max(10, min(40, shutil.get_terminal_size().columns - 40))
             filled = math.floor(share * width)
-            told = f"{left:5.0f} s left" if share else meanwhile
-            _write(f"\r{self.label:8} [{'#' * filled}{'.' * (width - filled)}] {share:4.0%}, {told:20.20}")
-        elif not complete and (share or meanwhile):
-            _write(f"m0: {self.label}: {share:.0%}, {f'{left:.0f} s left' if share else meanwhile}\n")
+            suffix = f"{left:5.0f} s left" if share else status
+            _write(f"\r{self.label:8} [{'#' * filled}{'.' * (width - filled)}] {share:4.0%}, {suffix:20.20}")
+        elif not complete and (share or status):
+            _write(f"m0: {self.label}: {share:.0%}, {f'{left:.0f} s left' if share else status}\n")
 
     def close(self) -> None:
         if self.bar:
@@ -60,18 +60,18 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Part of a `Progress`, which advances with it."""
+class ProgressPart:
+    """A piece of work in a `Progress`, which advances with it."""
 
-    whole: Progress
-    worth: float
-    """Of the whole's units in one of the part's."""
+    parent: Progress
+    scale: float
+    """How many units of `parent` one unit of this is."""
 
     def advance(self, amount: float = 1) -> None:
-        self.whole.advance(amount * self.worth)
+        self.parent.advance(amount * self.scale)
 
     def close(self) -> None:
-        """The whole goes on."""
+        """Nothing: `parent` goes on."""
 
 
 def is_terminal() -> bool:

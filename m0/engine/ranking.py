@@ -15,7 +15,7 @@ from m0.engine.batching import CHUNK_BATCHES
 from m0.engine.cascade import Cascade
 from m0.engine.host import Host
 from m0.engine.options import RunOptions
-from m0.engine.parallel import agreed, is_split
+from m0.engine.parallel import gather_objects, is_split
 from m0.engine.progress import Progress
 from m0.engine.results import FailedDocument, RankedDocument, Ranking
 from m0.engine.scoring import ScoringCall, score_prompts
@@ -63,7 +63,7 @@ class _Ranker:
                 self.score()
                 tokens = 0
         if at_once:
-            self.bar.begin_now()
+            self.bar.restart_clock()
         return None
 
     def score(self) -> None:
@@ -72,42 +72,46 @@ class _Ranker:
             return
         drafts, done = self.draft_scores(self.cascade) if self.cascade else ({}, 0.0)
         full = [index for index in self.waiting if index not in drafts]
-        part = self.bar, len(self.waiting) - done
-        found = score_prompts(self.host, [self.waiting[index] for index in full], self.how, part_of=part)
-        by_index = dict(zip(full, found.tolist(), strict=True)) | drafts
-        logits = torch.tensor([by_index[index] for index in self.waiting], dtype=found.dtype)
+        bar_part = self.bar, len(self.waiting) - done
+        full_logits = score_prompts(self.host, [self.waiting[index] for index in full], self.how, part_of=bar_part)
+        by_index = dict(zip(full, full_logits.tolist(), strict=True)) | drafts
+        logits = torch.tensor([by_index[index] for index in self.waiting], dtype=full_logits.dtype)
         scores = relevance(logits, self.host.model.config.logit_bias)
         for (index, encoding), logit, value in zip(self.waiting.items(), logits.tolist(), scores.tolist(), strict=True):
-            about = encoding.counts, encoding.cut
-            self.results.append(RankedDocument(index, value, logit, self.documents[index], *about, index in drafts))
+            prompt_facts = encoding.counts, encoding.cut
+            self.results.append(RankedDocument(index, value, logit, self.documents[index], *prompt_facts, index in drafts))
         self.waiting.clear()
 
     def draft_scores(self, cascade: Cascade) -> tuple[dict[int, float], float]:
         """Cheap logits of the documents that a cascade does not score in full, and how many documents' work that was."""
-        cheap = self.waiting
+        draft_prompts = self.waiting
         if cascade.max_pixels is not None:
-            asked = cascade.smaller(self.query)
-            shown = {index: cascade.smaller(encoding.parts["document"]) for index, encoding in self.waiting.items()}
-            cheap = {index: self.host.prompt.encode(asked, parts, self.limits) for index, parts in shown.items()}
+            small_query = cascade.smaller(self.query)
+            small_documents = {index: cascade.smaller(encoding.parts["document"]) for index, encoding in self.waiting.items()}
+            draft_prompts = {
+                index: self.host.prompt.encode(small_query, parts, self.limits) for index, parts in small_documents.items()
+            }
         layers = self.host.model.config.decoder.num_layers
-        draft = sum(map(len, cheap.values())) * (cascade.depth or layers) / layers
-        full = sum(map(len, self.waiting.values())) * min(cascade.keep / len(cheap), 1)
-        done = len(cheap) * draft / (draft + full)
-        logits = score_prompts(self.host, list(cheap.values()), self.how, cascade, (self.bar, done))
-        order = sorted(zip(cheap, logits.tolist(), strict=True), key=lambda pair: -pair[1])
+        draft_cost = sum(map(len, draft_prompts.values())) * (cascade.depth or layers) / layers
+        full_cost = sum(map(len, self.waiting.values())) * min(cascade.keep / len(draft_prompts), 1)
+        done = len(draft_prompts) * draft_cost / (draft_cost + full_cost)
+        logits = score_prompts(self.host, list(draft_prompts.values()), self.how, cascade, (self.bar, done))
+        order = sorted(zip(draft_prompts, logits.tolist(), strict=True), key=lambda pair: -pair[1])
         return dict(order[cascade.keep :]), done
 
-    def settle_failures(self, refused: InputError | None) -> InputError | None:
-        """Processes that share a ranking settle what they have read: what one of them cannot use, none does. Returns what all raise."""
-        said = agreed((str(refused) if refused else "", {f.index: f.error for f in self.failed}))
-        if refusals := [text for text, _ in said if text]:
-            return InputError(refusals[0])
-        lost = {index: error for _, errors in said for index, error in errors.items()}
-        known = {f.index for f in self.failed}
-        self.failed += [FailedDocument(i, error, self.documents[i]) for i, error in sorted(lost.items()) if i not in known]
-        for index in lost:
+    def agree_on_failures(self, first_error: InputError | None) -> InputError | None:
+        """Processes that share a ranking agree on what they have read: what one of them cannot use, none does. Returns what all raise."""
+        gathered = gather_objects((str(first_error) if first_error else "", {f.index: f.error for f in self.failed}))
+        if messages := [text for text, _ in gathered if text]:
+            return InputError(messages[0])
+        failed_anywhere = {index: error for _, errors in gathered for index, error in errors.items()}
+        failed_here = {f.index for f in self.failed}
+        self.failed += [
+            FailedDocument(i, error, self.documents[i]) for i, error in sorted(failed_anywhere.items()) if i not in failed_here
+        ]
+        for index in failed_anywhere:
             self.waiting.pop(index, None)
-        keys = agreed(sha256(repr([encoding.key for encoding in self.waiting.values()]).encode()).hexdigest())
+        keys = gather_objects(sha256(repr([encoding.key for encoding in self.waiting.values()]).encode()).hexdigest())
         if len(set(keys)) > 1:
             return InputError("the processes that share a ranking were given different documents or queries.")
         return None
@@ -128,14 +132,14 @@ def rank(
     check_ranking(host, documents, on_error, cascade, limits, run)
     how = ScoringCall(run.tokens(host.model.device), run.progress, VisualFeatures(host.model, host.sessions), run.shared)
     warn_of_files(documents)
-    asked = read_side(query, "query", host.image_settings)
+    query_parts = read_side(query, "query", host.image_settings)
     with closing(Progress(len(documents), "scoring", run.progress)) as bar:
-        ranker = _Ranker(host, asked, documents, limits, how, cascade, bar)
-        refused = ranker.read(on_error)
+        ranker = _Ranker(host, query_parts, documents, limits, how, cascade, bar)
+        error = ranker.read(on_error)
         if run.shared:
-            refused = ranker.settle_failures(refused)
-        if refused is not None:
-            raise refused
+            error = ranker.agree_on_failures(error)
+        if error is not None:
+            raise error
         ranker.score()
     ranker.results.sort(key=lambda result: (result.approximate, -result.logit, result.index))
     return Ranking(ranker.results[:top_n], ranker.failed)
@@ -160,7 +164,7 @@ def check_ranking(
         raise InputError("shared is set, but the model is split over the same processes: all of them score every document.")
 
 
-def without(ranking: Ranking, lost: dict[int, str]) -> Ranking:
+def remove_documents(ranking: Ranking, errors: dict[int, str]) -> Ranking:
     """The ranking without some of its documents, which are listed as failed, with why."""
-    failed = [FailedDocument(r.index, lost[r.index], r.document) for r in ranking if r.index in lost]
-    return replace(ranking, results=[r for r in ranking if r.index not in lost], failed=[*ranking.failed, *failed])
+    failed = [FailedDocument(r.index, errors[r.index], r.document) for r in ranking if r.index in errors]
+    return replace(ranking, results=[r for r in ranking if r.index not in errors], failed=[*ranking.failed, *failed])

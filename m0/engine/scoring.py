@@ -13,11 +13,11 @@ from m0.engine.batch import Batch
 from m0.engine.batching import batches
 from m0.engine.cascade import Cascade
 from m0.engine.host import Host
-from m0.engine.parallel import shared_out
-from m0.engine.prefixes import begin_lookup, cached_or_worth_it, get_or_compute_prefixes
+from m0.engine.parallel import distribute_work
+from m0.engine.prefixes import begin_lookup, find_cacheable, get_or_compute_prefixes
 from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
-from m0.engine.watching import call, wants_every_token
+from m0.engine.watching import announce_call, wants_every_token
 from m0.errors import M0Error
 from m0.inputs.prompt import Encoding
 from m0.model.attention import group_equal
@@ -52,21 +52,21 @@ def score_prompts(
     if pictures is None or host.sessions:  # who watches sees every picture of a call
         pictures = VisualFeatures(host.model, host.sessions)
 
-    def work(own: Iterable[int]) -> Tensor:
+    def score_numbers(numbers: Iterable[int]) -> Tensor:
         # What is recorded may be used where gradients flow, so then it must not be inference's.
         with torch.no_grad() if host.sessions else torch.inference_mode():
-            return _scored(host, [encodings[i] for i in own], how, draft, pictures, part_of)
+            return _score_locally(host, [encodings[i] for i in numbers], how, draft, pictures, part_of)
 
     if not how.shared:
-        return work(range(len(encodings)))
+        return score_numbers(range(len(encodings)))
     documents = group_equal(encoding.document_key for encoding in encodings).values()
     groups = sorted(documents, key=lambda members: -sum(len(encodings[i]) for i in members))
-    found = shared_out(groups, lambda own: work(own).tolist())
-    working = torch.promote_types(host.model.dtype, torch.float32)
-    return torch.tensor([found[number] for number in range(len(encodings))], dtype=working)
+    logits = distribute_work(groups, lambda numbers: score_numbers(numbers).tolist())
+    dtype = torch.promote_types(host.model.dtype, torch.float32)
+    return torch.tensor([logits[number] for number in range(len(encodings))], dtype=dtype)
 
 
-def _scored(
+def _score_locally(
     host: Host,
     encodings: list[Encoding],
     how: ScoringCall,
@@ -76,38 +76,38 @@ def _scored(
 ) -> Tensor:
     """The same in this process."""
     # The same prompt twice is scored once: a row's place in a batch may change its last bit.
-    numbers: dict[Any, int] = {}
+    row_of_key: dict[Any, int] = {}
     keys = [place if host.sessions else encoding.key for place, encoding in enumerate(encodings)]
-    places = [numbers.setdefault(key, len(numbers)) for key in keys]
-    different = list(dict(zip(places, encodings, strict=True)).values())
+    row_of_prompt = [row_of_key.setdefault(key, len(row_of_key)) for key in keys]
+    unique = list(dict(zip(row_of_prompt, encodings, strict=True)).values())
     order: list[int] = []
-    found: list[Tensor] = []
-    tokens = sum(len(encoding) for encoding in different)
+    batch_logits: list[Tensor] = []
+    tokens = sum(len(encoding) for encoding in unique)
     bar = part_of[0].part(tokens, part_of[1]) if part_of else Progress(tokens, "scoring", how.progress)
     # A draft score is no reason to compute a document whole, nor to count it as seen.
-    keeps = host.documents.max_bytes or host.documents.folder is not None
-    lookup = begin_lookup(host, pictures) if keeps and not host.sessions and not draft else None
-    known = cached_or_worth_it(different, lookup) if lookup else set()
+    has_cache = host.documents.max_bytes or host.documents.folder is not None
+    lookup = begin_lookup(host, pictures) if has_cache and not host.sessions and not draft else None
+    cacheable = find_cacheable(unique, lookup) if lookup else set()
     # Who watches wants every pair to have tokens of its own.
     share, every_token = not host.sessions, wants_every_token(host.sessions)
-    with call(host, different):
-        for members in batches(different, how.batch_tokens, known, share):
-            some = [different[i] for i in members]
-            cached = [encoding for encoding in some if encoding.document_key in known]
-            states = get_or_compute_prefixes(host, cached, how.batch_tokens, pictures, lookup) if lookup else {}
-            batch = Batch.of(some, share, host.model.device, states)
-            features = pictures.gather(batch.pictures)
+    with announce_call(host, unique):
+        for members in batches(unique, how.batch_tokens, cacheable, share):
+            batch_encodings = [unique[i] for i in members]
+            cacheable_encodings = [encoding for encoding in batch_encodings if encoding.document_key in cacheable]
+            prefixes = get_or_compute_prefixes(host, cacheable_encodings, how.batch_tokens, pictures, lookup) if lookup else {}
+            batch = Batch.of(batch_encodings, share, host.model.device, prefixes)
+            features = pictures.get_or_compute(batch.pictures)
             for session in host.sessions:
                 session.enter_batch(members, batch.packing)
             order += members
-            found.append(batch.score(host.model, features, draft.depth if draft else None, every_token))
-            bar.advance(sum(len(different[i]) for i in members))
+            batch_logits.append(batch.score(host.model, features, draft.depth if draft else None, every_token))
+            bar.advance(sum(len(unique[i]) for i in members))
     bar.close()
-    logits = torch.empty(len(different), dtype=torch.promote_types(host.model.dtype, torch.float32))
-    if found:
-        logits[order] = torch.cat(found).to("cpu", logits.dtype)
+    logits = torch.empty(len(unique), dtype=torch.promote_types(host.model.dtype, torch.float32))
+    if batch_logits:
+        logits[order] = torch.cat(batch_logits).to("cpu", logits.dtype)
     if not torch.isfinite(logits).all():
         raise M0Error(
             f"the model gave a score that is not a number in {host.model.dtype}; its weights are damaged or overflow this type."
         )
-    return logits[places]
+    return logits[row_of_prompt]

@@ -13,12 +13,12 @@ from datetime import timedelta
 import torch.distributed as dist
 
 WAIT_SECONDS = 2.0
-"""For what the first process says."""
+"""How long the other processes wait for the first one's sentence."""
 
 
 @contextlib.contextmanager
-def one_voice(first: bool) -> Iterator[None]:
-    """All processes read the same files and find the same to say of them: only the first is heard on stderr."""
+def only_first_on_stderr(first: bool) -> Iterator[None]:
+    """All processes read the same files and would print the same messages: only the first one's reach stderr."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(sys.stderr if first else nowhere):
         yield
 
@@ -29,7 +29,7 @@ def exit_status(status: int) -> int:
     return 0 if status == 1 and dist.is_initialized() else status
 
 
-def first_says(sentence: str) -> bool:
+def is_said_by_first(sentence: str) -> bool:
     """Whether the first process ends with the same sentence, so that this one can be silent. Every process that ends with an error
     must call this; the first leaves its sentence in torchrun's store, the others wait a moment for it."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -37,8 +37,8 @@ def first_says(sentence: str) -> bool:
     key = f"m0/last words/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     stopped: list[int] = []
     with contextlib.suppress(RuntimeError, ValueError, KeyError):  # no store there: rather twice than never
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=5))
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=5))
         if os.environ["RANK"] == "0":
             store.set(key, sentence)
             return False

@@ -33,13 +33,16 @@ def compute_score(
     batch_size = whole_number(batch_size, "batch_size")
     if isinstance(pairs, list) and len(pairs) == 2 and not is_row(pairs[0]):  # a mapping is refused below
         pairs = [pairs]
-    typed = [(_typed(query, query_type), _typed(document, doc_type)) for query, document in listed_pairs(pairs)]
+    typed_pairs = [
+        (_as_picture_or_text(query, query_type), _as_picture_or_text(document, doc_type))
+        for query, document in listed_pairs(pairs)
+    ]
     scores: list[float] = []
-    batch_size = len(typed) if host.sessions else batch_size  # who watches sees all pairs in one call
-    bar = Progress(len(typed), "scoring", show_progress)
+    batch_size = len(typed_pairs) if host.sessions else batch_size  # who watches sees all pairs in one call
+    bar = Progress(len(typed_pairs), "scoring", show_progress)
     how = ScoringCall(tokens_at_a_time(None, host.model.device), pictures=VisualFeatures(host.model, host.sessions))
-    for start in range(0, len(typed), batch_size):
-        encodings = encode_pairs(host.prompt, typed[start : start + batch_size], limits, host.image_settings, start)
+    for start in range(0, len(typed_pairs), batch_size):
+        encodings = encode_pairs(host.prompt, typed_pairs[start : start + batch_size], limits, host.image_settings, start)
         logits = score_prompts(host, encodings, how)
         scores += (relevance(logits, host.model.config.logit_bias) if normalize_scores else logits).tolist()
         bar.advance(len(encodings))
@@ -47,5 +50,6 @@ def compute_score(
     return scores[0] if len(scores) == 1 else scores
 
 
-def _typed(value: Any, kind: str) -> Any:
+def _as_picture_or_text(value: Any, kind: str) -> Any:
+    """A value as `Reranker.rank` takes it: of kind "image" a string is a picture, not text."""
     return {"image": value} if kind == "image" and not isinstance(value, dict | list) else value

@@ -9,36 +9,37 @@ from torch import Tensor
 
 from m0.checkpoints.mapped_memory import release
 from m0.engine.prefix_cache import DocumentCache
-from m0.engine.watching import WatchingSession, visual_features_of
+from m0.engine.watching import WatchingSession, compute_missing_features
 from m0.inputs.images import Picture
 from m0.model.reranker_model import RerankerModel
 
-KEPT_VISUAL_TOKENS = 16384
-"""Visual tokens of pictures whose features are kept during a call, for pairs that show them again."""
-RELEASE_TOKENS = 512
-"""Visual tokens to compute for which tower and decoder take turns in memory; reading weights again costs a tenth of a second."""
+MAX_CACHED_VISUAL_TOKENS = 16384
+"""Visual tokens that are cached during a call, for pairs that show the same pictures again."""
+MIN_TOKENS_TO_RELEASE = 512
+"""From so many visual tokens to compute on, memory-mapped weights of tower and decoder are in memory one after the other; reading
+weights again costs a tenth of a second."""
 
 
 class VisualFeatures:
-    """Vision output of each different picture, computed when first asked for and kept while it is likely to be asked for again."""
+    """The vision tower's output for each different picture of a call, computed when first asked for and cached, the last used ones."""
 
     def __init__(self, model: RerankerModel, sessions: Sequence[WatchingSession]) -> None:
         self.model, self.sessions = model, sessions
         self.features: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.asked: tuple[DocumentCache | None, int | None] = (None, None)
-        """The cache that the call they are of has asked for documents, and the call's number there."""
+        self.document_cache_call: tuple[DocumentCache | None, int | None] = (None, None)
+        """The prefix cache that this call uses, and the call's number there (`CacheCall`)."""
 
-    def gather(self, pictures: list[Picture]) -> Tensor | None:
+    def get_or_compute(self, pictures: list[Picture]) -> Tensor | None:
         """Visual tokens of these pictures, end to end; None for none."""
-        unseen = sum({p.digest: p.num_tokens for p in pictures if p.digest not in self.features}.values())
-        long = unseen >= RELEASE_TOKENS and self.model.device.type == "cpu"
-        if long:
+        missing_tokens = sum({p.digest: p.num_tokens for p in pictures if p.digest not in self.features}.values())
+        releases_weights = missing_tokens >= MIN_TOKENS_TO_RELEASE and self.model.device.type == "cpu"
+        if releases_weights:
             release(self.model.decoder.layers.parameters())
-        result = visual_features_of(self.model, self.sessions, pictures, self.features)
-        if long:
+        result = compute_missing_features(self.model, self.sessions, pictures, self.features)
+        if releases_weights:
             release(self.model.vision.parameters())
         for picture in pictures:
             self.features.move_to_end(picture.digest)
-        while sum(map(len, self.features.values())) > KEPT_VISUAL_TOKENS and len(self.features) > 1:
+        while sum(map(len, self.features.values())) > MAX_CACHED_VISUAL_TOKENS and len(self.features) > 1:
             self.features.popitem(last=False)
         return result

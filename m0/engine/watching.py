@@ -24,7 +24,7 @@ class WatchingSession(Protocol):
     """What scoring needs of something that records or edits."""
 
     records: bool
-    """Whether it only looks on."""
+    """Whether it only reads activations; False: it edits them."""
     silent: bool
     every_token: bool
     """Whether it looks at all tokens of the last layer, not the score token's row alone."""
@@ -35,15 +35,21 @@ class WatchingSession(Protocol):
         ...
 
     @property
-    def astray(self) -> bool:
+    def hooks_stale(self) -> bool:
         """Whether its hooks are on modules that the model no longer has."""
         ...
 
     def attach(self) -> None: ...
     def detach(self) -> None: ...
     def begin(self, encodings: Sequence[Encoding]) -> None: ...
-    def enter_batch(self, numbers: Sequence[int], packing: Packing) -> None: ...
-    def enter_pictures(self, pictures: Sequence[Picture]) -> None: ...
+    def enter_batch(self, numbers: Sequence[int], packing: Packing) -> None:
+        """These pairs of the call go through the decoder next."""
+        ...
+
+    def enter_vision_batch(self, pictures: Sequence[Picture]) -> None:
+        """These pictures go through the vision tower next."""
+        ...
+
     def end(self) -> None: ...
 
 
@@ -96,22 +102,22 @@ def wants_every_token(sessions: Sequence[WatchingSession]) -> bool:
 
 
 @contextmanager
-def call(reranker: Scorer, encodings: Sequence[Encoding], record: bool | WatchingSession = True) -> Iterator[None]:
+def announce_call(reranker: Scorer, encodings: Sequence[Encoding], record: bool | WatchingSession = True) -> Iterator[None]:
     """Tell all open sessions of a call with these pairs, and of its end. `record` False: only those that edit hear of it; a
     recording: these and it alone."""
-    if any(session.astray for session in reranker.sessions):
+    if any(session.hooks_stale for session in reranker.sessions):
         for session in reranker.sessions:
             session.detach()
         for session in reranker.sessions:  # in the old order, for who comes later sees what the others made
             session.attach()
-    heard = [session for session in reranker.sessions if record is True or session is record or not session.records]
-    with silence([session for session in reranker.sessions if session not in heard]):
-        for session in heard:
+    notified = [session for session in reranker.sessions if record is True or session is record or not session.records]
+    with silence([session for session in reranker.sessions if session not in notified]):
+        for session in notified:
             session.begin(encodings)
         try:
             yield
         finally:
-            for session in heard:
+            for session in notified:
                 session.end()
 
 
@@ -128,27 +134,33 @@ def silence(sessions: Sequence[WatchingSession]) -> Iterator[None]:
             session.silent = silent
 
 
-def visual_features_of(
-    model: RerankerModel, sessions: Sequence[WatchingSession], pictures: Sequence[Picture], seen: MutableMapping[bytes, Tensor]
+def compute_missing_features(
+    model: RerankerModel,
+    sessions: Sequence[WatchingSession],
+    pictures: Sequence[Picture],
+    features: MutableMapping[bytes, Tensor],
 ) -> Tensor | None:
-    """Visual tokens of these pictures, end to end; None for none. Each different one that is not in `seen`, by digest, goes through
-    the tower, and is put there."""
+    """Visual tokens of these pictures, end to end; None for none.
+
+    `features`: by a picture's digest; each different picture that is not there goes through the tower, and is added. For pictures of a
+    call, whose sessions are told; `Batch.compute_visual_features` is for training and calibration, where nothing is cached.
+    """
     if not pictures:
         return None
-    unseen = {picture.digest: picture for picture in pictures if picture.digest not in seen}
+    missing = {picture.digest: picture for picture in pictures if picture.digest not in features}
     # What is watched is formed whole, scores and patterns too.
     at_a_time = CPU_VISION_PATCHES if model.device.type == "cpu" or sessions else GPU_VISION_PATCHES
-    for group in _patch_groups(list(unseen.values()), at_a_time):
+    for group in _group_by_patches(list(missing.values()), at_a_time):
         for session in sessions:
-            session.enter_pictures(group)
+            session.enter_vision_batch(group)
         patches = torch.cat([picture.patches_on(model.device) for picture in group])
-        features = model.vision(patches, [picture.grid for picture in group])
-        for picture, part in zip(group, features.split([picture.num_tokens for picture in group]), strict=True):
-            seen[picture.digest] = part
-    return torch.cat([seen[picture.digest] for picture in pictures])
+        group_features = model.vision(patches, [picture.grid for picture in group])
+        for picture, part in zip(group, group_features.split([picture.num_tokens for picture in group]), strict=True):
+            features[picture.digest] = part
+    return torch.cat([features[picture.digest] for picture in pictures])
 
 
-def _patch_groups(pictures: Sequence[Picture], at_a_time: int) -> Iterator[list[Picture]]:
+def _group_by_patches(pictures: Sequence[Picture], at_a_time: int) -> Iterator[list[Picture]]:
     group: list[Picture] = []
     size = 0
     for picture in pictures:

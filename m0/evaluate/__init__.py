@@ -3,11 +3,11 @@
 files       lines and columns of the files read
 dataset     corpus, queries, judgements
 bm25        a first stage and baseline
-candidates  which documents meet which queries
+candidates  which documents are scored for which queries
 evaluation  scoring, resumable and shared over processes
 cuts        what was cut or not read
-store       scores kept on disk
-seen        pictures, which may change in between
+store       scores on disk
+picture_hashes  whether pictures have changed since they were scored
 metrics     measures, intervals, tests
 contrast    Winoground's captions and pictures
 runs        TREC files

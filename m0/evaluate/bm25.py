@@ -21,7 +21,7 @@ UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿຀-໿က-႟ក-�
 def terms(text: str) -> list[str]:
     """Lower-case words; for Chinese, Japanese, Thai, Lao, Burmese and Khmer pairs of neighbouring characters."""
     found: list[str] = []
-    for kind, characters in itertools.groupby(unicodedata.normalize("NFKC", text).casefold(), _kind):
+    for kind, characters in itertools.groupby(unicodedata.normalize("NFKC", text).casefold(), _character_kind):
         word = "".join(characters)
         if kind == "unspaced" and len(word) > 1:
             found += [word[i : i + 2] for i in range(len(word) - 1)]
@@ -31,7 +31,7 @@ def terms(text: str) -> list[str]:
 
 
 @cache
-def _kind(character: str) -> str:
+def _character_kind(character: str) -> str:
     if UNSPACED.match(character):
         return "unspaced"
     # Marks belong to the letter before them: vowel signs of Hindi or Tamil, vowel points of Arabic or Hebrew.
@@ -48,15 +48,15 @@ class BM25:
             raise MissingExtraError("BM25 needs bm25s: pip install 'm0-reranker[eval]'.") from None
         self.ids = list(texts)
         words = [terms(text) for text in texts.values()]
-        self.known = {word for some in words for word in some}
+        self.vocabulary = {word for text_words in words for word in text_words}
         self.index = bm25s.BM25()
-        if self.known:  # documents that are pictures alone have no words
+        if self.vocabulary:  # documents that are pictures alone have no words
             self.index.index(words, show_progress=False)
 
     def scores(self, query: str) -> np.ndarray:
         """Of every document, in the order given."""
-        wanted = [term for term in terms(query) if term in self.known]
-        return self.index.get_scores(wanted) if wanted else np.zeros(len(self.ids), dtype=np.float32)
+        query_terms = [term for term in terms(query) if term in self.vocabulary]
+        return self.index.get_scores(query_terms) if query_terms else np.zeros(len(self.ids), dtype=np.float32)
 
 
 def bm25_run(dataset: Dataset, depth: int, ignore_identical_ids: bool = True) -> Run:
@@ -70,11 +70,11 @@ def bm25_run(dataset: Dataset, depth: int, ignore_identical_ids: bool = True) ->
         raise InputError(f"BM25 is asked for {depth} documents, but must be for at least 1.")
     index = BM25({key: dataset.text(document) for key, document in dataset.corpus.items()})
     run: Run = {}
-    places = {key: place for place, key in enumerate(index.ids)}
+    position_of_id = {key: position for position, key in enumerate(index.ids)}
     for query, content in dataset.queries.items():
         scores = index.scores(dataset.text(content))
-        if ignore_identical_ids and query in places:
-            scores[places[query]] = 0.0
+        if ignore_identical_ids and query in position_of_id:
+            scores[position_of_id[query]] = 0.0
         best = np.argsort(-scores, kind="stable")[:depth]
         run[query] = {index.ids[i]: float(scores[i]) for i in best if scores[i] > 0}
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from m0.evaluate.files import counted, few
+from m0.evaluate.files import format_count, format_ids
 from m0.inputs.prompt import CutPages, Encoding
 
 Cuts = tuple[str, ...]
@@ -20,8 +20,8 @@ def cuts_of(encoding: Encoding) -> Cuts:
     )
 
 
-class AllCuts:
-    """Those of an evaluation's pairs, by document and query."""
+class CutSummary:
+    """What was cut in an evaluation's pairs, by document and query."""
 
     def __init__(self, pairs: Mapping[tuple[str, str], Cuts | None]) -> None:
         """`pairs`: by query and document; None: not known."""
@@ -43,12 +43,12 @@ class AllCuts:
         for side, nouns in (("document", "documents"), ("query", "queries")):
             if texts := self.texts[side]:
                 verb = "was" if len(texts) == 1 else "were"
-                yield f"{counted(len(texts), nouns)} {verb} cut to fit: {few(texts)}."
+                yield f"{format_count(len(texts), nouns)} {verb} cut to fit: {format_ids(texts)}."
             if pages := self.pages[side]:
-                some = few([f"{key} ({page})" for key, page in pages.items()])
-                yield f"of {counted(len(pages), nouns)} only one page or frame was read: {some}."
+                pages_by_id = format_ids([f"{key} ({page})" for key, page in pages.items()])
+                yield f"of {format_count(len(pages), nouns)} only one page or frame was read: {pages_by_id}."
         if self.unknown:
-            yield f"whether anything was cut is not known of {counted(self.unknown, 'pairs')} that an earlier version scored."
+            yield f"whether anything was cut is not known of {format_count(self.unknown, 'pairs')} that an earlier version scored."
 
     def counts(self) -> dict[str, int]:
         """For the report."""
@@ -61,6 +61,6 @@ class AllCuts:
         }
 
 
-def is_cuts(value: Sequence[object]) -> bool:
-    """Whether a file's line may hold it."""
+def are_cuts(value: Sequence[object]) -> bool:
+    """Whether a value that was read from a file is `Cuts`."""
     return all(isinstance(cut, str) and cut.partition(" ")[0] in ("document", "query") for cut in value)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import InputError
-from m0.evaluate.files import content, counted, few, judgements, language, rows
+from m0.evaluate.files import format_count, format_ids, read_judgements, read_rows, row_content, row_language
 from m0.paths import path_of
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
@@ -55,27 +55,31 @@ class Dataset:
         if not directory.is_dir():
             raise InputError(f"{directory} is not a directory with a dataset in it.")
         digest = hashlib.sha256()
-        judged_in = directory / QRELS / f"{split}.tsv"
-        judged = judgements(judged_in, digest)
+        qrels_path = directory / QRELS / f"{split}.tsv"
+        judgements = read_judgements(qrels_path, digest)
         corpus = _Side.read(directory / CORPUS, digest)
-        queries = _Side.read(directory / QUERIES, digest, only=judged)
+        queries = _Side.read(directory / QUERIES, digest, only=judgements)
         if not corpus.contents:
             raise InputError(f"{directory / CORPUS} has only documents with neither title, text nor image.")
         if not queries.contents:
-            raise InputError(f"{directory / QUERIES} has nothing to ask for any of the {len(judged)} queries of {judged_in}.")
-        qrels = {query: documents for query, documents in judged.items() if query in queries.places}
+            raise InputError(
+                f"{directory / QUERIES} has nothing to ask for any of the {len(judgements)} queries of {qrels_path}."
+            )
+        qrels = {query: documents for query, documents in judgements.items() if query in queries.places}
         relevant = {document for documents in qrels.values() for document, grade in documents.items() if grade > 0}
         if not relevant:
-            raise InputError(f"{judged_in} judges no document as relevant to a query of {QUERIES}.")
+            raise InputError(f"{qrels_path} judges no document as relevant to a query of {QUERIES}.")
         if not relevant & corpus.places.keys():
-            raise InputError(f"{judged_in} judges none of the documents of {CORPUS} as relevant, as if it were another set's.")
-        lost = list(dict.fromkeys(document for some in qrels.values() for document in some if document not in corpus.places))
-        unusable = dict.fromkeys(lost, f"{judged_in} judges it, but {CORPUS} does not have it.")
-        unusable |= {document: _EMPTY.format(where) for document, where in corpus.empty.items()}
-        unusable |= {f"query {query}": _EMPTY.format(where) for query, where in queries.empty.items()}
-        notes = _notes(corpus, queries, lost, [query for query in judged if query not in qrels], qrels)
-        found = digest.hexdigest()
-        return cls(directory.name, corpus.contents, queries.contents, qrels, queries.languages, found, unusable, notes)
+            raise InputError(f"{qrels_path} judges none of the documents of {CORPUS} as relevant, as if it were another set's.")
+        missing = list(
+            dict.fromkeys(document for judged in qrels.values() for document in judged if document not in corpus.places)
+        )
+        unusable = dict.fromkeys(missing, f"{qrels_path} judges it, but {CORPUS} does not have it.")
+        unusable |= {document: _EMPTY_MESSAGE.format(where) for document, where in corpus.empty.items()}
+        unusable |= {f"query {query}": _EMPTY_MESSAGE.format(where) for query, where in queries.empty.items()}
+        notes = _notes(corpus, queries, missing, [query for query in judgements if query not in qrels], qrels)
+        fingerprint = digest.hexdigest()
+        return cls(directory.name, corpus.contents, queries.contents, qrels, queries.languages, fingerprint, unusable, notes)
 
     def refusal(self, why: str) -> InputError:
         """For where there will be no figures beside which the dataset's gaps are said: an error that says them, too."""
@@ -87,12 +91,12 @@ class Dataset:
         return "\n".join(part if isinstance(part, str) else part.get("text", "") for part in parts).strip()
 
 
-_EMPTY = "{}: has neither title, text nor image."
+_EMPTY_MESSAGE = "{}: has neither title, text nor image."
 
 
 @dataclass
 class _Side:
-    """What stands in corpus.jsonl or queries.jsonl."""
+    """The contents of corpus.jsonl or queries.jsonl."""
 
     contents: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
@@ -107,41 +111,41 @@ class _Side:
     def read(cls, path: Path, digest: Any, only: Mapping[str, Any] | None = None) -> _Side:
         """`only`: ids that count. Raises InputError naming the line."""
         side = cls()
-        for key, row, where in rows(path, digest):
+        for key, row, where in read_rows(path, digest):
             if only is not None and key not in only:
                 continue
-            found = content(row, path.parent, where)
+            content = row_content(row, path.parent, where)
             if key in side.places:
-                if side.contents.get(key) != found:
+                if side.contents.get(key) != content:
                     raise InputError(f"{where}: the id {key!r} stands here a second time, with other content.")
                 side.repeated.append(key)
                 continue
             side.places[key] = where
-            if found is None:
+            if content is None:
                 side.empty[key] = where
             else:
-                side.contents[key] = found
-            if spoken := language(row):
-                side.languages[key] = spoken
+                side.contents[key] = content
+            if language := row_language(row):
+                side.languages[key] = language
         return side
 
 
 def _notes(
-    corpus: _Side, queries: _Side, lost: list[str], unasked: list[str], qrels: Mapping[str, Mapping[str, int]]
+    corpus: _Side, queries: _Side, missing: list[str], missing_queries: list[str], qrels: Mapping[str, Mapping[str, int]]
 ) -> tuple[str, ...]:
     """A sentence on each kind of gap that there is."""
-    hopeless = [query for query, documents in qrels.items() if all(grade <= 0 for grade in documents.values())]
+    without_relevant = [query for query, documents in qrels.items() if all(grade <= 0 for grade in documents.values())]
     kinds = (
-        (f"{CORPUS} lacks", "judged", lost, "documents", "counted as not found"),
+        (f"{CORPUS} lacks", "judged", missing, "documents", "counted as not found"),
         (f"{CORPUS} has", "empty", list(corpus.empty), "documents", "not ranked"),
-        (f"{QUERIES} lacks", "judged", unasked, "queries", "left out of the figures"),
+        (f"{QUERIES} lacks", "judged", missing_queries, "queries", "left out of the figures"),
         (f"{QUERIES} has", "empty", list(queries.empty), "queries", "counted as 0"),
-        (f"{QUERIES} has", "", hopeless, "queries", "without any relevant document, counted as 0"),
+        (f"{QUERIES} has", "", without_relevant, "queries", "without any relevant document, counted as 0"),
         (f"{CORPUS} repeats", "", corpus.repeated, "documents", "counted once"),
         (f"{QUERIES} repeats", "", queries.repeated, "queries", "counted once"),
     )
     return tuple(
-        f"{begin} {counted(len(ids), noun, kind)}, {what}: {few(ids)}.".replace(", without", " without")
-        for begin, kind, ids, noun, what in kinds
+        f"{start} {format_count(len(ids), noun, kind)}, {what}: {format_ids(ids)}.".replace(", without", " without")
+        for start, kind, ids, noun, what in kinds
         if ids
     )

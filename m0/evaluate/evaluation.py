@@ -1,7 +1,7 @@
 """Rerank a dataset and measure the rankings.
 
 Pairs are scored document by document, so that each document is computed once for all its queries (`m0.engine.batch`), and every
-finished stretch is written down at once: an evaluation that was killed goes on where it stopped.
+finished chunk is written down at once: an evaluation that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,10 +20,19 @@ from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
 from m0.errors import InputError, M0Error, TooLongError
 from m0.evaluate.candidates import Candidates
-from m0.evaluate.cuts import AllCuts, Cuts, cuts_of
+from m0.evaluate.cuts import Cuts, CutSummary, cuts_of
 from m0.evaluate.dataset import Dataset
-from m0.evaluate.files import counted, few
-from m0.evaluate.metrics import DEFAULT, Comparison, Estimate, compare, estimate, parse_measures, per_query, tied_queries
+from m0.evaluate.files import format_count, format_ids
+from m0.evaluate.metrics import (
+    DEFAULT_MEASURES,
+    Comparison,
+    Estimate,
+    compare,
+    estimate,
+    parse_measures,
+    per_query,
+    tied_queries,
+)
 from m0.evaluate.runs import Run, write_run
 from m0.evaluate.store import Scores, ScoreStore
 from m0.inputs.prompt import Encoding
@@ -31,14 +40,14 @@ from m0.locks import uses_model
 from m0.paths import path_of
 from m0.reranker import Reranker
 
-CHUNK_PAIRS = 256
-"""Pairs between two writes, at least; a document's pairs stay together."""
-RUN, REPORT = "run.trec", "report.json"
+MIN_CHUNK_PAIRS = 256
+"""Least number of pairs that are scored between two writes to disk; a document's pairs stay together."""
+RUN_FILE, REPORT_FILE = "run.trec", "report.json"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run and what it is worth."""
+    """A run and its measures."""
 
     dataset: Dataset
     run: Run
@@ -58,7 +67,7 @@ class Evaluation:
         cls,
         dataset: Dataset,
         run: Mapping[str, Mapping[str, float]],
-        measures: Sequence[str] = DEFAULT,
+        measures: Sequence[str] = DEFAULT_MEASURES,
         failed: Mapping[str, str] | None = None,
         ignore_identical_ids: bool = True,
         remarks: Sequence[str] = (),
@@ -69,19 +78,23 @@ class Evaluation:
 
         Raises InputError on a score that is not a number, and where all that the run ranks is foreign to the dataset.
         """
-        remarks = [*remarks, *_of_run(dataset, run, name), *(_of_identical(dataset) if ignore_identical_ids else ())]
-        counting: Run = {
+        remarks = [
+            *remarks,
+            *_remarks_on_run(dataset, run, name),
+            *(_remarks_on_identical_ids(dataset) if ignore_identical_ids else ()),
+        ]
+        counted_run: Run = {
             query: {d: score for d, score in scores.items() if d != query or not ignore_identical_ids}
             for query, scores in run.items()
         }
-        values = per_query(dataset.qrels, counting, measures)
-        if tied := tied_queries(dataset.qrels, counting):
-            some = counted(len(tied), "queries")
+        values = per_query(dataset.qrels, counted_run, measures)
+        if tied := tied_queries(dataset.qrels, counted_run):
+            count = format_count(len(tied), "queries")
             remarks.append(
-                f"{name and f'{name}: '}in {some} documents of different relevance have equal scores; the later id goes first: "
-                f"{few(tied)}."
+                f"{name and f'{name}: '}in {count} documents of different relevance have equal scores; the later id goes first: "
+                f"{format_ids(tied)}."
             )
-        return cls(dataset, counting, values, dict(failed or {}), tuple(remarks), dict(cut or {}))
+        return cls(dataset, counted_run, values, dict(failed or {}), tuple(remarks), dict(cut or {}))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -164,7 +177,7 @@ def evaluate(
     dataset: Dataset,
     candidates: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
-    measures: Sequence[str] = DEFAULT,
+    measures: Sequence[str] = DEFAULT_MEASURES,
     progress: bool = False,
     ignore_identical_ids: bool = True,
     **options: Any,
@@ -188,12 +201,12 @@ def evaluate(
     is missing from the run, which counts as not found, and is listed in `failed`.
     """
     parse_measures(measures)
-    asked = Candidates.of(dataset, candidates, ignore_identical_ids)
-    wanted = asked.wanted
-    store, scores = _scores(reranker, dataset, wanted, out, progress, options)
+    selected = Candidates.of(dataset, candidates, ignore_identical_ids)
+    queries_by_document = selected.queries_by_document
+    store, scores = _score_or_resume(reranker, dataset, queries_by_document, out, progress, options)
     run: Run = {query: {} for query in dataset.queries}
     cuts: dict[tuple[str, str], Cuts | None] = {}
-    for document, queries in wanted.items():
+    for document, queries in queries_by_document.items():
         for query in queries:
             pair = query, document
             if pair in scores.logits:
@@ -205,140 +218,147 @@ def evaluate(
     if not any(run.values()):
         what, why = next(iter(scores.failed.items()))
         raise dataset.refusal(f"nothing could be scored, beginning with {what}: {why}")
-    failed = {**dataset.unusable, **asked.absent, **scores.failed}
-    cut = AllCuts(cuts)
-    remarks = [*asked.remarks(dataset), *cut.remarks()]
+    failed = {**dataset.unusable, **selected.missing_documents, **scores.failed}
+    cut_summary = CutSummary(cuts)
+    remarks = [*selected.remarks(dataset), *cut_summary.remarks()]
     name = reranker.name or "the model"
-    evaluation = Evaluation.of(dataset, run, measures, failed, ignore_identical_ids, remarks, name, cut.counts())
+    evaluation = Evaluation.of(dataset, run, measures, failed, ignore_identical_ids, remarks, name, cut_summary.counts())
     if store is not None and (not dist.is_initialized() or dist.get_rank() == 0):
-        write_run(store.directory / RUN, run)
-        store.write_json(REPORT, evaluation.report())
+        write_run(store.directory / RUN_FILE, run)
+        store.write_json(REPORT_FILE, evaluation.report())
     return evaluation
 
 
-def _scores(
+def _score_or_resume(
     reranker: Reranker,
     dataset: Dataset,
-    wanted: Mapping[str, list[str]],
+    queries_by_document: Mapping[str, list[str]],
     out: str | os.PathLike[str] | None,
     progress: bool,
     options: Mapping[str, Any],
 ) -> tuple[ScoreStore | None, Scores]:
-    """Where scores are kept, and those of all processes."""
+    """Scores of all processes, those of an earlier evaluation in `out` among them, and where they are stored."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world > 1 and out is None:
         raise InputError("an evaluation in several processes needs out, a directory to share results in.")
-    store = ScoreStore(path_of(out), _about(reranker, dataset, wanted, options), rank, dataset) if out is not None else None
+    store = (
+        ScoreStore(path_of(out), _describe_evaluation(reranker, dataset, queries_by_document, options), rank, dataset)
+        if out is not None
+        else None
+    )
     if world > 1:
         dist.barrier()
-    done = store.read() if store is not None else Scores()
+    scores = store.read() if store is not None else Scores()
     if world > 1:
         dist.barrier()  # nobody writes before all have read: all must share out the same documents
-    left = [
-        (document, [query for query in queries if (query, document) not in done.logits]) for document, queries in wanted.items()
+    unscored = [
+        (document, [query for query in queries if (query, document) not in scores.logits])
+        for document, queries in queries_by_document.items()
     ]
-    left = [(document, queries) for document, queries in left if queries][rank::world]
-    bar = Progress(sum(len(queries) for _, queries in left), "scoring", progress and rank == 0)
+    unscored = [(document, queries) for document, queries in unscored if queries][rank::world]
+    bar = Progress(sum(len(queries) for _, queries in unscored), "scoring", progress and rank == 0)
     pictures = VisualFeatures(reranker.model, reranker.sessions)
-    for stretch in _stretches(left):
+    for chunk in _split_into_chunks(unscored):
         if store is not None:
-            store.begin((query, document) for document, queries in stretch for query in queries)
-        scores = _score(reranker, dataset, stretch, options, pictures)
-        done.add(scores)
+            store.begin((query, document) for document, queries in chunk for query in queries)
+        chunk_scores = _score_chunk(reranker, dataset, chunk, options, pictures)
+        scores.add(chunk_scores)
         if store is not None:
-            store.write(scores)
-        bar.advance(sum(len(queries) for _, queries in stretch))
+            store.write(chunk_scores)
+        bar.advance(sum(len(queries) for _, queries in chunk))
     bar.close()
     if world > 1 and store is not None:
         dist.barrier()
-        done = store.read()
-    return store, done
+        scores = store.read()
+    return store, scores
 
 
-def _of_run(dataset: Dataset, run: Mapping[str, Mapping[str, float]], name: str) -> list[str]:
+def _remarks_on_run(dataset: Dataset, run: Mapping[str, Mapping[str, float]], name: str) -> list[str]:
     """What to know of how a run fits the dataset. Raises InputError where it does not fit at all."""
-    known = dataset.corpus.keys() | dataset.unusable.keys()
+    known_documents = dataset.corpus.keys() | dataset.unusable.keys()
     ranked = dict.fromkeys(document for query in dataset.qrels for document in run.get(query, ()))
-    foreign = [document for document in ranked if document not in known]
-    called = name or "the run"
+    foreign = [document for document in ranked if document not in known_documents]
+    run_name = name or "the run"
     if run and not run.keys() & dataset.qrels.keys():
-        raise dataset.refusal(f"{called} ranks none of the dataset's judged queries, but such as {next(iter(run))!r}.")
+        raise dataset.refusal(f"{run_name} ranks none of the dataset's judged queries, but such as {next(iter(run))!r}.")
     if foreign and len(foreign) == len(ranked):
-        raise dataset.refusal(f"{called} holds none of the dataset's documents, but such as {foreign[0]!r}.")
+        raise dataset.refusal(f"{run_name} holds none of the dataset's documents, but such as {foreign[0]!r}.")
     if not ranked:
-        return [f"{called} ranks no document for any of the dataset's queries, so that all count as 0."]
+        return [f"{run_name} ranks no document for any of the dataset's queries, so that all count as 0."]
     if foreign:
-        some = f"{len(foreign):,} of the {len(ranked):,} documents that {called} ranks"
-        return [f"the corpus lacks {some}; they keep their places, as not relevant: {few(foreign)}."]
+        share = f"{len(foreign):,} of the {len(ranked):,} documents that {run_name} ranks"
+        return [f"the corpus lacks {share}; they keep their places, as not relevant: {format_ids(foreign)}."]
     return []
 
 
-def _of_identical(dataset: Dataset) -> Iterator[str]:
+def _remarks_on_identical_ids(dataset: Dataset) -> Iterator[str]:
     """What to know of queries that are documents, too, when these are left out."""
     if queries := [query for query in dataset.qrels if query in dataset.corpus]:
         relevant = [query for query in queries if dataset.qrels[query].get(query, 0) > 0]
         yield (
-            f"the document with the query's own id is left out for {counted(len(queries), 'queries')}, as BEIR does (ignore_identical_ids)"
-            + (f", though judged relevant, and so counted as not found, for {few(relevant)}." if relevant else ".")
+            f"the document with the query's own id is left out for {format_count(len(queries), 'queries')}, as BEIR does (ignore_identical_ids)"
+            + (f", though judged relevant, and so counted as not found, for {format_ids(relevant)}." if relevant else ".")
         )
 
 
-def _stretches(left: list[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
-    stretch: list[tuple[str, list[str]]] = []
+def _split_into_chunks(unscored: list[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
+    chunk: list[tuple[str, list[str]]] = []
     count = 0
-    for item in left:
-        stretch.append(item)
+    for item in unscored:
+        chunk.append(item)
         count += len(item[1])
-        if count >= CHUNK_PAIRS:
-            yield stretch
-            stretch, count = [], 0
-    if stretch:
-        yield stretch
+        if count >= MIN_CHUNK_PAIRS:
+            yield chunk
+            chunk, count = [], 0
+    if chunk:
+        yield chunk
 
 
-def _score(
+def _score_chunk(
     reranker: Reranker,
     dataset: Dataset,
-    stretch: list[tuple[str, list[str]]],
+    chunk: list[tuple[str, list[str]]],
     options: Mapping[str, Any],
     pictures: VisualFeatures,
 ) -> Scores:
-    """Of a stretch's pairs."""
+    """Scores of a chunk's pairs."""
     failed: dict[str, str] = {}
-    read_queries: dict[str, Any] = {}
-    for query in dict.fromkeys(query for _, queries in stretch for query in queries):
+    opened_queries: dict[str, Any] = {}
+    for query in dict.fromkeys(query for _, queries in chunk for query in queries):
         try:
-            read_queries[query] = reranker.read(dataset.queries[query], "query")
+            opened_queries[query] = reranker.read(dataset.queries[query], "query")
         except InputError as error:
             failed[f"query {query}"] = str(error)
     limits = {name: value for name, value in options.items() if name.startswith("max_")}
-    others = {name: value for name, value in options.items() if name not in limits}
+    run_options = {name: value for name, value in options.items() if name not in limits}
     encodings: dict[tuple[str, str], Encoding] = {}
-    for document, queries in stretch:
+    for document, queries in chunk:
         try:
-            read = reranker.read(dataset.corpus[document], "document")  # pictures are opened once
+            opened_document = reranker.read(dataset.corpus[document], "document")  # pictures are opened once
         except InputError as error:
             failed[document] = str(error)
             continue
         for query in queries:
-            if query not in read_queries:
+            if query not in opened_queries:
                 continue
             try:
-                encodings[query, document] = reranker.encode(read_queries[query], read, **limits)
+                encodings[query, document] = reranker.encode(opened_queries[query], opened_document, **limits)
             except TooLongError as error:
                 failed[f"{query} {document}"] = str(error)
     if not encodings:
         return Scores(failed=failed)
-    logits = reranker.logits_of(list(encodings.values()), pictures=pictures, **others)
-    cuts: dict[tuple[str, str], Cuts | None] = {pair: cuts_of(one) for pair, one in encodings.items() if one.cut}
+    logits = reranker.logits_of(list(encodings.values()), pictures=pictures, **run_options)
+    cuts: dict[tuple[str, str], Cuts | None] = {pair: cuts_of(encoding) for pair, encoding in encodings.items() if encoding.cut}
     return Scores(dict(zip(encodings, logits, strict=True)), cuts, failed)
 
 
-def _about(reranker: Reranker, dataset: Dataset, wanted: Mapping[str, list[str]], options: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_evaluation(
+    reranker: Reranker, dataset: Dataset, queries_by_document: Mapping[str, list[str]], options: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "dataset": dataset.fingerprint,
         "model": reranker.fingerprint(),
-        "candidates": sha256(json.dumps(sorted(wanted.items())).encode()).hexdigest(),
+        "candidates": sha256(json.dumps(sorted(queries_by_document.items())).encode()).hexdigest(),
         "options": {  # NumPy's numbers as JSON's
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in sorted(options.items())

@@ -15,12 +15,12 @@ from m0.inputs.texts import encoding_of
 from m0.paths import exists, literal, path_of
 
 MAX_GRADE = 1000
-"""Of a judgement; trec_eval makes tables as long as the highest."""
-HEADERS = ("query-id", "query", "qid", "queryid", "topic", "topic-id"), ("score", "relevance", "rel", "label", "grade")
-"""Names of the first and the last column of judgements, in the header lines that are met."""
-NAMED = 5
+"""Highest grade of a judgement; trec_eval makes tables as long as that."""
+HEADER_COLUMNS = ("query-id", "query", "qid", "queryid", "topic", "topic-id"), ("score", "relevance", "rel", "label", "grade")
+"""Names that header lines of judgements have for the first and for the last column."""
+MAX_NAMED_IDS = 5
 """Ids that a sentence names before it counts the rest."""
-BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")
+BASE64_PATTERN = re.compile(r"[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")
 
 
 def read_text(path: Path, digest: Any = None) -> str:
@@ -45,9 +45,9 @@ def read_text(path: Path, digest: Any = None) -> str:
         raise InputError(f"{path} is not {encoding} at byte {error.start + len(mark)}.") from None
 
 
-def rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
+def read_rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Id, content and place of each line. Raises InputError naming the line."""
-    some = False
+    has_rows = False
     for number, line in enumerate(read_text(path, digest).split("\n"), 1):
         if not line.strip():
             continue
@@ -67,9 +67,9 @@ def rows(path: Path, digest: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
             raise InputError(
                 f"{where}: the id {key!r} is empty or holds blanks or lone surrogates, which TREC files cannot keep."
             )
-        some = True
+        has_rows = True
         yield key, row, where
-    if not some:
+    if not has_rows:
         raise InputError(f"{path} is empty.")
 
 
@@ -78,17 +78,17 @@ def is_id(key: str) -> bool:
     return bool(key) and not any(character.isspace() or "\ud800" <= character <= "\udfff" for character in key)
 
 
-def content(row: dict[str, Any], directory: Path, where: str) -> Any:
+def row_content(row: dict[str, Any], directory: Path, where: str) -> Any:
     """A line's query or document as `Reranker.rank` takes it; None where it has neither words nor a picture. Raises InputError."""
     title, text, image = (_text(row.get(name), name, where) for name in ("title", "text", "image"))
     words = f"{title}\n{text}".strip() if title else text
     if not image:
         return words if words.strip() else None
-    shown = {"image": picture(image, directory)}
-    return [words, shown] if words.strip() else [shown]
+    image_part = {"image": resolve_picture(image, directory)}
+    return [words, image_part] if words.strip() else [image_part]
 
 
-def picture(image: str, directory: Path, ending: str = "") -> str:
+def resolve_picture(image: str, directory: Path, ending: str = "") -> str:
     """A picture that a line names, as `Reranker.rank` takes it: an http(s) URL, a data URI or base64 text as it is, all else as the path
     of a file, relative to the dataset. `ending`: of files whose names have none.
 
@@ -102,7 +102,7 @@ def picture(image: str, directory: Path, ending: str = "") -> str:
         path = literal(directory / image)
     if ending and path.name and not path.suffix:
         path = path.with_suffix(ending)
-    return image if BASE64.fullmatch(image) and not exists(path) and _is_picture(image) else str(path)
+    return image if BASE64_PATTERN.fullmatch(image) and not exists(path) and _is_picture(image) else str(path)
 
 
 def _is_picture(base64: str) -> bool:
@@ -112,7 +112,7 @@ def _is_picture(base64: str) -> bool:
         return False
 
 
-def language(row: dict[str, Any]) -> str:
+def row_language(row: dict[str, Any]) -> str:
     """Empty where a line names none."""
     metadata = row.get("metadata")
     for value in (row.get("language"), metadata.get("language") if isinstance(metadata, dict) else None):
@@ -121,24 +121,24 @@ def language(row: dict[str, Any]) -> str:
     return ""
 
 
-def judgements(path: Path, digest: Any) -> dict[str, dict[str, int]]:
+def read_judgements(path: Path, digest: Any) -> dict[str, dict[str, int]]:
     """Grades by query and document, from BEIR's three columns or TREC's four, with a header line or without.
 
     Raises InputError naming the line.
     """
     qrels: dict[str, dict[str, int]] = {}
-    begun = False
+    has_begun = False
     for number, line in enumerate(read_text(path, digest).split("\n"), 1):
         if not line.strip():
             continue
-        first, begun, where = not begun, True, f"{path}, line {number}"
+        is_first, has_begun, where = not has_begun, True, f"{path}, line {number}"
         cells = [cell.strip() for cell in line.rstrip().split("\t")] if "\t" in line.strip() else line.split()
-        if first and _is_header(cells):
+        if is_first and _is_header(cells):
             continue
         if len(cells) == 4:  # TREC's second column says nothing
             del cells[1]
         if len(cells) != 3 or not cells[0] or not cells[1]:
-            raise InputError(f"{where}: {JUDGEMENT}.")
+            raise InputError(f"{where}: {JUDGEMENT_FORMAT}.")
         query, document, grade = cells[0], cells[1], _grade(cells[2], where)
         if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
             raise InputError(
@@ -149,30 +149,30 @@ def judgements(path: Path, digest: Any) -> dict[str, dict[str, int]]:
     return qrels
 
 
-JUDGEMENT = "must be query-id, corpus-id and a whole number, by tabs, or TREC's query, 0, document and a whole number"
+JUDGEMENT_FORMAT = "must be query-id, corpus-id and a whole number, by tabs, or TREC's query, 0, document and a whole number"
 
 
-def counted(number: int, noun: str, kind: str = "") -> str:
+def format_count(number: int, noun: str, kind: str = "") -> str:
     """As "1 judged query", "3 documents"; `noun` is a plural."""
-    one = noun.removesuffix("ies") + "y" if noun.endswith("ies") else noun.removesuffix("s")
-    return " ".join(word for word in (f"{number:,}", kind, one if number == 1 else noun) if word)
+    singular = noun.removesuffix("ies") + "y" if noun.endswith("ies") else noun.removesuffix("s")
+    return " ".join(word for word in (f"{number:,}", kind, singular if number == 1 else noun) if word)
 
 
-def few(ids: Iterable[str]) -> str:
+def format_ids(ids: Iterable[str]) -> str:
     """Some ids in a sentence: the first ones, and how many more."""
     ids = list(ids)
-    more = len(ids) - NAMED
-    return ", ".join(ids) if more <= 1 else f"{', '.join(ids[:NAMED])} and {more} more"
+    more = len(ids) - MAX_NAMED_IDS
+    return ", ".join(ids) if more <= 1 else f"{', '.join(ids[:MAX_NAMED_IDS])} and {more} more"
 
 
 def _is_header(cells: list[str]) -> bool:
     names = [cell.lower().replace("_", "-") for cell in cells]
     if len(names) < 3 or _is_number(names[-1]):
         return False
-    return names[0] in HEADERS[0] or names[-1] in HEADERS[1]
+    return names[0] in HEADER_COLUMNS[0] or names[-1] in HEADER_COLUMNS[1]
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     """A number as files hold it: Python would take 1_0 for ten and other scripts' digits, too. Raises ValueError."""
     if "_" in text or not text.isascii():
         raise ValueError(text)
@@ -181,7 +181,7 @@ def number(text: str) -> float:
 
 def _is_number(text: str) -> bool:
     try:
-        number(text)
+        parse_number(text)
     except ValueError:
         return False
     return True
@@ -189,8 +189,8 @@ def _is_number(text: str) -> bool:
 
 def _grade(text: str, where: str) -> int:
     if not _is_number(text):
-        raise InputError(f"{where}: {JUDGEMENT}.")
-    value = number(text)
+        raise InputError(f"{where}: {JUDGEMENT_FORMAT}.")
+    value = parse_number(text)
     if not abs(value) <= MAX_GRADE:
         raise InputError(f"{where}: the score is {text}, but must lie between -{MAX_GRADE} and {MAX_GRADE}.")
     if value != math.floor(value):

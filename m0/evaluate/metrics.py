@@ -11,19 +11,19 @@ import numpy as np
 
 from m0.errors import InputError, MissingExtraError
 
-DEFAULT = ("nDCG@10", "R@10", "RR", "AP", "Success@1")
+DEFAULT_MEASURES = ("nDCG@10", "R@10", "RR", "AP", "Success@1")
 """In ir-measures' notation: RR is MRR when averaged, AP is MAP, R is recall. P@1, precision, would be the same as Success@1."""
-KNOWN = ("nDCG", "R", "RR", "AP", "P", "Success", "Rprec")
+KNOWN_MEASURES = ("nDCG", "R", "RR", "AP", "P", "Success", "Rprec")
 """Measures that pytrec_eval computes in this process."""
-AT = ("R", "P", "Success")
-"""Those that mean nothing without a cutoff."""
+MEASURES_WITH_CUTOFF = ("R", "P", "Success")
+"""Measures that mean nothing without a cutoff."""
 RESAMPLES = 2000
-BATCH = 500
+RESAMPLES_PER_BATCH = 500
 """Resamples held in memory at a time."""
 
 
 def per_query(
-    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]], measures: Sequence[str] = DEFAULT
+    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]], measures: Sequence[str] = DEFAULT_MEASURES
 ) -> dict[str, dict[str, float]]:
     """Each measure's value for each judged query (0 for one that the run lacks): measure -> query -> value.
 
@@ -37,7 +37,9 @@ def per_query(
 
     values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in measures}
     for metric in ir_measures.iter_calc(
-        list(dict.fromkeys(parsed.values())), {q: dict(d) for q, d in qrels.items()}, {q: _places(q, d) for q, d in run.items()}
+        list(dict.fromkeys(parsed.values())),
+        {q: dict(d) for q, d in qrels.items()},
+        {q: _replace_scores_by_ranks(q, d) for q, d in run.items()},
     ):
         if metric.query_id in qrels:
             for name, measure in parsed.items():
@@ -46,7 +48,7 @@ def per_query(
     return values
 
 
-def _places(query: str, scores: Mapping[str, float]) -> dict[str, float]:
+def _replace_scores_by_ranks(query: str, scores: Mapping[str, float]) -> dict[str, float]:
     """For each document its place from the end, which stands for its score: trec_eval keeps scores as float32, in which two of a
     float64 model may be equal. (float32 counts to 16,777,216, more documents than a ranking has.)"""
     for document, score in scores.items():
@@ -58,15 +60,15 @@ def _places(query: str, scores: Mapping[str, float]) -> dict[str, float]:
 
 def tied_queries(qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Queries for which documents of different relevance have equal scores, so that ids decide their order."""
-    found = []
+    tied = []
     for query, judged in qrels.items():
         grades: dict[float, int] = {}
         if any(
             grades.setdefault(score, grade) != grade
             for score, grade in ((score, max(judged.get(document, 0), 0)) for document, score in run.get(query, {}).items())
         ):
-            found.append(query)
-    return found
+            tied.append(query)
+    return tied
 
 
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
@@ -81,7 +83,11 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
             measure = ir_measures.parse_measure(name)
         except (NameError, ValueError, SyntaxError):
             measure = None
-        if measure is None or measure.NAME not in KNOWN or (measure.NAME in AT and "cutoff" not in measure.params):
+        if (
+            measure is None
+            or measure.NAME not in KNOWN_MEASURES
+            or (measure.NAME in MEASURES_WITH_CUTOFF and "cutoff" not in measure.params)
+        ):
             raise InputError(
                 f"there is no measure {name!r}; known are such as nDCG@10, R@100, RR, AP, P@5, Success@1."
             ) from None
@@ -116,10 +122,10 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     if len(data) == 1 or np.ptp(data) == 0:
         return Estimate(float(data.mean()), float(data.mean()), float(data.mean()), len(data))
     stats = _scipy_stats()
-    found = stats.bootstrap(
-        (data,), np.mean, n_resamples=RESAMPLES, batch=BATCH, method="percentile", rng=np.random.default_rng(seed)
+    result = stats.bootstrap(
+        (data,), np.mean, n_resamples=RESAMPLES, batch=RESAMPLES_PER_BATCH, method="percentile", rng=np.random.default_rng(seed)
     )
-    interval = found.confidence_interval
+    interval = result.confidence_interval
     return Estimate(float(data.mean()), float(interval.low), float(interval.high), len(data))
 
 
@@ -145,7 +151,7 @@ def compare(first: Mapping[str, float], second: Mapping[str, float], seed: int =
         np.mean,
         permutation_type="samples",
         n_resamples=9999,
-        batch=BATCH,
+        batch=RESAMPLES_PER_BATCH,
         rng=np.random.default_rng(seed),
     )
     return Comparison(estimate(differences.tolist(), seed), float(test.pvalue))

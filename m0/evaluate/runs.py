@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from m0.errors import InputError
-from m0.evaluate.files import is_id, number, read_text
+from m0.evaluate.files import is_id, parse_number, read_text
 from m0.paths import path_of
 
 Run = dict[str, dict[str, float]]
@@ -18,18 +18,18 @@ def read_run(path: str | Path) -> Run:
     """Raises InputError naming the line."""
     path = path_of(path)
     run: Run = {}
-    for place, line in enumerate(read_text(path).split("\n"), 1):
+    for line_number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             query, _, document, _, score, _ = line.split()
-            value = number(score)
+            value = parse_number(score)
         except ValueError:
-            raise InputError(f"{path}, line {place}: must be `query Q0 document rank score tag`.") from None
+            raise InputError(f"{path}, line {line_number}: must be `query Q0 document rank score tag`.") from None
         if not math.isfinite(value):
-            raise InputError(f"{path}, line {place}: the score is {score}.")
+            raise InputError(f"{path}, line {line_number}: the score is {score}.")
         if document in run.setdefault(query, {}):
-            raise InputError(f"{path}, line {place}: {document} is ranked twice for {query}.")
+            raise InputError(f"{path}, line {line_number}: {document} is ranked twice for {query}.")
         run[query][document] = value
     if not run:
         raise InputError(f"{path} is empty.")

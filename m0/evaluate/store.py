@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from m0.errors import InputError
-from m0.evaluate.cuts import Cuts, is_cuts
+from m0.evaluate.cuts import Cuts, are_cuts
 from m0.evaluate.dataset import Dataset
-from m0.evaluate.files import counted
-from m0.evaluate.seen import UNKNOWN, seen_in
+from m0.evaluate.files import format_count
+from m0.evaluate.picture_hashes import UNKNOWN_HASH, hash_pictures
 from m0.locks import level_of_caller
 
-ABOUT = "about.json"
-OTHERS = {
+DESCRIPTION_FILE = "about.json"
+"""What an evaluation is of."""
+DIFFERENCES = {
     "dataset": "other data",
     "model": "another model",
     "candidates": "other candidates (which documents, or whether identical ids are kept)",
@@ -30,7 +31,7 @@ Pair = tuple[str, str]
 
 @dataclass
 class Scores:
-    """What became of some pairs of query and document."""
+    """Scores of pairs of query and document, and pairs that failed."""
 
     logits: dict[Pair, float] = field(default_factory=dict)
     cuts: dict[Pair, Cuts | None] = field(default_factory=dict)
@@ -39,7 +40,7 @@ class Scores:
     """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason."""
 
     def add(self, others: Scores) -> None:
-        """Take others over, in the place of what was known of the same pairs."""
+        """Add other scores; they replace those of the same pairs."""
         for pair in others.logits:
             self.cuts.pop(pair, None)
         self.logits |= others.logits
@@ -57,95 +58,95 @@ class ScoreStore:
     Raises InputError where the directory holds an evaluation of something else, or cannot be used.
     """
 
-    def __init__(self, directory: Path, about: Mapping[str, Any], rank: int, dataset: Dataset) -> None:
+    def __init__(self, directory: Path, description: Mapping[str, Any], rank: int, dataset: Dataset) -> None:
         self.directory, self.path, self.dataset = directory, directory / f"scores-{rank}.jsonl", dataset
-        self.seen: dict[str, str] = {}
-        """Hashes of what this process or an earlier one has written down."""
-        self.begun: dict[str, str] = {}
-        """Hashes of what is being scored."""
+        self.written_hashes: dict[str, str] = {}
+        """Hashes that this process or an earlier one has written down."""
+        self.pending_hashes: dict[str, str] = {}
+        """Hashes for the pairs that are being scored."""
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"{directory} cannot be used for an evaluation: {reason}.") from None
-        self._check_about(about, rank)
+        self._check_description(description, rank)
         if rank == 0:
-            self._mend()
+            self._repair()
 
-    def _check_about(self, about: Mapping[str, Any], rank: int) -> None:
+    def _check_description(self, description: Mapping[str, Any], rank: int) -> None:
         """Whether the folder is this evaluation's. Raises InputError."""
-        path = self.directory / ABOUT
+        path = self.directory / DESCRIPTION_FILE
         if not path.exists():
             if rank == 0:
                 if any(_read(file) for file in self._files()):
                     raise InputError(
-                        f"{self.directory} holds scores, but not {ABOUT}, which says whose; choose another folder."
+                        f"{self.directory} holds scores, but not {DESCRIPTION_FILE}, which says whose; choose another folder."
                     )
-                self.write_json(ABOUT, about)
+                self.write_json(DESCRIPTION_FILE, description)
             return
-        data = _read(path)
+        content = _read(path)
         try:
-            before = json.loads(data.decode())
+            stored = json.loads(content.decode())
         except (ValueError, RecursionError):
-            before = None
-        if not isinstance(before, dict):
+            stored = None
+        if not isinstance(stored, dict):
             raise InputError(
                 f"{path} is damaged, so that nobody can tell which evaluation's scores lie beside it; choose another folder."
             )
-        if which := [name for key, name in OTHERS.items() if before.get(key) != about[key]]:
-            raise InputError(f"{self.directory} holds an evaluation of {' and '.join(which)}; choose another folder.")
+        if differences := [name for key, name in DIFFERENCES.items() if stored.get(key) != description[key]]:
+            raise InputError(f"{self.directory} holds an evaluation of {' and '.join(differences)}; choose another folder.")
 
     def _files(self) -> list[Path]:
         return sorted(self.directory.glob("scores-*.jsonl"))
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Drop lines that killed processes wrote half of, damaged ones, what failed, and what has changed since."""
-        data = {path: _read(path) for path in self._files()}
-        whole = {path: some[: some.rfind(b"\n") + 1].split(b"\n")[:-1] for path, some in data.items()}
-        rows = {path: [(line, _row(line)) for line in lines] for path, lines in whole.items()}
+        bytes_by_file = {path: _read(path) for path in self._files()}
+        complete_lines = {path: data[: data.rfind(b"\n") + 1].split(b"\n")[:-1] for path, data in bytes_by_file.items()}
+        rows = {path: [(line, _parse_row(line)) for line in lines] for path, lines in complete_lines.items()}
         hashes: dict[str, set[str]] = {}
-        for some in rows.values():
-            for _, row in some:
+        for file_rows in rows.values():
+            for _, row in file_rows:
                 if row is not None and row[0] is True:
                     hashes.setdefault(row[1], set()).add(row[2])
-        now: dict[str, bool] = {}
+        unchanged: dict[str, bool] = {}
 
-        def unchanged(what: str) -> bool:
-            if what not in now:
-                found = self._look(what)
-                now[what] = found is None or (found != UNKNOWN and hashes.get(what) == {found})
-            return now[what]
+        def is_unchanged(what: str) -> bool:
+            if what not in unchanged:
+                hash_now = self._hash_now(what)
+                unchanged[what] = hash_now is None or (hash_now != UNKNOWN_HASH and hashes.get(what) == {hash_now})
+            return unchanged[what]
 
-        for path, some in rows.items():
-            kept: list[bytes] = []
-            for line, row in some:
+        for path, file_rows in rows.items():
+            kept_lines: list[bytes] = []
+            for line, row in file_rows:
                 if row is None or row[0] is None:
                     continue
-                if all(map(unchanged, [row[1]] if row[0] is True else _names(row[0], row[1]))):
-                    kept.append(line + b"\n")
-            if damaged := sum(row is None and bool(line.strip()) for line, row in some):
-                these = f"{counted(damaged, 'lines')} that {'is' if damaged == 1 else 'are'}"
-                warnings.warn(f"{path} has {these} damaged; such pairs are scored again.", stacklevel=level_of_caller())
-            if (mended := b"".join(kept)) != data[path]:
-                _replace(path, mended)
+                if all(map(is_unchanged, [row[1]] if row[0] is True else _side_names(row[0], row[1]))):
+                    kept_lines.append(line + b"\n")
+            if damaged := sum(row is None and bool(line.strip()) for line, row in file_rows):
+                count = f"{format_count(damaged, 'lines')} that {'is' if damaged == 1 else 'are'}"
+                warnings.warn(f"{path} has {count} damaged; such pairs are scored again.", stacklevel=level_of_caller())
+            if (repaired := b"".join(kept_lines)) != bytes_by_file[path]:
+                _replace(path, repaired)
 
-    def _look(self, what: str) -> str | None:
+    def _hash_now(self, what: str) -> str | None:
         """The hash of a "document ID" or "query ID" as it is now."""
         side, _, key = what.partition(" ")
         contents = {"document": self.dataset.corpus, "query": self.dataset.queries}.get(side, {})
-        return seen_in(contents[key]) if key in contents else UNKNOWN
+        return hash_pictures(contents[key]) if key in contents else UNKNOWN_HASH
 
     def read(self) -> Scores:
         """What all processes have scored, now or before. Raises InputError where a file cannot be read."""
         scores = Scores()
         for path in self._files():
-            for row in map(_row, _read(path).split(b"\n")):
+            for row in map(_parse_row, _read(path).split(b"\n")):
                 if row is None:
                     continue
                 if row[0] is None:
                     scores.failed[row[1]] = row[2]
                 elif row[0] is True:
-                    self.seen[row[1]] = row[2]
+                    self.written_hashes[row[1]] = row[2]
                 else:
                     pair = row[0], row[1]
                     cuts = tuple(row[3]) if len(row) == 4 else None
@@ -154,18 +155,18 @@ class ScoreStore:
 
     def begin(self, pairs: Iterable[Pair]) -> None:
         """Take note of pictures before they are opened: one that changes after that is scored anew the next time."""
-        for what in dict.fromkeys(name for pair in pairs for name in _names(*pair)):
-            if what not in self.seen and (found := self._look(what)):
-                self.begun[what] = found
+        for what in dict.fromkeys(name for pair in pairs for name in _side_names(*pair)):
+            if what not in self.written_hashes and (hash_now := self._hash_now(what)):
+                self.pending_hashes[what] = hash_now
 
     def write(self, scores: Scores) -> None:
         """Raises InputError where it cannot."""
         lines = []
-        for what in dict.fromkeys(name for pair in scores.logits for name in _names(*pair)):
-            if what in self.begun:
-                self.seen[what] = self.begun[what]
-                lines.append(json.dumps([True, what, self.seen[what]]))
-        self.begun.clear()
+        for what in dict.fromkeys(name for pair in scores.logits for name in _side_names(*pair)):
+            if what in self.pending_hashes:
+                self.written_hashes[what] = self.pending_hashes[what]
+                lines.append(json.dumps([True, what, self.written_hashes[what]]))
+        self.pending_hashes.clear()
         lines += [json.dumps([*pair, logit, scores.cuts.get(pair) or ()]) for pair, logit in scores.logits.items()]
         lines += [json.dumps([None, what, reason]) for what, reason in scores.failed.items()]
         try:
@@ -180,12 +181,12 @@ class ScoreStore:
         _replace(self.directory / name, text.encode("utf-8", "backslashreplace"))  # a lone surrogate, as JSON writes it
 
 
-def _names(query: str, document: str) -> tuple[str, str]:
-    """Of a pair's two sides."""
+def _side_names(query: str, document: str) -> tuple[str, str]:
+    """The names of a pair's two sides in the file."""
     return f"query {query}", f"document {document}"
 
 
-def _row(line: bytes) -> list[Any] | None:
+def _parse_row(line: bytes) -> list[Any] | None:
     """What a line of scores holds; None where it is not as `ScoreStore` writes it."""
     try:
         row = json.loads(line)
@@ -193,7 +194,7 @@ def _row(line: bytes) -> list[Any] | None:
             case [None | True, str(), str()]:
                 return list(row)
             case [str(), str(), int() | float() as score, *cuts] if not isinstance(score, bool) and math.isfinite(score):
-                if not cuts or (len(cuts) == 1 and isinstance(cuts[0], list) and is_cuts(cuts[0])):
+                if not cuts or (len(cuts) == 1 and isinstance(cuts[0], list) and are_cuts(cuts[0])):
                     return [row[0], row[1], float(score), *cuts]
     except (ValueError, RecursionError, OverflowError):
         pass

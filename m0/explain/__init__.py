@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from m0.explain.gradient import attnlrp, frozen_gradient, gradient_input, integr
 from m0.explain.perturb import occlusion, shapley
 from m0.inputs.prompt import Encoding
 from m0.interp.session import Session
-from m0.interp.taps import HOOKS
+from m0.interp.taps import HOOK_LOCK
 from m0.locks import CallLock, uses_model
 from m0.model.linear import is_quantized
 
@@ -37,11 +38,11 @@ METHODS: dict[str, Callable[..., Explanation]] = {
     "occlusion": occlusion,
     "shapley": shapley,
 }
-WITHOUT_GRADIENTS = ("attention", "rollout", "occlusion", "shapley")
+GRADIENT_FREE_METHODS = ("attention", "rollout", "occlusion", "shapley")
 """What works on a model in 8 bits."""
 DEFAULT_METHOD = "frozen_gradient"
 """See docs/explanation/explaining.md for what speaks for it."""
-COPIED_PARAMETERS = 10**9
+MAX_COPIED_PARAMETERS = 10**9
 """A model in 16 bits with at most as many is explained in float32, on a copy."""
 
 
@@ -62,22 +63,22 @@ def explain(
         raise InputError(f"target is {target!r}, but must be 'logit'.")
     notes = [f"what was cut is not explained: {cut}." for cut in encoding.cut]
     if is_quantized(reranker.model):
-        if method not in WITHOUT_GRADIENTS:
+        if method not in GRADIENT_FREE_METHODS:
             raise InputError(
-                f"{method} needs gradients, which a quantized model has not; without them work {', '.join(WITHOUT_GRADIENTS)}."
+                f"{method} needs gradients, which a quantized model has not; without them work {', '.join(GRADIENT_FREE_METHODS)}."
             )
         notes.append("computed in 8 bits, as it ranks.")
     elif reranker.model.dtype in (torch.bfloat16, torch.float16):
         name = str(reranker.model.dtype).removeprefix("torch.")
-        if sum(p.numel() for p in reranker.model.parameters()) <= COPIED_PARAMETERS and not reranker.sessions:
+        if sum(p.numel() for p in reranker.model.parameters()) <= MAX_COPIED_PARAMETERS and not reranker.sessions:
             with torch.inference_mode(False):
-                reranker = _InFloat32(reranker)
+                reranker = _Float32Scorer(reranker)
             notes.append(f"computed in float32; in {name}, as it ranks, the logit is another by its rounding.")
         else:
             notes.append(f"computed in {name}: sums are met to about 1 %, not to the last digit.")
     with torch.inference_mode(False):
-        found = function(reranker, encoding, **options)
-    return replace(found, notes=(*notes, *found.notes))
+        explanation = function(reranker, encoding, **options)
+    return replace(explanation, notes=(*notes, *explanation.notes))
 
 
 def method_of(method: str, options: Iterable[str]) -> Callable[..., Explanation]:
@@ -95,20 +96,31 @@ def options_of(method: str) -> list[str]:
     return [name for name in inspect.signature(METHODS[method]).parameters if name not in ("reranker", "encoding")]
 
 
-def beside_ranking(explanation: Explanation, logit: float, score: float) -> Explanation:
+def note_ranking_score(explanation: Explanation, logit: float, score: float) -> Explanation:
     """With a note where the ranking gave another score, as a model in 16 bits does."""
     if abs(explanation.logit - logit) < 5e-4 and abs(explanation.score - score) < 5e-5:  # as they are shown
         return explanation
     return replace(explanation, notes=(*explanation.notes, f"ranked by score {score:.4f}, logit {logit:.3f}."))
 
 
-class _InFloat32:
+def __getattr__(name: str) -> Any:
+    if name != "beside_ranking":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "m0.explain.beside_ranking is now note_ranking_score; the old name goes with the next version.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return note_ranking_score
+
+
+class _Float32Scorer:
     """The same model in float32, for as long as an explanation takes."""
 
     sessions: Sequence[Session] = ()
 
     def __init__(self, reranker: Scorer) -> None:
-        with HOOKS:  # other threads may be attaching theirs, which do nothing in this one
+        with HOOK_LOCK:  # other threads may be attaching theirs, which do nothing in this one
             self.model = copy.deepcopy(reranker.model)
         self.model.float()
         self.prompt, self.encode = reranker.prompt, reranker.encode
@@ -117,5 +129,5 @@ class _InFloat32:
 
 __all__ = [
     "DEFAULT_METHOD", "METHODS", "Difference", "Evidence", "Explanation", "Interaction", "PictureRelevance", "Word",
-    "beside_ranking", "explain", "method_of", "minimal_evidence", "options_of",
+    "explain", "method_of", "minimal_evidence", "note_ranking_score", "options_of",
 ]  # fmt: skip

@@ -10,8 +10,8 @@ import torch
 from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.explain.explanation import Explanation
-from m0.explain.flow import relevance_of
-from m0.explain.perturb import Game, Player, Unit, players_of
+from m0.explain.flow import logit_to_score
+from m0.explain.perturb import MaskedModel, Player, TextUnit, find_players
 from m0.inputs.prompt import Encoding
 
 
@@ -62,14 +62,14 @@ class Evidence:
     """Of the document with nothing left in it."""
 
     def __str__(self) -> str:
-        kept = ", ".join(player.name for player in self.sufficient) or "nothing"
-        gone = ", ".join(player.name for player in self.necessary) or "nothing"
-        lines = [f"score {self.score:.4f}", f"  kept at {self.sufficient_score:.4f} by: {kept}"]
+        sufficient = ", ".join(player.name for player in self.sufficient) or "nothing"
+        necessary = ", ".join(player.name for player in self.necessary) or "nothing"
+        lines = [f"score {self.score:.4f}", f"  kept at {self.sufficient_score:.4f} by: {sufficient}"]
         if self.reached and not self.necessary:
             lines.append("  below the threshold as it is")
         else:
             reached = "" if self.reached else " (threshold not reached)"
-            lines.append(f"  falls to {self.necessary_score:.4f} without: {gone}{reached}")
+            lines.append(f"  falls to {self.necessary_score:.4f} without: {necessary}{reached}")
         if not self.sufficient:
             lines.append(f"  a document with nothing in it scores {self.empty_score:.4f} already")
         return "\n".join(lines)
@@ -81,7 +81,7 @@ def minimal_evidence(
     order: Sequence[float],
     keep: float = 0.9,
     threshold: float | None = None,
-    unit: Unit = "word",
+    unit: TextUnit = "word",
 ) -> Evidence:
     """The smallest sets of the document's words and regions found by going through them in order of relevance and then giving
     back each that is not needed. No member can be left out; a smaller set of quite other members may exist.
@@ -97,51 +97,51 @@ def minimal_evidence(
     for name, value in (("keep", keep), ("threshold", 0.5 if threshold is None else threshold)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise InputError(f"{name} is {value!r}, but must be above 0 and at most 1.")
-    players = players_of(encoding, unit, ("document",))
-    game = Game(reranker, encoding, players)
+    players = find_players(encoding, unit, ("document",))
+    masked_model = MaskedModel(reranker, encoding, players)
     weights = torch.tensor([sum(order[token] for token in player.tokens) for player in players])
-    ranked = weights.argsort(descending=True, stable=True).tolist()
-    everyone = set(range(len(players)))
+    by_relevance = weights.argsort(descending=True, stable=True).tolist()
+    all_players = set(range(len(players)))
 
     def score(left_out: set[int]) -> float:
-        return relevance_of(reranker, float(game.logits([left_out])[0]))
+        return logit_to_score(reranker, float(masked_model.logits([left_out])[0]))
 
-    whole = score(set())
-    limit = whole / 2 if threshold is None else threshold
+    full_score = score(set())
+    limit = full_score / 2 if threshold is None else threshold
     # Enough: in they come, one after the other, until the score is back.
-    kept: list[int] = []
-    for number in ranked:
-        if score(everyone - set(kept)) >= keep * whole:
+    sufficient: list[int] = []
+    for number in by_relevance:
+        if score(all_players - set(sufficient)) >= keep * full_score:
             break
-        kept.append(number)
-    kept = _spared(kept, lambda some: score(everyone - some) >= keep * whole)
+        sufficient.append(number)
+    sufficient = _drop_unneeded(sufficient, lambda some: score(all_players - some) >= keep * full_score)
     # Needed: out they go, until the score is down.
-    gone: list[int] = []
-    for number in ranked:
-        if score(set(gone)) < limit:
+    necessary: list[int] = []
+    for number in by_relevance:
+        if score(set(necessary)) < limit:
             break
-        gone.append(number)
-    reached = score(set(gone)) < limit
+        necessary.append(number)
+    reached = score(set(necessary)) < limit
     if reached:
-        gone = _spared(gone, lambda some: score(some) < limit)
+        necessary = _drop_unneeded(necessary, lambda some: score(some) < limit)
     return Evidence(
-        whole,
-        [players[n] for n in sorted(kept)],
-        score(everyone - set(kept)),
-        [players[n] for n in sorted(gone)],
-        score(set(gone)),
+        full_score,
+        [players[n] for n in sorted(sufficient)],
+        score(all_players - set(sufficient)),
+        [players[n] for n in sorted(necessary)],
+        score(set(necessary)),
         reached,
-        score(everyone),
+        score(all_players),
     )
 
 
-def _spared(members: list[int], enough: Callable[[set[int]], bool]) -> list[int]:
+def _drop_unneeded(members: list[int], is_enough: Callable[[set[int]], bool]) -> list[int]:
     """What remains when each member that can be spared is given back, the last first, until none can: one that was needed beside
     others may be spared once those are gone."""
-    kept, before = list(members), -1
-    while len(kept) != before:
-        before = len(kept)
-        for number in reversed(list(kept)):
-            if enough(set(kept) - {number}):
-                kept.remove(number)
-    return kept
+    sufficient, before = list(members), -1
+    while len(sufficient) != before:
+        before = len(sufficient)
+        for number in reversed(list(sufficient)):
+            if is_enough(set(sufficient) - {number}):
+                sufficient.remove(number)
+    return sufficient

@@ -17,18 +17,18 @@ from torch import Tensor
 from m0.explain.explanation import Interaction
 from m0.inputs.prompt import Encoding
 from m0.interp.positions import document, query
-from m0.interp.taps import Handles, Tap, attach, find_taps
+from m0.interp.taps import HookHandles, Tap, attach_hook, find_taps
 from m0.model.attention import Block
 from m0.model.reranker_model import RerankerModel
 
-MATRIX_BYTES = 2**30
+DEFAULT_MATRIX_BYTES = 2**30
 """What the interaction may take, unless told otherwise."""
-COPIES = 4
+SCORE_COPIES = 4
 """Of a row of scores, that are in memory at a time: scores, masked, pattern, product."""
 
 
 @dataclass
-class AttentionEdges:
+class AttentionTensors:
     """What each of the decoder's layers multiplied, in order. Rows are tokens; of outputs in the last layer the score token alone."""
 
     queries: list[Tensor] = field(default_factory=list)
@@ -42,62 +42,67 @@ class AttentionEdges:
 
 
 @contextmanager
-def keeping_edges(model: RerankerModel) -> Iterator[AttentionEdges]:
+def record_attention_tensors(model: RerankerModel) -> Iterator[AttentionTensors]:
     """Keep what the decoder's attention multiplies while one prompt runs."""
-    handles, kept = Handles(), AttentionEdges()
-    places = {"rotated_query": kept.queries, "rotated_key": kept.keys, "value": kept.values, "z": kept.outputs}
+    handles, recorded = HookHandles(), AttentionTensors()
+    places = {"rotated_query": recorded.queries, "rotated_key": recorded.keys, "value": recorded.values, "z": recorded.outputs}
     try:
         for name, place in places.items():
             for tap in find_taps(model.config, f"decoder.layers.*.attention.{name}"):
 
-                def see(x: Tensor, _: Block | None, tap: Tap = tap, place: list[Tensor] = place) -> Tensor:
-                    if place is not kept.outputs:
+                def hook(x: Tensor, _: Block | None, tap: Tap = tap, place: list[Tensor] = place) -> Tensor:
+                    if place is not recorded.outputs:
                         place.append(x.detach())
                         return x
                     place.append(x.view_as(x))  # on the way to the logit, which what is looked at is not
                     return place[-1]
 
-                attach(model, tap, see, handles)
-        yield kept
+                attach_hook(model, tap, hook, handles)
+        yield recorded
     finally:
         handles.remove()
 
 
-def interaction_of(
-    encoding: Encoding, edges: AttentionEdges, gradients: Sequence[Tensor], max_bytes: int
+def compute_interaction(
+    encoding: Encoding, tensors: AttentionTensors, gradients: Sequence[Tensor], max_bytes: int
 ) -> tuple[Interaction | None, int]:
     """Relevance that goes through the attention from each of the query's tokens to each of the document's, all layers and heads.
 
     Args:
-        gradients: of the logit by `edges.outputs`, (tokens, heads, head_dim) of each layer.
+        gradients: of the logit by `tensors.outputs`, (tokens, heads, head_dim) of each layer.
         max_bytes: what it may take.
 
     Returns: the interaction, None where not even one row fits; and in how many pieces it was computed.
     """
-    asked, shown = query.all(encoding), document.all(encoding)
-    whole = [number for number, output in enumerate(edges.outputs) if len(output) == len(encoding)]
-    heads = edges.outputs[0].shape[1]
-    width = torch.promote_types(edges.outputs[0].dtype, torch.float32).itemsize
-    row, result = COPIES * heads * len(encoding) * width, 8 * len(asked) * len(shown)
+    query_tokens, document_tokens = query.all(encoding), document.all(encoding)
+    full_layers = [number for number, output in enumerate(tensors.outputs) if len(output) == len(encoding)]
+    heads = tensors.outputs[0].shape[1]
+    width = torch.promote_types(tensors.outputs[0].dtype, torch.float32).itemsize
+    row, result = SCORE_COPIES * heads * len(encoding) * width, 8 * len(query_tokens) * len(document_tokens)
     if result + row > max_bytes:
         return None, 0
     step = (max_bytes - result) // row
-    total = torch.zeros(len(asked), len(shown), dtype=torch.float64)
-    for start in range(0, len(asked), step):
-        some = asked[start : start + step]
-        for number in whole:
-            one = (edges.queries[number], edges.keys[number], edges.values[number], gradients[number])
-            total[start : start + step] += _rows(*one, some, shown).cpu()
-    return Interaction(total, asked, shown), -(-len(asked) // step)
+    total = torch.zeros(len(query_tokens), len(document_tokens), dtype=torch.float64)
+    for start in range(0, len(query_tokens), step):
+        chunk = query_tokens[start : start + step]
+        for number in full_layers:
+            layer_tensors = (tensors.queries[number], tensors.keys[number], tensors.values[number], gradients[number])
+            total[start : start + step] += _edge_relevance(*layer_tensors, chunk, document_tokens).cpu()
+    return Interaction(total, query_tokens, document_tokens), -(-len(query_tokens) // step)
 
 
-def _rows(query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, asked: list[int], shown: list[int]) -> Tensor:
-    """Of one layer, (asked, shown), float64. Arguments as in `AttentionEdges`."""
+def _edge_relevance(
+    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, query_tokens: list[int], document_tokens: list[int]
+) -> Tensor:
+    """Of one layer, (query tokens, document tokens), float64. Arguments as in `AttentionTensors`."""
     groups, working = key.shape[1], torch.promote_types(query.dtype, torch.float32)
-    asking, flowing = (x[asked].to(working).unflatten(1, (groups, -1)).permute(1, 2, 0, 3) for x in (query, gradient))
-    keys, values = key.to(working).transpose(0, 1), value[shown].to(working).transpose(0, 1)  # (groups, tokens, head_dim)
-    scores = asking @ keys[:, None].transpose(-1, -2) / query.shape[-1] ** 0.5  # (groups, heads of each, asked, tokens)
+    asking, flowing = (x[query_tokens].to(working).unflatten(1, (groups, -1)).permute(1, 2, 0, 3) for x in (query, gradient))
+    keys, values = (
+        key.to(working).transpose(0, 1),
+        value[document_tokens].to(working).transpose(0, 1),
+    )  # (groups, tokens, head_dim)
+    scores = asking @ keys[:, None].transpose(-1, -2) / query.shape[-1] ** 0.5  # (groups, heads of each, query tokens, tokens)
     places = torch.arange(len(key), device=key.device)
-    scores = scores.masked_fill(places > torch.tensor(asked, device=key.device)[:, None], -torch.inf)
-    pattern = scores.softmax(-1)[..., shown]
+    scores = scores.masked_fill(places > torch.tensor(query_tokens, device=key.device)[:, None], -torch.inf)
+    pattern = scores.softmax(-1)[..., document_tokens]
     return (pattern.double() * (flowing @ values[:, None].transpose(-1, -2))).sum((0, 1))

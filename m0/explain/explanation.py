@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,9 +19,9 @@ from m0.errors import InputError
 from m0.inputs.images import Picture
 from m0.inputs.prompt import Encoding, Side
 from m0.interp.positions import picture_tokens
-from m0.interp.words import Span, owners_of, words_of
+from m0.interp.words import Span, assign_tokens_to_spans, find_words
 
-WRITERS: dict[str, Callable[..., Any]] = {}
+FORMATTERS: dict[str, Callable[..., Any]] = {}
 """What shows an explanation, by name: `m0.explain.show` and `m0.explain.html` put themselves in, for they come after this file."""
 
 
@@ -51,8 +52,14 @@ class PictureRelevance:
     picture: Picture
     cells: Tensor
     """Of each visual token, (rows, columns), float64."""
-    fine: Tensor | None = None
+    pixel_relevance: Tensor | None = None
     """Of each pixel of the resized picture, (height, width), where the method went down to pixels."""
+
+    @property
+    def fine(self) -> Tensor | None:
+        """`pixel_relevance`, (height, width), by its old name."""
+        _warn_of_fine()
+        return self.pixel_relevance
 
     @property
     def relevance(self) -> float:
@@ -63,13 +70,17 @@ class PictureRelevance:
     def pixels(self) -> NDArray[np.float64]:
         """The relevance laid over the original picture, (height, width): what falls on each pixel, so that all pixels add up to
         what all cells do. A cell covers the pixels that were resized into it, those on its border in part."""
-        grid = self.cells if self.fine is None else self.fine
+        grid = self.cells if self.pixel_relevance is None else self.pixel_relevance
         width, height = self.picture.original_size
-        down, across = _spread(grid.shape[0], height), _spread(grid.shape[1], width)
+        down, across = _pixel_shares(grid.shape[0], height), _pixel_shares(grid.shape[1], width)
         return down.T @ grid.numpy() @ across
 
 
-def _spread(cells: int, pixels: int) -> NDArray[np.float64]:
+def _warn_of_fine() -> None:
+    warnings.warn("fine is now pixel_relevance; the old name goes with the next version.", DeprecationWarning, stacklevel=3)
+
+
+def _pixel_shares(cells: int, pixels: int) -> NDArray[np.float64]:
     """What part of each cell falls on each pixel of a side, (cells, pixels); rows add up to 1."""
     edges = np.arange(cells + 1) * pixels / cells
     starts, ends = edges[:-1, None], edges[1:, None]
@@ -89,14 +100,14 @@ class Interaction:
     def by_word(self, encoding: Encoding) -> tuple[list[Span], list[Span], Tensor]:
         """Words of the query, words of the document, and their matrix, (query words, document words). A picture of the
         query has one row, behind the words'."""
-        spans = words_of(encoding)
+        spans = find_words(encoding)
         shown = [n for n, span in enumerate(spans) if span.side == "document"]
-        asked, rows = self._asked(encoding, spans)
-        owners = owners_of(encoding, spans)
+        query_spans, rows = self._query_rows(encoding, spans)
+        owners = assign_tokens_to_spans(encoding, spans)
         places = {number: column for column, number in enumerate(shown)}
         columns = [places.get(owners[token]) for token in self.document_tokens]  # type: ignore[arg-type]
-        values = _summed(_summed(self.values.double(), rows, len(asked)).T, columns, len(shown)).T
-        return asked, [spans[n] for n in shown], values
+        values = _sum_by_group(_sum_by_group(self.values.double(), rows, len(query_spans)).T, columns, len(shown)).T
+        return query_spans, [spans[n] for n in shown], values
 
     def on_picture(self, encoding: Encoding, picture: int) -> tuple[list[Span], Tensor]:
         """Words of the query (a picture of it behind them), and what of each falls on each cell of a document's picture,
@@ -104,15 +115,15 @@ class Interaction:
         shown, tokens = picture_tokens(encoding, picture)
         if tokens[0] not in self.document_tokens:
             raise InputError(f"picture {picture} is the query's; what answers it lies in the document.")
-        asked, rows = self._asked(encoding, words_of(encoding))
+        query_spans, rows = self._query_rows(encoding, find_words(encoding))
         place = {token: column for column, token in enumerate(self.document_tokens)}
         values = self.values.double()[:, [place[token] for token in tokens]]
-        return asked, _summed(values, rows, len(asked)).unflatten(-1, shown.token_grid)
+        return query_spans, _sum_by_group(values, rows, len(query_spans)).unflatten(-1, shown.token_grid)
 
-    def _asked(self, encoding: Encoding, spans: Sequence[Span]) -> tuple[list[Span], list[int | None]]:
+    def _query_rows(self, encoding: Encoding, spans: Sequence[Span]) -> tuple[list[Span], list[int | None]]:
         """What the rows of the query are, and to which of them each of its tokens belongs."""
         words = [n for n, span in enumerate(spans) if span.side == "query"]
-        owners, names = owners_of(encoding, spans), [spans[n] for n in words]
+        owners, names = assign_tokens_to_spans(encoding, spans), [spans[n] for n in words]
         places = {number: row for row, number in enumerate(words)}
         rows = {token: row for token in self.query_tokens if (row := places.get(owners[token])) is not None}  # type: ignore[arg-type]
         for number in range(len(encoding.pictures)):
@@ -125,7 +136,7 @@ class Interaction:
         return names, [rows.get(token) for token in self.query_tokens]
 
 
-def _summed(values: Tensor, groups: Sequence[int | None], count: int) -> Tensor:
+def _sum_by_group(values: Tensor, groups: Sequence[int | None], count: int) -> Tensor:
     """Sums of the rows of each group, (groups, ...); rows of no group are left out."""
     known = [row for row, group in enumerate(groups) if group is not None]
     places = torch.tensor([group for group in groups if group is not None], dtype=torch.long)
@@ -150,17 +161,23 @@ class Explanation:
     notes: tuple[str, ...] = ()
     """What the reader should know of this one: a sum that was not met, a model in 16 bits."""
     interaction: Interaction | None = field(default=None, repr=False)
-    fine: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    pixel_relevance: tuple[Tensor, ...] | None = field(default=None, repr=False)
     """Relevance of each picture's pixels after resizing, where the method went that far."""
     errors: Tensor | None = field(default=None, repr=False)
     """Standard error of each token's relevance, where it was sampled."""
 
+    @property
+    def fine(self) -> tuple[Tensor, ...] | None:
+        """`pixel_relevance`, (height, width) of each picture, by its old name."""
+        _warn_of_fine()
+        return self.pixel_relevance
+
     @cached_property
     def words(self) -> list[Word]:
         """The words of both sides, the document's first, and their relevance. Every text token counts in full."""
-        spans = words_of(self.encoding)
+        spans = find_words(self.encoding)
         totals = [0.0] * len(spans)
-        for value, owner in zip(self.tokens.tolist(), owners_of(self.encoding, spans), strict=True):
+        for value, owner in zip(self.tokens.tolist(), assign_tokens_to_spans(self.encoding, spans), strict=True):
             if owner is not None:
                 totals[owner] += value
         return [Word(span, total) for span, total in zip(spans, totals, strict=True)]
@@ -176,7 +193,13 @@ class Explanation:
             assert origin.part is not None
             cells = self.tokens[tokens].view(picture.token_grid)
             found.append(
-                PictureRelevance(origin.side, origin.part, picture, cells, None if self.fine is None else self.fine[number])
+                PictureRelevance(
+                    origin.side,
+                    origin.part,
+                    picture,
+                    cells,
+                    None if self.pixel_relevance is None else self.pixel_relevance[number],
+                )
             )
         return found
 
@@ -201,19 +224,19 @@ class Explanation:
 
     def to_terminal(self, color: bool = True) -> str:
         """Text with words shaded, and pictures as small maps. `color` False: signs and numbers instead of colours."""
-        return WRITERS["to_terminal"](self, color)
+        return FORMATTERS["to_terminal"](self, color)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain numbers and strings."""
-        return WRITERS["to_json"](self)
+        return FORMATTERS["to_json"](self)
 
     def to_html(self, path: Any = None) -> str:
         """A self-contained page; written to `path` where one is given."""
-        return WRITERS["page"]([self], path)
+        return FORMATTERS["page"]([self], path)
 
     def to_png(self, folder: Any) -> list[Any]:
         """Each picture of the prompt with its heat map over it, as files in a folder; returns their paths."""
-        return WRITERS["to_png"](self, folder)
+        return FORMATTERS["to_png"](self, folder)
 
     def _repr_html_(self) -> str:
-        return WRITERS["fragment"](self)
+        return FORMATTERS["fragment"](self)

@@ -20,12 +20,12 @@ from PIL import Image
 
 from m0.checkpoints.files import write_beside
 from m0.errors import InputError
-from m0.explain.explanation import WRITERS, Explanation, Word
-from m0.explain.show import AGAINST, FOR, colours, scale_of, share_of, stretches
-from m0.interp.words import words_of
+from m0.explain.explanation import FORMATTERS, Explanation, Word
+from m0.explain.show import NEGATIVE_COLOUR, POSITIVE_COLOUR, colours, max_abs_relevance, normalize_relevance, text_and_pictures
+from m0.interp.words import find_words
 from m0.paths import path_of
 
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """What no page may hold."""
 STYLE = """
 .m0 { font: 15px/1.7 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62em; margin: 1.5em auto; padding: 0 1em }
@@ -87,7 +87,7 @@ def page(
         raise InputError(f"there are {len(names)} names for {len(explanations)} explanations.")
     titles = [f"{place}. {name}" for place, name in enumerate(names, 1)] if names else [""] * len(explanations)
     body = "\n".join(fragment(explanation, name) for explanation, name in zip(explanations, titles, strict=True))
-    text = CONTROL.sub(
+    text = CONTROL_CHARACTERS.sub(
         "\ufffd",
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width"></head>'
@@ -105,17 +105,17 @@ def page(
 
 def fragment(explanation: Explanation, name: str = "") -> str:
     """One explanation as a part of a page (a notebook's cell), with its own style and script."""
-    scale = scale_of(explanation)
+    scale = max_abs_relevance(explanation)
     numbers = {id(word): place for place, word in enumerate(explanation.words)}
     sides = []
     for side in ("query", "document"):
         parts = []
-        for stretch in stretches(explanation, side):
-            if isinstance(stretch, int):
-                parts.append(_picture(explanation, stretch, scale))
+        for part in text_and_pictures(explanation, side):
+            if isinstance(part, int):
+                parts.append(_picture_html(explanation, part, scale))
             else:
                 inner = "".join(
-                    escape(piece) if isinstance(piece, str) else _word(piece, numbers[id(piece)], scale) for piece in stretch
+                    escape(piece) if isinstance(piece, str) else _word_html(piece, numbers[id(piece)], scale) for piece in part
                 )
                 parts.append(f'<div class="text" dir="auto">{inner}</div>')
         sides.append(f'<div class="{side}"><span class="side">{side}</span>{"".join(parts)}</div>')
@@ -126,24 +126,24 @@ def fragment(explanation: Explanation, name: str = "") -> str:
     slider = '<label>heat map <input type="range" min="0" max="100" value="85"></label>' if explanation.pictures else ""
     key = "".join(
         f'<span style="background:rgb{colour};color:#000">{text}</span> '
-        for colour, text in ((FOR, "for"), (AGAINST, "against"))[: 2 if explanation.signed else 1]
+        for colour, text in ((POSITIVE_COLOUR, "for"), (NEGATIVE_COLOUR, "against"))[: 2 if explanation.signed else 1]
     )
     return (
         f'<div class="m0"><style>{STYLE}</style><h2>{place}score {explanation.score:.4f}, logit {explanation.logit:.3f}, '
         f'by {escape(explanation.method)}</h2><div class="key">{key}{slider}</div>{"".join(sides)}'
         f'<div class="value row"></div><div class="value"></div><details><summary>shares and ledger</summary><table>{table}</table></details>{notes}'
-        f"<script>{SCRIPT}(document.currentScript.parentElement, {_data(explanation, scale)})</script></div>"
+        f"<script>{SCRIPT}(document.currentScript.parentElement, {_script_data(explanation, scale)})</script></div>"
     )
 
 
-def _word(word: Word, number: int, scale: float) -> str:
-    share = share_of(word.relevance, scale)
-    red, green, blue = FOR if share > 0 else AGAINST
+def _word_html(word: Word, number: int, scale: float) -> str:
+    share = normalize_relevance(word.relevance, scale)
+    red, green, blue = POSITIVE_COLOUR if share > 0 else NEGATIVE_COLOUR
     style = f"background:rgba({red},{green},{blue},{abs(share) * 0.85:.3f})"
     return f'<span class="w" data-n="{number}" title="{word.relevance:+.3g}" style="{style}">{escape(word.text)}</span>'
 
 
-def _picture(explanation: Explanation, number: int, scale: float) -> str:
+def _picture_html(explanation: Explanation, number: int, scale: float) -> str:
     shown = explanation.pictures[number]
     width, height = shown.picture.original_size
     wide = max(4.0, min(max(160, min(width, 640)), 800 * width / height))  # at most 800 pixels high
@@ -152,50 +152,50 @@ def _picture(explanation: Explanation, number: int, scale: float) -> str:
     still = Image.fromarray(colours(shown.cells.numpy().astype(np.float64), scale))
     return (
         f'<div><div class="pic" data-n="picture {number}" style="width:min(100%, {wide:.0f}px); aspect-ratio:{width}/{height}">'
-        f'<img alt="picture {number}" style="height:100%;filter:grayscale(85%) contrast(53%)" src="{_url(image)}">'
-        f'<img class="still" alt="relevance" style="height:100%" src="{_url(still)}"><canvas style="opacity:.85"></canvas></div></div>'
+        f'<img alt="picture {number}" style="height:100%;filter:grayscale(85%) contrast(53%)" src="{_png_data_url(image)}">'
+        f'<img class="still" alt="relevance" style="height:100%" src="{_png_data_url(still)}"><canvas style="opacity:.85"></canvas></div></div>'
     )
 
 
-def _url(image: Image.Image) -> str:
+def _png_data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _data(explanation: Explanation, scale: float) -> str:
+def _script_data(explanation: Explanation, scale: float) -> str:
     data: dict[str, Any] = {
-        "colours": [FOR, AGAINST],
+        "colours": [POSITIVE_COLOUR, NEGATIVE_COLOUR],
         "scale": scale,
         "words": {number: word.relevance for number, word in enumerate(explanation.words)},
         "pictures": [picture.cells.tolist() for picture in explanation.pictures],
         "matrix": None,
     }
     if explanation.interaction is not None:
-        numbers = {span: place for place, span in enumerate(words_of(explanation.encoding))}
-        asked, shown, values = explanation.interaction.by_word(explanation.encoding)
+        numbers = {span: place for place, span in enumerate(find_words(explanation.encoding))}
+        query_spans, shown, values = explanation.interaction.by_word(explanation.encoding)
         pictures = [
             explanation.interaction.on_picture(explanation.encoding, place)[1].tolist() if picture.side == "document" else None
             for place, picture in enumerate(explanation.pictures)
         ]
         data["matrix"] = {
-            "query": [str(numbers.get(span, span.text)) for span in asked],
-            "names": [span.text for span in asked],
+            "query": [str(numbers.get(span, span.text)) for span in query_spans],
+            "names": [span.text for span in query_spans],
             "document": [numbers[span] for span in shown],
             "values": values.tolist(),
             "pictures": pictures,
         }
     # Nothing in the data may end the script.
-    return json.dumps(_rounded(data)).replace("<", "\\u003c")
+    return json.dumps(_round_numbers(data)).replace("<", "\\u003c")
 
 
-def _rounded(value: Any) -> Any:
+def _round_numbers(value: Any) -> Any:
     """Numbers to six digits: nobody hovers for more."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return [_round_numbers(item) for item in value]
+    return {key: _round_numbers(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-WRITERS.update(page=page, fragment=fragment)
+FORMATTERS.update(page=page, fragment=fragment)

@@ -17,7 +17,7 @@ from m0.inputs.prompt import Encoding, Limits
 from m0.locks import uses_model
 
 
-class Explaining(Host):
+class ExplanationMixin(Host):
     """What `m0.reranker.Reranker` can say about its scores."""
 
     @uses_model
@@ -41,7 +41,7 @@ class Explaining(Host):
 
         Raises InputError.
         """
-        return explain(self, self.encode(query, document, _own_limits(limits, options)), method, target, **options)
+        return explain(self, self.encode(query, document, _pop_limits(limits, options)), method, target, **options)
 
     @uses_model
     def explain_prompt(
@@ -74,7 +74,7 @@ class Explaining(Host):
 
         Returns: the ranking of what is on the page. Raises InputError (of a document with its number).
         """
-        lengths = _own_limits(limits, options)
+        lengths = _pop_limits(limits, options)
         given = listed(documents)  # what gives them may wait for other calls, so this is not one yet
         with self.calls.shared():
             return explain_ranking(self, query, given, path, top_n, method, names, on_error, lengths, options)
@@ -102,7 +102,7 @@ class Explaining(Host):
         return minimal_evidence(self, encoding, explain(self, encoding, method).tokens.tolist(), keep, threshold, unit)
 
 
-def _own_limits(limits: Limits | None, options: dict[str, Any]) -> Limits:
+def _pop_limits(limits: Limits | None, options: dict[str, Any]) -> Limits:
     """The limits among options, which they are taken out of."""
     names = [field.name for field in fields(Limits) if field.name in options]
     return settle(limits, None, {name: options.pop(name) for name in names})[0]

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from m0.engine.host import Host
 from m0.engine.options import RunOptions
-from m0.engine.ranking import rank, without
+from m0.engine.ranking import rank, remove_documents
 from m0.engine.results import Ranking
 from m0.errors import InputError
-from m0.explain import beside_ranking, explain, method_of
+from m0.explain import explain, method_of, note_ranking_score
 from m0.explain.html import page
 from m0.inputs.listed import listed
 from m0.inputs.prompt import Limits
@@ -48,7 +48,7 @@ def explain_ranking(
                 raise type(error)(f"document {result.index}: {error}") from None
             lost[result.index] = str(error)
             continue
-        explained.append(beside_ranking(found, result.logit, result.score))
-    ranking = without(ranking, lost)
+        explained.append(note_ranking_score(found, result.logit, result.score))
+    ranking = remove_documents(ranking, lost)
     page(explained, path, names=[str(r.index) if names is None else names[r.index] for r in ranking])
     return ranking

@@ -17,38 +17,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m0.errors import InputError
-from m0.explain.explanation import WRITERS, Explanation, PictureRelevance, Word
+from m0.explain.explanation import FORMATTERS, Explanation, PictureRelevance, Word
 from m0.inputs.prompt import Side
 from m0.paths import path_of
 
-FOR, AGAINST = (240, 130, 30), (100, 165, 240)
-RESET = "\x1b[0m"
+POSITIVE_COLOUR, NEGATIVE_COLOUR = (240, 130, 30), (100, 165, 240)
+ANSI_RESET = "\x1b[0m"
 
 
-def scale_of(explanation: Explanation) -> float:
+def max_abs_relevance(explanation: Explanation) -> float:
     """The largest absolute relevance of any word or cell: full colour."""
     words = [abs(word.relevance) for word in explanation.words]
     cells = [float(picture.cells.abs().max()) for picture in explanation.pictures]
     return max([*words, *cells, 1e-12])
 
 
-def share_of(value: float, scale: float) -> float:
+def normalize_relevance(value: float, scale: float) -> float:
     """A relevance as a share of full colour, between -1 and 1."""
     return max(-1.0, min(1.0, value / scale))
 
 
-def _background(share: float) -> str:
+def _ansi_background(share: float) -> str:
     """The terminal's code for white tinted by a share."""
-    red, green, blue = (round(255 + abs(share) * (part - 255)) for part in (FOR if share > 0 else AGAINST))
+    red, green, blue = (round(255 + abs(share) * (part - 255)) for part in (POSITIVE_COLOUR if share > 0 else NEGATIVE_COLOUR))
     return f"\x1b[48;2;{red};{green};{blue}m"
 
 
-def printable(text: str) -> str:
+def replace_control_characters(text: str) -> str:
     """Without control characters: what a document holds must not steer the terminal."""
     return "".join(" " if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character for character in text)
 
 
-def stretches(explanation: Explanation, side: Side) -> Iterator[list[str | Word] | int]:
+def text_and_pictures(explanation: Explanation, side: Side) -> Iterator[list[str | Word] | int]:
     """A side in order: for each text part its text cut into words and what stands between them; for a picture its number."""
     number = sum(picture.side == "document" for picture in explanation.pictures) if side == "query" else 0
     for place, part in enumerate(explanation.encoding.parts.get(side, ())):
@@ -67,16 +67,16 @@ def stretches(explanation: Explanation, side: Side) -> Iterator[list[str | Word]
 
 def to_terminal(explanation: Explanation, color: bool = True) -> str:
     """As `Explanation.to_terminal`."""
-    scale = scale_of(explanation)
+    scale = max_abs_relevance(explanation)
     lines = [f"score {explanation.score:.4f} (logit {explanation.logit:.3f}), explained by {explanation.method}"]
     for side in ("query", "document"):
         text = ""
-        for stretch in stretches(explanation, side):
-            if isinstance(stretch, int):
-                text += f"\n{_map(explanation.pictures[stretch], stretch, scale, color)}\n"
+        for part in text_and_pictures(explanation, side):
+            if isinstance(part, int):
+                text += f"\n{_draw_cells(explanation.pictures[part], part, scale, color)}\n"
                 continue
-            for piece in stretch:
-                text += _lines(piece) if isinstance(piece, str) else _shaded(piece, scale, color)
+            for piece in part:
+                text += _printable_lines(piece) if isinstance(piece, str) else _shade_word(piece, scale, color)
             text += " "
         lines.append(f"{side}: {text.strip()}")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in explanation.shares.items())
@@ -87,20 +87,20 @@ def to_terminal(explanation: Explanation, color: bool = True) -> str:
     return "\n".join(lines)
 
 
-def _lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.split("\n"))
+def _printable_lines(text: str) -> str:
+    return "\n".join(replace_control_characters(line) for line in text.split("\n"))
 
 
-def _shaded(word: Word, scale: float, color: bool) -> str:
-    share, text = share_of(word.relevance, scale), printable(word.text)
+def _shade_word(word: Word, scale: float, color: bool) -> str:
+    share, text = normalize_relevance(word.relevance, scale), replace_control_characters(word.text)
     if not color:
         return f"{text}({word.relevance:+.2g})" if abs(share) >= 0.1 else text
     if abs(share) < 0.05:
         return text
-    return f"{_background(share)}\x1b[38;2;0;0;0m{text}{RESET}"
+    return f"{_ansi_background(share)}\x1b[38;2;0;0;0m{text}{ANSI_RESET}"
 
 
-def _map(picture: PictureRelevance, number: int, scale: float, color: bool) -> str:
+def _draw_cells(picture: PictureRelevance, number: int, scale: float, color: bool) -> str:
     """A picture's cells as a little map."""
     rows, columns = picture.cells.shape
     width, height = picture.picture.original_size
@@ -108,9 +108,9 @@ def _map(picture: PictureRelevance, number: int, scale: float, color: bool) -> s
     for row in picture.cells.tolist():
         cells = []
         for value in row:
-            share = share_of(value, scale)
+            share = normalize_relevance(value, scale)
             if color:
-                cells.append(f"{_background(share)}  {RESET}")
+                cells.append(f"{_ansi_background(share)}  {ANSI_RESET}")
             else:
                 cells.append(f"{round(9 * share):+d}" if abs(share) >= 0.05 else " .")
         lines.append("".join(cells) if color else " ".join(cells))
@@ -167,13 +167,13 @@ def heat_map(picture: PictureRelevance, scale: float | None = None, strength: fl
     muted = 60 + np.asarray(grey, dtype=np.float64)[:, :, None] * (115 / 255)
     height, width = muted.shape[:2]
     full = scale or float(picture.cells.abs().max()) or 1e-12
-    if picture.fine is None:
+    if picture.pixel_relevance is None:
         rows, columns = picture.cells.shape
         values = np.kron(picture.cells.numpy(), np.ones((height // rows, width // columns)))
     else:  # as much as a whole cell with this relevance everywhere would have
-        values = picture.fine.numpy() * (height * width / picture.cells.numel())
+        values = picture.pixel_relevance.numpy() * (height * width / picture.cells.numel())
     share = np.clip(values / full, -1, 1)[:, :, None]
-    tint = np.where(share > 0, np.array(FOR), np.array(AGAINST))
+    tint = np.where(share > 0, np.array(POSITIVE_COLOUR), np.array(NEGATIVE_COLOUR))
     mixed = muted + np.abs(share) * strength * (tint - muted)
     return Image.fromarray(mixed.round().astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
@@ -182,7 +182,7 @@ def colours(values: NDArray[np.float64], scale: float) -> NDArray[np.uint8]:
     """RGBA of relevances: hue by sign, opacity by size."""
     share = np.clip(values / scale, -1, 1)
     rgba = np.zeros((*values.shape, 4), dtype=np.uint8)
-    rgba[..., :3] = np.where(share[..., None] > 0, np.array(FOR), np.array(AGAINST))
+    rgba[..., :3] = np.where(share[..., None] > 0, np.array(POSITIVE_COLOUR), np.array(NEGATIVE_COLOUR))
     rgba[..., 3] = (np.abs(share) * 230).round()
     return rgba
 
@@ -192,7 +192,7 @@ def to_png(explanation: Explanation, folder: Any) -> list[Path]:
     if not explanation.pictures:
         raise InputError("the prompt shows no picture to lay a heat map over.")
     folder = path_of(folder)
-    scale = scale_of(explanation)
+    scale = max_abs_relevance(explanation)
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,4 +204,4 @@ def to_png(explanation: Explanation, folder: Any) -> list[Path]:
     return paths
 
 
-WRITERS.update(to_terminal=to_terminal, to_json=to_json, to_png=to_png)
+FORMATTERS.update(to_terminal=to_terminal, to_json=to_json, to_png=to_png)

@@ -12,8 +12,8 @@ from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.inputs.prompt import Encoding
 from m0.interp.edits import Edit, EditFunction, mean, resample, zero
-from m0.interp.grid import Axis, Grid, layers_and_heads
-from m0.interp.patching import recorded, run_variants
+from m0.interp.grid import Axis, Grid, layer_head_axes
+from m0.interp.patching import record_activations, run_variants
 from m0.interp.positions import Selector, check_selector, document, everything, image, query, score_token
 from m0.interp.session import prompts
 from m0.interp.taps import find_taps
@@ -48,10 +48,10 @@ def head_ablation(
     heads = reranker.model.config.decoder.num_heads
     values: dict[str, Tensor] = {}
     if how != "zero":
-        others = encodings if reference is None else prompts(reranker, reference)
-        if not others:
+        reference_encodings = encodings if reference is None else prompts(reranker, reference)
+        if not reference_encodings:
             raise InputError("the list of reference pairs is empty.")
-        caches = [recorded(reranker, [other], taps)[0] for other in others]
+        caches = [record_activations(reranker, [reference_encoding], taps)[0] for reference_encoding in reference_encodings]
         values = {tap.name: torch.cat([cache[tap.name].tensor for cache in caches]) for tap in taps}
 
     def function(name: str, head: int) -> EditFunction:
@@ -65,9 +65,9 @@ def head_ablation(
         variants: list[list[Any]] = [[]] + [
             [(tap, Edit(function(tap.name, head), at=everything, heads=[head]))] for tap in taps for head in range(heads)
         ]
-        plain, *without = run_variants(reranker, encoding, variants, batch_tokens)
-        changes += (torch.stack(without) - plain).view_as(changes) / len(encodings)
-    return Grid(f"logit without the head ({how}) minus logit", layers_and_heads(len(taps), heads), changes)
+        logit, *ablated_logits = run_variants(reranker, encoding, variants, batch_tokens)
+        changes += (torch.stack(ablated_logits) - logit).view_as(changes) / len(encodings)
+    return Grid(f"logit without the head ({how}) minus logit", layer_head_axes(len(taps), heads), changes)
 
 
 def standard_cuts(encoding: Encoding) -> dict[str, tuple[Selector, Selector]]:
@@ -107,8 +107,8 @@ def attention_knockout(
     Returns: logit with the cut minus logit, by cut and layers. Raises InputError where a selector finds nothing.
     """
     (encoding,) = prompts(reranker, [pair])
-    wanted = standard_cuts(encoding) if cuts is None else dict(cuts)
-    if not wanted:
+    cuts_by_name = standard_cuts(encoding) if cuts is None else dict(cuts)
+    if not cuts_by_name:
         raise InputError("there is no cut to make.")
     taps = find_taps(reranker.model.config, "decoder.layers.*.attention.scores")
     width = len(taps) if window is None else window
@@ -116,27 +116,30 @@ def attention_knockout(
         raise InputError(f"window is {window!r}, but must be between 1 and {len(taps)}, the number of layers.")
     variants: list[list[Any]] = [[]]
     columns = [taps[start : start + width] for start in range(len(taps) - width + 1)]
-    for name, (who, whom) in wanted.items():
-        for selector in (who, whom):
+    for name, (queries, keys) in cuts_by_name.items():
+        for selector in (queries, keys):
             check_selector(selector, f"cut {name!r}")
-        lookers, looked_at = who.found(encoding), whom.found(encoding)
+        query_tokens, key_tokens = queries.found(encoding), keys.found(encoding)
         # A token that sees nothing has no softmax, so each keeps itself.
-        itself = torch.tensor(lookers)[:, None] == torch.tensor(looked_at)[None, :]
-        edit = Edit(_forbid(itself), at=who, to=whom)
-        variants += [[(tap, edit) for tap in some] for some in columns]
-    plain, *cut = run_variants(reranker, encoding, variants, batch_tokens)
-    values = torch.stack(cut).view(len(wanted), len(columns)) - plain
-    names = [f"{some[0].layer}" if width == 1 else f"{some[0].layer}-{some[-1].layer}" for some in columns]
+        is_self = torch.tensor(query_tokens)[:, None] == torch.tensor(key_tokens)[None, :]
+        edit = Edit(_mask_all_but(is_self), at=queries, to=keys)
+        variants += [[(tap, edit) for tap in window_taps] for window_taps in columns]
+    logit, *cut_logits = run_variants(reranker, encoding, variants, batch_tokens)
+    values = torch.stack(cut_logits).view(len(cuts_by_name), len(columns)) - logit
+    names = [
+        f"{window_taps[0].layer}" if width == 1 else f"{window_taps[0].layer}-{window_taps[-1].layer}"
+        for window_taps in columns
+    ]
     return Grid(
         "logit with the attention cut minus logit",
-        (Axis("cut", list(wanted)), Axis("layers", names)),
+        (Axis("cut", list(cuts_by_name)), Axis("layers", names)),
         values,
-        {"logit": float(plain)},
+        {"logit": float(logit)},
     )
 
 
-def _forbid(itself: Tensor) -> EditFunction:
-    def cut(scores: Tensor) -> Tensor:
-        return torch.where(itself.to(scores.device), scores, -torch.inf)
+def _mask_all_but(is_self: Tensor) -> EditFunction:
+    def mask(scores: Tensor) -> Tensor:
+        return torch.where(is_self.to(scores.device), scores, -torch.inf)
 
-    return cut
+    return mask

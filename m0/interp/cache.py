@@ -14,13 +14,13 @@ from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.inputs.prompt import Encoding
 from m0.interp.positions import Selector, check_selector
-from m0.interp.session import Session, patch_rows
+from m0.interp.session import Session, patch_rows_by_picture
 from m0.interp.taps import Tap, check_heads
 from m0.model.attention import Block
 
 
 @dataclass(frozen=True)
-class Kept:
+class RecordedTensor:
     """One tensor and which tokens (patches) its rows are."""
 
     tensor: Tensor
@@ -34,17 +34,19 @@ class Activation(Sequence[Tensor]):
     differ from picture to picture, are those of the pair's first one (see `picture`).
     """
 
-    def __init__(self, tap: Tap, kept: list[list[Kept]], encodings: list[Encoding], head: int | None = None) -> None:
+    def __init__(
+        self, tap: Tap, recorded: list[list[RecordedTensor]], encodings: list[Encoding], head: int | None = None
+    ) -> None:
         self.tap, self.encodings = tap, encodings
-        self._kept, self._head = kept, head
+        self._recorded, self._head = recorded, head
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._recorded)
 
     def __getitem__(self, pair):  # type: ignore[no-untyped-def]
         if isinstance(pair, slice):
             return [self[i] for i in range(*pair.indices(len(self)))]
-        parts = self._of(pair)
+        parts = self._recorded_for(pair)
         if self.tap.is_pattern:
             return self._one_head(parts[0].tensor)
         return self._one_head(torch.cat([part.tensor for part in parts]) if len(parts) > 1 else parts[0].tensor)
@@ -67,7 +69,7 @@ class Activation(Sequence[Tensor]):
 
         Raises InputError where there is no such picture.
         """
-        parts = self._of(pair)
+        parts = self._recorded_for(pair)
         if self.tap.rows not in ("patches", "cells") or not 0 <= number < len(parts):
             raise InputError(f"{self.tap.name} of pair {pair} has no picture {number}.")
         return self._one_head(parts[number].tensor)
@@ -75,7 +77,7 @@ class Activation(Sequence[Tensor]):
     def head(self, number: int) -> Activation:
         """The same of one head, whose axis is dropped."""
         check_heads(self.tap, [number])
-        return Activation(self.tap, self._kept, self.encodings, number)
+        return Activation(self.tap, self._recorded, self.encodings, number)
 
     def at(self, where: Selector, to: Selector | None = None, pair: int | None = None) -> Tensor:
         """The rows of some tokens, (chosen, ...); of scores and patterns, of some queries, (heads, chosen, keys), and `to` some keys.
@@ -92,7 +94,7 @@ class Activation(Sequence[Tensor]):
             if not self.tap.is_pattern:
                 raise InputError(f"`to` chooses keys of scores and patterns, and {self.tap.name} is neither.")
         pair = 0 if pair is None else pair
-        parts = self._of(pair)
+        parts = self._recorded_for(pair)
         encoding = self.encodings[pair]
         if self.tap.rows not in ("patches", "cells"):
             rows = self._rows(where, encoding, parts[0])
@@ -110,8 +112,8 @@ class Activation(Sequence[Tensor]):
         tensor = self._one_head(parts[number].tensor)[..., by_picture[number], :]
         return tensor if to is None else tensor[..., rows_by_picture(self.tap, to, encoding)[number]]
 
-    def _rows(self, where: Selector, encoding: Encoding, kept: Kept) -> list[int]:
-        places = {token: row for row, token in enumerate(kept.tokens)}
+    def _rows(self, where: Selector, encoding: Encoding, recorded: RecordedTensor) -> list[int]:
+        places = {token: row for row, token in enumerate(recorded.tokens)}
         chosen = where.found(encoding)
         if missing := [token for token in chosen if token not in places]:
             raise InputError(
@@ -120,14 +122,14 @@ class Activation(Sequence[Tensor]):
             )
         return [places[token] for token in chosen]
 
-    def _of(self, pair: int) -> list[Kept]:
-        if not -len(self._kept) <= pair < len(self._kept):
-            raise InputError(f"pair {pair} is asked for, but {len(self._kept)} were recorded.")
-        if not self._kept[pair]:
+    def _recorded_for(self, pair: int) -> list[RecordedTensor]:
+        if not -len(self._recorded) <= pair < len(self._recorded):
+            raise InputError(f"pair {pair} is asked for, but {len(self._recorded)} were recorded.")
+        if not self._recorded[pair]:
             raise InputError(
                 f"{self.tap.name} has nothing for pair {pair}: the pair shows no picture, or its call did not get that far."
             )
-        return self._kept[pair]
+        return self._recorded[pair]
 
     def _one_head(self, tensor: Tensor) -> Tensor:
         if self._head is None:
@@ -144,7 +146,7 @@ def rows_by_picture(tap: Tap, where: Selector, encoding: Encoding) -> list[list[
     chosen = where.found(encoding)
     if outside := [token for token in chosen if encoding.origins[token].kind != "image"]:
         raise InputError(f"{tap.name} holds pictures, but token {outside[0]} ({where}) is none of a picture.")
-    return patch_rows(tap, encoding, chosen)
+    return patch_rows_by_picture(tap, encoding, chosen)
 
 
 class Cache:
@@ -153,8 +155,8 @@ class Cache:
     def __init__(self) -> None:
         self.encodings: list[Encoding] = []
         self._taps: dict[str, Tap] = {}
-        self._pairs: dict[str, dict[int, Kept]] = defaultdict(dict)
-        self._pictures: dict[str, dict[tuple[int, bytes], Kept]] = defaultdict(dict)
+        self._pairs: dict[str, dict[int, RecordedTensor]] = defaultdict(dict)
+        self._pictures: dict[str, dict[tuple[int, bytes], RecordedTensor]] = defaultdict(dict)
         """By call and the picture's digest."""
         self._calls: list[int] = []
         """In which call each pair was."""
@@ -165,14 +167,14 @@ class Cache:
         tap = self._taps[name]
         if tap.rows in ("patches", "cells"):
             pictures = self._pictures[name]
-            kept = [
+            recorded = [
                 [pictures[call, p.digest] for p in encoding.pictures if (call, p.digest) in pictures]
                 for call, encoding in zip(self._calls, self.encodings, strict=True)
             ]
         else:
             pairs = self._pairs[name]
-            kept = [[pairs[number]] if number in pairs else [] for number in range(len(self.encodings))]
-        return Activation(tap, kept, self.encodings)
+            recorded = [[pairs[number]] if number in pairs else [] for number in range(len(self.encodings))]
+        return Activation(tap, recorded, self.encodings)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -203,9 +205,9 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors kept."""
-        kept = [some for group in self._pairs.values() for some in group.values()]
-        kept += [some for shown in self._pictures.values() for some in shown.values()]
-        storages = (some.tensor.untyped_storage() for some in kept)
+        recorded = [some for group in self._pairs.values() for some in group.values()]
+        recorded += [some for shown in self._pictures.values() for some in shown.values()]
+        storages = (some.tensor.untyped_storage() for some in recorded)
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
@@ -223,7 +225,7 @@ class Recording(Session):
     def __enter__(self) -> Cache:  # type: ignore[override]
         super().__enter__()
         self.cache.encodings = self.encodings
-        self.cache._taps = {tap.name: tap for tap in self.watched}
+        self.cache._taps = {tap.name: tap for tap in self.taps}
         return self.cache
 
     def begin(self, encodings: Sequence[Encoding]) -> None:
@@ -231,32 +233,32 @@ class Recording(Session):
         super().begin(encodings)
         self.cache._calls += [self.calls] * len(encodings)
         if self.at is not None:
-            self.check_found(self.watched, self.at)
+            self.check_selects_any(self.taps, self.at)
 
-    def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
+    def process(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
         """Keep every pair's share of an activation x, (rows, ...) or (sequences, heads, queries, keys); returns x, or what lies on the way to
         the score.
         """
-        shares = []
+        parts = []
         # What is kept must lie on the way to the score, or no gradient would reach it.
-        on_the_way = torch.is_grad_enabled() and x.requires_grad
-        for place in self.rows(tap, x, block):
-            share = x[place.index]
-            kept, tokens = share, list(place.tokens)
+        keeps_graph = torch.is_grad_enabled() and x.requires_grad
+        for location in self.slices(tap, x, block):
+            part = x[location.index]
+            recorded, tokens = part, list(location.tokens)
             if self.at is not None:
-                tokens = [token for token in self.chosen(tap, place, self.at) if token in place.tokens]
-                rows = torch.tensor([token - place.tokens.start for token in tokens], dtype=torch.long, device=x.device)
-                kept = share.index_select(-2 if tap.is_pattern else 0, rows)
-                if on_the_way:
-                    share = share.index_copy(-2 if tap.is_pattern else 0, rows, kept)
-            elif not on_the_way and not x.is_contiguous():
-                kept = share.clone()  # a part of something larger, which need not be kept
-            shares.append(share)
+                tokens = [token for token in self.selected_rows(tap, location, self.at) if token in location.tokens]
+                rows = torch.tensor([token - location.tokens.start for token in tokens], dtype=torch.long, device=x.device)
+                recorded = part.index_select(-2 if tap.is_pattern else 0, rows)
+                if keeps_graph:
+                    part = part.index_copy(-2 if tap.is_pattern else 0, rows, recorded)
+            elif not keeps_graph and not x.is_contiguous():
+                recorded = part.clone()  # a part of something larger, which need not be kept
+            parts.append(part)
             if tap.rows in ("patches", "cells"):
-                digest = self.pictures[place.number].digest
-                self.cache._pictures[tap.name][self.calls, digest] = Kept(kept, tokens)
+                digest = self.pictures[location.number].digest
+                self.cache._pictures[tap.name][self.calls, digest] = RecordedTensor(recorded, tokens)
             else:
-                self.cache._pairs[tap.name][place.number] = Kept(kept, tokens)
-        if not on_the_way:
+                self.cache._pairs[tap.name][location.number] = RecordedTensor(recorded, tokens)
+        if not keeps_graph:
             return x
-        return torch.stack(shares) if block is not None else torch.cat(shares)
+        return torch.stack(parts) if block is not None else torch.cat(parts)

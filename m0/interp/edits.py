@@ -17,7 +17,7 @@ from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.inputs.prompt import Encoding
 from m0.interp.positions import Selector, check_selector
-from m0.interp.session import Session, Share
+from m0.interp.session import ActivationSlice, Session
 from m0.interp.taps import Tap, check_heads, find_taps
 from m0.model.attention import Block
 
@@ -115,8 +115,8 @@ class Editing(Session):
     """
 
     def __init__(self, reranker: Scorer, edits: Mapping[Tap, list[Edit]], every_token: bool = False) -> None:
-        for tap, some in edits.items():
-            for edit in some:
+        for tap, tap_edits in edits.items():
+            for edit in tap_edits:
                 check_heads(tap, edit.heads)
                 if edit.to is not None and not tap.is_pattern:
                     raise InputError(f"`to` chooses keys of scores and patterns, and {tap.name} is neither.")
@@ -150,27 +150,27 @@ class Editing(Session):
     def begin(self, encodings: Sequence[Encoding]) -> None:
         """A call begins, with these pairs. Raises InputError where an edit's selector chooses nothing in any of them."""
         super().begin(encodings)
-        wanted: dict[Selector, list[Tap]] = {}
-        for tap, some in self.edits.items():
-            for edit in some:
+        taps_by_selector: dict[Selector, list[Tap]] = {}
+        for tap, tap_edits in self.edits.items():
+            for edit in tap_edits:
                 for where in (edit.at, edit.to):
                     if where is not None and edit.pair is None:  # experiments, which say the pair, have looked themselves
-                        wanted.setdefault(where, []).append(tap)
-        for where, taps in wanted.items():
-            self.check_found(taps, where)
+                        taps_by_selector.setdefault(where, []).append(tap)
+        for where, taps in taps_by_selector.items():
+            self.check_selects_any(taps, where)
 
-    def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
+    def process(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
         """What takes the place of an activation x, (rows, ...) or (sequences, heads, queries, keys), of the same shape.
 
         Raises InputError where an edit returns another shape.
         """
         result = x
-        shares = list(self.rows(tap, x, block))
+        parts = list(self.slices(tap, x, block))
         for edit in self.edits[tap]:
-            for share in shares:
-                if edit.pair is not None and share.number != self.first + edit.pair:
+            for part in parts:
+                if edit.pair is not None and part.number != self.first + edit.pair:
                     continue
-                index = self._index(tap, edit, share, x)
+                index = self._index(tap, edit, part, x)
                 if index is None:
                     continue
                 before = result[index]
@@ -183,29 +183,29 @@ class Editing(Session):
                 result[index] = after.to(x.dtype)
         return result
 
-    def _index(self, tap: Tap, edit: Edit, share: Share, x: Tensor) -> tuple[Any, ...] | None:
+    def _index(self, tap: Tap, edit: Edit, part: ActivationSlice, x: Tensor) -> tuple[Any, ...] | None:
         """Index of what the edit gets; None: nothing here, as the last layer has the score token's row alone."""
 
         def numbers(where: Selector | None, known: range) -> Tensor | None:
             if where is None:
                 return None
-            rows = [n - known.start for n in self.chosen(tap, share, where) if n in known]
+            rows = [n - known.start for n in self.selected_rows(tap, part, where) if n in known]
             return torch.tensor(rows, dtype=torch.long, device=x.device)
 
-        at = numbers(edit.at, share.tokens)
+        at = numbers(edit.at, part.tokens)
         if at is not None and not len(at):
             return None
         heads = None if edit.heads is None else torch.tensor(list(edit.heads), device=x.device)
         if not tap.is_pattern:
             if at is None and heads is None:
-                return share.index
-            start, stop = share.index[0].start, share.index[0].stop
+                return part.index
+            start, stop = part.index[0].start, part.index[0].stop
             rows = torch.arange(start, stop, device=x.device) if at is None else start + at
             return (rows,) if heads is None else (rows[:, None], heads[None, :])
         to = numbers(edit.to, range(x.shape[-1]))
         if at is None and to is None and heads is None:
-            return share.index
+            return part.index
         heads = torch.arange(x.shape[1], device=x.device) if heads is None else heads
         queries = torch.arange(x.shape[2], device=x.device) if at is None else at
         keys = torch.arange(x.shape[3], device=x.device) if to is None else to
-        return (share.index[0], heads[:, None, None], queries[:, None], keys)
+        return (part.index[0], heads[:, None, None], queries[:, None], keys)

@@ -22,7 +22,7 @@ class Axis:
     labels: Sequence[str]
 
 
-def layers_and_heads(layers: int, heads: int) -> tuple[Axis, Axis]:
+def layer_head_axes(layers: int, heads: int) -> tuple[Axis, Axis]:
     """Axes of a grid with a row for each layer and a column for each head, both numbered from 0."""
     return Axis("layer", [str(i) for i in range(layers)]), Axis("head", [str(i) for i in range(heads)])
 
@@ -110,11 +110,11 @@ class Grid:
         axes.set_ylabel(rows.name)
         axes.set_title(self.title, fontsize=9)
         if path is not None:
-            save(figure, path)
+            save_figure(figure, path)
         return figure
 
 
-def save(figure: Any, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a matplotlib figure. Raises InputError where the path refuses or names no kind of picture that matplotlib writes."""
     path = path_of(path)
     if os.path.isdir(path):
@@ -142,10 +142,10 @@ def agreement(one: Grid, other: Grid) -> Agreement:
     if one.axes != other.axes:
         raise InputError("the two grids have different axes.")
     a, b = one.values.flatten(), other.values.flatten()
-    return Agreement(correlation(a, b), correlation(ranks(a), ranks(b)), float((a - b).abs().max()))
+    return Agreement(pearson_correlation(a, b), pearson_correlation(ranks(a), ranks(b)), float((a - b).abs().max()))
 
 
-def correlation(a: Tensor, b: Tensor) -> float:
+def pearson_correlation(a: Tensor, b: Tensor) -> float:
     """Pearson's correlation of two series, (values,) each; NaN where one of them is constant."""
     a, b = a - a.mean(), b - b.mean()
     return float((a @ b) / (a.norm() * b.norm()))

@@ -12,12 +12,12 @@ from torch import Tensor
 from m0.engine.watching import Scorer
 from m0.errors import InputError
 from m0.inputs.prompt import Encoding
-from m0.interp.grid import Grid, layers_and_heads
-from m0.interp.patching import recorded
+from m0.interp.grid import Grid, layer_head_axes
+from m0.interp.patching import record_activations
 from m0.interp.positions import document, image, query, score_token
 from m0.interp.session import prompts
 from m0.interp.taps import find_taps
-from m0.interp.words import owners_of, words_of
+from m0.interp.words import assign_tokens_to_spans, find_words
 from m0.locks import uses_model
 
 
@@ -51,60 +51,62 @@ def head_roles(reranker: Scorer, pairs: Sequence[Any]) -> HeadRoles:
     if not encodings:
         raise InputError("the list of pairs is empty.")
     taps = find_taps(reranker.model.config, "decoder.layers.*.attention.pattern")
-    jobs: dict[str, Callable[[Encoding, Tensor], Tensor | None]] = {
-        "same word": _same_word,
-        "same word, by chance": _by_chance,
-        "score to query": lambda encoding, pattern: _share(pattern, score_token(encoding), query.all(encoding)),
-        "query to picture": lambda encoding, pattern: _share(
+    roles: dict[str, Callable[[Encoding, Tensor], Tensor | None]] = {
+        "same word": _same_word_attention,
+        "same word, by chance": _uniform_attention,
+        "score to query": lambda encoding, pattern: _mean_attention(pattern, score_token(encoding), query.all(encoding)),
+        "query to picture": lambda encoding, pattern: _mean_attention(
             pattern, query.all(encoding), (image.all & document.all)(encoding)
         ),
     }
-    found: dict[str, list[Tensor]] = {job: [] for job in jobs}
+    values_by_role: dict[str, list[Tensor]] = {role: [] for role in roles}
     for encoding in encodings:
-        cache, _ = recorded(reranker, [encoding], taps)
+        cache, _ = record_activations(reranker, [encoding], taps)
         pattern = torch.stack([cache[tap.name].tensor for tap in taps]).double().cpu()  # (layers, heads, queries, keys)
-        for job, measure in jobs.items():
+        for role, measure in roles.items():
             if (share := measure(encoding, pattern)) is not None:
-                found[job].append(share)
+                values_by_role[role].append(share)
     heads = reranker.model.config.decoder.num_heads
-    axes = layers_and_heads(len(taps), heads)
+    axes = layer_head_axes(len(taps), heads)
     grids = {}
-    for job, some in found.items():
-        values = torch.stack(some).mean(0) if some else torch.full((len(taps), heads), torch.nan, dtype=torch.float64)
-        grids[job] = Grid(f"share of attention: {job}", axes, values, {"pairs": float(len(some))})
+    for role, pair_values in values_by_role.items():
+        values = (
+            torch.stack(pair_values).mean(0) if pair_values else torch.full((len(taps), heads), torch.nan, dtype=torch.float64)
+        )
+        grids[role] = Grid(f"share of attention: {role}", axes, values, {"pairs": float(len(pair_values))})
     return HeadRoles(grids["same word"], grids["same word, by chance"], grids["score to query"], grids["query to picture"])
 
 
-def _share(pattern: Tensor, who: list[int], whom: list[int]) -> Tensor | None:
-    if not who or not whom:
+def _mean_attention(pattern: Tensor, queries: list[int], keys: list[int]) -> Tensor | None:
+    if not queries or not keys:
         return None
-    return pattern[:, :, who][..., whom].sum(-1).mean(-1)
+    return pattern[:, :, queries][..., keys].sum(-1).mean(-1)
 
 
-def _matches(encoding: Encoding) -> dict[int, list[int]]:
+def _same_word_tokens(encoding: Encoding) -> dict[int, list[int]]:
     """Tokens of the query's words, and for each the document's tokens of the same word, upper and lower case alike."""
-    spans = words_of(encoding)
-    by_word: dict[int, list[int]] = {}
-    for token, owner in enumerate(owners_of(encoding, spans)):
-        if owner is not None and any(character.isalnum() for character in spans[owner].text):
-            by_word.setdefault(owner, []).append(token)
-    shown: dict[str, list[int]] = {}
-    for owner, some in by_word.items():
-        if spans[owner].side == "document":
-            shown.setdefault(spans[owner].text.casefold(), []).extend(some)
+    spans = find_words(encoding)
+    tokens_by_span: dict[int, list[int]] = {}
+    for token, span_index in enumerate(assign_tokens_to_spans(encoding, spans)):
+        if span_index is not None and any(character.isalnum() for character in spans[span_index].text):
+            tokens_by_span.setdefault(span_index, []).append(token)
+    document_tokens: dict[str, list[int]] = {}
+    for span_index, tokens in tokens_by_span.items():
+        if spans[span_index].side == "document":
+            document_tokens.setdefault(spans[span_index].text.casefold(), []).extend(tokens)
     return {
-        token: shown[spans[owner].text.casefold()]
-        for owner, some in by_word.items()
-        if spans[owner].side == "query" and spans[owner].text.casefold() in shown
-        for token in some
+        token: document_tokens[spans[span_index].text.casefold()]
+        for span_index, tokens in tokens_by_span.items()
+        if spans[span_index].side == "query" and spans[span_index].text.casefold() in document_tokens
+        for token in tokens
     }
 
 
-def _same_word(encoding: Encoding, pattern: Tensor) -> Tensor | None:
-    shares = [pattern[:, :, i, some].sum(-1) for i, some in _matches(encoding).items()]
+def _same_word_attention(encoding: Encoding, pattern: Tensor) -> Tensor | None:
+    shares = [pattern[:, :, i, tokens].sum(-1) for i, tokens in _same_word_tokens(encoding).items()]
     return torch.stack(shares).mean(0) if shares else None
 
 
-def _by_chance(encoding: Encoding, pattern: Tensor) -> Tensor | None:
-    shares = [len(some) / (i + 1) for i, some in _matches(encoding).items()]
+def _uniform_attention(encoding: Encoding, pattern: Tensor) -> Tensor | None:
+    shares = [len(tokens) / (i + 1) for i, tokens in _same_word_tokens(encoding).items()]
     return torch.full(pattern.shape[:2], sum(shares) / len(shares), dtype=torch.float64) if shares else None

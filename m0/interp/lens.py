@@ -11,10 +11,10 @@ from torch import Tensor
 from m0.engine.watching import Scorer, silence
 from m0.interp.cache import Recording
 from m0.interp.grid import Axis, Grid
-from m0.interp.patching import recorded, token_label
+from m0.interp.patching import record_activations, token_label
 from m0.interp.positions import Selector, check_selector, score_token
 from m0.interp.session import forward, prompts
-from m0.interp.taps import acting, find_taps
+from m0.interp.taps import effective_weight_and_bias, find_taps
 from m0.locks import uses_model
 from m0.model.rotary import working_dtype
 
@@ -36,7 +36,7 @@ def score_lens(reranker: Scorer, pair: Any, where: Selector = score_token) -> Gr
     model = reranker.model
     last = model.config.decoder.num_layers - 1
     names = ["decoder.layers.*.residual.before", f"decoder.layers.{last}.residual.after"]
-    cache, (logit,) = recorded(reranker, [encoding], find_taps(model.config, names))
+    cache, (logit,) = record_activations(reranker, [encoding], find_taps(model.config, names))
     with torch.no_grad(), silence(reranker.sessions):
         read = [model.head(model.decoder.norm(cache[name].at(where))).double().cpu() for name in cache.names]
     layers = [*(f"before {i}" for i in range(last + 1)), "end"]
@@ -96,14 +96,16 @@ def direct_logit_attribution(reranker: Scorer, pair: Any) -> DirectAttribution:
         recording = Recording(reranker, find_taps(model.config, names), at=score_token)
         with recording as cache:
             logit = forward(reranker, [encoding], record=recording)[0]
-        (first, first_bias), (last, last_bias) = ([part.double() for part in acting(model.head[i])] for i in (0, 2))
+        (first, first_bias), (last, last_bias) = (
+            [part.double() for part in effective_weight_and_bias(model.head[i])] for i in (0, 2)
+        )
         stream = cache[end].tensor[0]
         wide = stream.to(working_dtype(stream.dtype))
         norm = model.decoder.norm
         scale = torch.rsqrt(wide.pow(2).mean() + norm.eps).double() * norm.weight.double()  # (hidden,)
-        open_units = (cache["head.pre"].tensor[0] > 0).double() * last[:, 0]
-        direction = (first @ open_units) * scale  # what a number in the stream adds to the logit
-        bias = float(open_units @ first_bias + last_bias[0])
+        active_units = (cache["head.pre"].tensor[0] > 0).double() * last[:, 0]
+        direction = (first @ active_units) * scale  # what a number in the stream adds to the logit
+        bias = float(active_units @ first_bias + last_bias[0])
         embedding = float(cache["decoder.embeddings"].tensor[0].double() @ direction)
         heads, mlps = [], []
         for name in cache.names:

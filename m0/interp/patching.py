@@ -55,12 +55,12 @@ def activation_patching(
     Returns: (logit - corrupted) / (clean - corrupted), 0 where nothing comes back and 1 where all does. Raises InputError where
     the two prompts have different lengths or equal logits.
     """
-    experiment = _Experiment(reranker, clean, corrupted, taps, positions, by_head)
+    experiment = _PatchingExperiment(reranker, clean, corrupted, taps, positions, by_head)
     variants = []
     for tap, heads in experiment.rows:
         value = experiment.cache[tap.name].tensor
         for where in experiment.groups.values():
-            put = _take(value, tap, where(experiment.clean), heads)
+            put = _replace_with_rows(value, tap, where(experiment.clean), heads)
             variants.append([(tap, Edit(put, at=where, heads=heads))])
     logits = run_variants(reranker, experiment.corrupted, variants, batch_tokens)
     return experiment.grid("activation patching", logits - experiment.corrupted_logit)
@@ -88,7 +88,7 @@ def attribution_patching(
     """
     if is_quantized(reranker.model):
         raise InputError("attribution patching needs gradients, which a quantized model has not; activation patching does not.")
-    experiment = _Experiment(reranker, clean, corrupted, taps, positions, by_head)
+    experiment = _PatchingExperiment(reranker, clean, corrupted, taps, positions, by_head)
     (start,) = find_taps(reranker.model.config, "decoder.embeddings")
     leaf = {start: [Edit(lambda x: x.detach().requires_grad_())]}  # a gradient whatever the parameters are set to
     taps_read = list(dict.fromkeys(tap for tap, _ in experiment.rows))
@@ -97,7 +97,7 @@ def attribution_patching(
         logit = forward(reranker, [experiment.corrupted], record=recording)[0]
         values = {name: cache[name].tensor for name in cache.names}
     gradients = dict(zip(values, torch.autograd.grad(logit, list(values.values()), materialize_grads=True), strict=True))
-    found = []
+    results = []
     for tap, heads in experiment.rows:
         difference = experiment.cache[tap.name].tensor.double() - values[tap.name].detach().double()
         if tap.how == "scores":  # what causality forbids is minus infinity in both runs
@@ -107,8 +107,8 @@ def attribution_patching(
             products = products[heads] if tap.is_pattern else products[:, heads]
         for where in experiment.groups.values():
             rows = where(experiment.clean)
-            found.append((products[..., rows, :] if tap.is_pattern else products[rows]).sum())
-    grid = experiment.grid("attribution patching", torch.stack(found).cpu())
+            results.append((products[..., rows, :] if tap.is_pattern else products[rows]).sum())
+    grid = experiment.grid("attribution patching", torch.stack(results).cpu())
     return grid if exact is None else Grid(grid.title, grid.axes, grid.values, grid.notes | vars(agreement(grid, exact)))
 
 
@@ -134,7 +134,7 @@ def path_patching(
     behind every receiver recovers 0. Raises InputError where senders or receivers are not there, or the prompts do not match.
     """
     decoder = reranker.model.config.decoder
-    experiment = _Experiment(reranker, clean, corrupted, "decoder.layers.*.attention.z", {"all": everything}, True)
+    experiment = _PatchingExperiment(reranker, clean, corrupted, "decoder.layers.*.attention.z", {"all": everything}, True)
     layers = range(decoder.num_layers)
     chosen = [(layer, head) for layer in layers for head in range(decoder.num_heads)] if senders is None else list(senders)
     if not chosen:
@@ -156,27 +156,27 @@ def path_patching(
         (tap,) = find_taps(reranker.model.config, f"decoder.layers.{layer}.attention.{part}")
         check_heads(tap, [head])
         inputs.setdefault(tap, []).append(head)
-    found = []
+    results = []
     seen: dict[bytes, Tensor] = {}
-    kept, _ = recorded(reranker, [experiment.corrupted], z_taps)
+    corrupted_cache, _ = record_activations(reranker, [experiment.corrupted], z_taps)
     with torch.no_grad():
         for layer, head in chosen:
-            edits = {tap: [Edit(replace(kept[tap.name].tensor))] for tap in z_taps}
+            edits = {tap: [Edit(replace(corrupted_cache[tap.name].tensor))] for tap in z_taps}
             clean_z = experiment.cache[z_taps[layer].name].tensor[:, [head]]
             edits[z_taps[layer]].append(Edit(replace(clean_z), at=everything, heads=[head]))
             recording = Recording(reranker, list(inputs), every_token=True)
-            with Editing(reranker, edits, every_token=True), recording as received:
+            with Editing(reranker, edits, every_token=True), recording as receiver_cache:
                 logit = forward(reranker, [experiment.corrupted], seen, recording)[0]
             if inputs:
-                taken = {
-                    tap: [Edit(replace(received[tap.name].tensor[:, heads]), at=everything, heads=heads)]
+                receiver_edits = {
+                    tap: [Edit(replace(receiver_cache[tap.name].tensor[:, heads]), at=everything, heads=heads)]
                     for tap, heads in inputs.items()
                 }
-                with Editing(reranker, taken, every_token=True):
+                with Editing(reranker, receiver_edits, every_token=True):
                     logit = forward(reranker, [experiment.corrupted], seen, record=False)[0]
-            found.append(logit.double().cpu() - experiment.corrupted_logit)
+            results.append(logit.double().cpu() - experiment.corrupted_logit)
     labels = [f"{layer}.{head}" for layer, head in chosen]
-    values = torch.stack(found) / (experiment.clean_logit - experiment.corrupted_logit)
+    values = torch.stack(results) / (experiment.clean_logit - experiment.corrupted_logit)
     return Grid("path patching", (Axis("sender", labels),), values, experiment.notes)
 
 
@@ -186,22 +186,22 @@ def run_variants(
 ) -> Tensor:
     """Logits of one prompt under different edits of the decoder, (variants,), float64: many at a time, each a sequence of its own.
     Its pictures are looked at once."""
-    at_once = max(1, tokens_at_a_time(batch_tokens, reranker.model.device) // len(encoding))
-    found = []
+    variants_at_a_time = max(1, tokens_at_a_time(batch_tokens, reranker.model.device) // len(encoding))
+    results = []
     seen: dict[bytes, Tensor] = {}
-    for start in range(0, len(variants), at_once):
-        some = variants[start : start + at_once]
+    for start in range(0, len(variants), variants_at_a_time):
+        chunk = variants[start : start + variants_at_a_time]
         edits: dict[Tap, list[Edit]] = {}
-        for pair, variant in enumerate(some):
+        for pair, variant in enumerate(chunk):
             for tap, edit in variant:
                 edits.setdefault(tap, []).append(Edit(edit.function, edit.at, edit.to, edit.heads, pair))
         with torch.no_grad(), Editing(reranker, edits, every_token=True):
-            found.append(forward(reranker, [encoding] * len(some), seen, record=False).double().cpu())
-    return torch.cat(found)
+            results.append(forward(reranker, [encoding] * len(chunk), seen, record=False).double().cpu())
+    return torch.cat(results)
 
 
 @uses_model
-def recorded(reranker: Scorer, encodings: Sequence[Encoding], taps: Sequence[Tap]) -> tuple[Cache, Tensor]:
+def record_activations(reranker: Scorer, encodings: Sequence[Encoding], taps: Sequence[Tap]) -> tuple[Cache, Tensor]:
     """Activations at every token, without gradients, and logits, (prompts,)."""
     recording = Recording(reranker, taps, every_token=True)
     with torch.no_grad(), recording as cache:
@@ -209,14 +209,14 @@ def recorded(reranker: Scorer, encodings: Sequence[Encoding], taps: Sequence[Tap
     return cache, logits
 
 
-def _take(value: Tensor, tap: Tap, rows: list[int], heads: Sequence[int] | None) -> Any:
+def _replace_with_rows(value: Tensor, tap: Tap, rows: list[int], heads: Sequence[int] | None) -> Any:
     if tap.is_pattern:
         value = value if heads is None else value[list(heads)]
         return replace(value[..., rows, :])
     return replace(value[rows] if heads is None else value[rows][:, list(heads)])
 
 
-class _Experiment:
+class _PatchingExperiment:
     """Two prompts that differ, the activations of the clean one, and the axes of the grid."""
 
     def __init__(
@@ -234,23 +234,23 @@ class _Experiment:
                 f"the clean prompt has {len(self.clean)} tokens and the corrupted one {len(self.corrupted)}, but activations are "
                 "exchanged token by token; choose words of as many tokens."
             )
-        found = find_taps(reranker.model.config, taps)
-        if any(tap.rows != "tokens" for tap in found):
+        matching_taps = find_taps(reranker.model.config, taps)
+        if any(tap.rows != "tokens" for tap in matching_taps):
             raise InputError("patching is of the decoder's activations; a picture's visual tokens are in decoder.embeddings.")
-        heads = all(tap.heads for tap in found) if by_head is None else by_head
-        if heads and not all(tap.heads for tap in found):
+        heads = all(tap.heads for tap in matching_taps) if by_head is None else by_head
+        if heads and not all(tap.heads for tap in matching_taps):
             raise InputError("by_head is asked for, but some of the taps have no heads.")
         self.rows: list[tuple[Tap, list[int] | None]] = [
-            (tap, numbers) for tap in found for numbers in ([[head] for head in range(tap.heads)] if heads else [None])
+            (tap, numbers) for tap in matching_taps for numbers in ([[head] for head in range(tap.heads)] if heads else [None])
         ]
-        groups = self._each_token(heads) if positions is None else positions
+        groups = self._default_groups(heads) if positions is None else positions
         if not isinstance(groups, Mapping) or not groups:
             raise InputError("positions must be a mapping of names to selectors, and not an empty one.")
         for name, where in groups.items():
             check_selector(where, f"position {name!r}")
         # Words may be found in the clean prompt alone: what counts is where they stand there.
         self.groups = {name: tokens(*where.found(self.clean)) for name, where in groups.items()}
-        self.cache, logits = recorded(reranker, [self.clean], found)
+        self.cache, logits = record_activations(reranker, [self.clean], matching_taps)
         self.clean_logit = float(logits[0])
         # Computed as the variants are, with all tokens of the last layer.
         self.corrupted_logit = float(run_variants(reranker, self.corrupted, [[]])[0])
@@ -258,7 +258,7 @@ class _Experiment:
             raise InputError("the clean and the corrupted prompt have the same logit, so there is nothing to recover.")
         self.notes = {"clean": self.clean_logit, "corrupted": self.corrupted_logit}
 
-    def _each_token(self, heads: bool) -> dict[str, Selector]:
+    def _default_groups(self, heads: bool) -> dict[str, Selector]:
         if heads:
             return {"all": everything}
         return {token_label(self.clean, i): tokens(i) for i in range(len(self.clean))}

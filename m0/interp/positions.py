@@ -20,7 +20,7 @@ from m0.errors import InputError
 from m0.inputs.graphemes import clusters, edges
 from m0.inputs.images import Picture
 from m0.inputs.prompt import Encoding, Side
-from m0.interp.scripts import is_spaced
+from m0.interp.unicode_scripts import uses_spaces
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class SideTokens(Selector):
                 (number, *match)
                 for number, part in enumerate(encoding.parts.get(self.side, ()))
                 if isinstance(part, str)
-                for match in _find(text, part)
+                for match in _find_occurrences(text, part)
             ]
             if occurrence is not None:
                 places = places[occurrence : occurrence + 1]
@@ -140,15 +140,15 @@ class SideTokens(Selector):
         ]  # fmt: skip
 
 
-def _find(text: str, part: str) -> list[tuple[int, int]]:
+def _find_occurrences(text: str, part: str) -> list[tuple[int, int]]:
     """Where a text holds another, in whatever form of Unicode either is written."""
     if not text.strip():
         return []
     text = unicodedata.normalize("NFC", text)
-    composed, places = _composed(part)
-    signs, known = clusters(text), edges(composed)
+    composed, places = _compose_nfc(part)
+    graphemes, known = clusters(text), edges(composed)
     # Between letters of scripts with blanks no word begins or ends, nor between a letter and its marks.
-    first, last = is_spaced(signs[0][0]), is_spaced(signs[-1][0])
+    first, last = uses_spaces(graphemes[0][0]), uses_spaces(graphemes[-1][0])
     before, after = r"(?<!\w)" if first else "", r"(?!\w)" if last else ""
     found = []
     for match in re.finditer(f"{before}{re.escape(text)}{after}", composed, re.IGNORECASE):
@@ -159,15 +159,15 @@ def _find(text: str, part: str) -> list[tuple[int, int]]:
     return found
 
 
-def _composed(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
+def _compose_nfc(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
     """A text in NFC, and for each of its characters the first one in the text as it is and the one after the last."""
     if unicodedata.is_normalized("NFC", text):
         return text, [(place, place + 1) for place in range(len(text))]
     composed, places, start = [], [], 0
-    for sign in clusters(text):
-        composed.append(unicodedata.normalize("NFC", sign))
-        places += [(start, start + len(sign))] * len(composed[-1])
-        start += len(sign)
+    for grapheme in clusters(text):
+        composed.append(unicodedata.normalize("NFC", grapheme))
+        places += [(start, start + len(grapheme))] * len(composed[-1])
+        start += len(grapheme)
     return "".join(composed), places
 
 

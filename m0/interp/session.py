@@ -15,20 +15,20 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from m0.engine.batch import Batch
-from m0.engine.watching import Scorer, WatchingSession, call, visual_features_of, wants_every_token
+from m0.engine.watching import Scorer, WatchingSession, announce_call, compute_missing_features, wants_every_token
 from m0.errors import InputError, M0Error
 from m0.inputs.images import Picture
 from m0.inputs.prompt import Encoding
 from m0.interp.positions import Selector, picture_tokens
-from m0.interp.taps import Handles, Tap, attach
+from m0.interp.taps import HookHandles, Tap, attach_hook
 from m0.locks import uses_model
 from m0.model.attention import Block, Packing
 
-Own = TypeVar("Own", bound="Session")
+SessionT = TypeVar("SessionT", bound="Session")
 
 
 @dataclass(frozen=True)
-class Share:
+class ActivationSlice:
     """Where one pair's or picture's share of an activation lies."""
 
     number: int
@@ -46,8 +46,8 @@ class Session:
     """Whether it only looks on; explanations and experiments, which run the model many times, are not recorded."""
 
     def __init__(self, reranker: Scorer, taps: Sequence[Tap], every_token: bool = False) -> None:
-        self.reranker, self.watched, self.every_token = reranker, list(taps), every_token
-        self.handles = Handles()
+        self.reranker, self.taps, self.every_token = reranker, list(taps), every_token
+        self.handles = HookHandles()
         self.owner: list[WatchingSession] = []
         """The open sessions of the thread that entered this one."""
         self.attached: list[nn.Module] = []
@@ -63,13 +63,13 @@ class Session:
         self.packing: Packing | None = None
         self.pictures: list[Picture] = []
 
-    def see(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
+    def process(self, tap: Tap, x: Tensor, block: Block | None) -> Tensor:
         """What takes the place of an activation x, (rows, ...) or (sequences, heads, queries, keys), of the same shape."""
         raise NotImplementedError
 
     # --- attaching ----------------------------------------------------------------------------------------------------
 
-    def __enter__(self: Own) -> Own:
+    def __enter__(self: SessionT) -> SessionT:
         with self.reranker.calls.shared():
             self.attach()
         self.owner = self.reranker.open_sessions.add(self)
@@ -82,8 +82,8 @@ class Session:
     def attach(self) -> None:
         """Put the hooks in place."""
         try:
-            for tap in self.watched:
-                attach(self.reranker.model, tap, self._seen(tap), self.handles)
+            for tap in self.taps:
+                attach_hook(self.reranker.model, tap, self._hook_of(tap), self.handles)
         except BaseException:
             self.handles.remove()
             raise
@@ -96,18 +96,18 @@ class Session:
     @property
     def watches_patterns(self) -> bool:
         """Whether it looks at attention scores or patterns."""
-        return any(tap.is_pattern for tap in self.watched)
+        return any(tap.is_pattern for tap in self.taps)
 
     @property
-    def astray(self) -> bool:
+    def hooks_stale(self) -> bool:
         """Whether the model has other modules by now, as after another adapter, and the hooks are on those that it had."""
         return any(now is not then for now, then in zip(self._modules(), self.attached, strict=True))
 
     def _modules(self) -> list[nn.Module]:
-        return [self.reranker.model.get_submodule(tap.module) for tap in self.watched]
+        return [self.reranker.model.get_submodule(tap.module) for tap in self.taps]
 
-    def _seen(self, tap: Tap) -> Callable[[Tensor, Block | None], Tensor]:
-        return lambda x, block: x if self.silent else self.see(tap, x, block)
+    def _hook_of(self, tap: Tap) -> Callable[[Tensor, Block | None], Tensor]:
+        return lambda x, block: x if self.silent else self.process(tap, x, block)
 
     # --- what the reranker tells --------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class Session:
         """These pairs of the call go through the decoder next, one sequence each."""
         self.numbers, self.packing = [self.first + number for number in numbers], packing
 
-    def enter_pictures(self, pictures: Sequence[Picture]) -> None:
+    def enter_vision_batch(self, pictures: Sequence[Picture]) -> None:
         """These pictures go through the vision tower next."""
         self.pictures = list(pictures)
 
@@ -131,13 +131,13 @@ class Session:
 
     # --- which rows are whose -----------------------------------------------------------------------------------------
 
-    def rows(self, tap: Tap, x: Tensor, block: Block | None) -> Iterator[Share]:
+    def slices(self, tap: Tap, x: Tensor, block: Block | None) -> Iterator[ActivationSlice]:
         """The shares of all pairs (pictures) in an activation x, (rows, ...) or (sequences, heads, queries, keys).
 
         Raises M0Error outside a call of the reranker.
         """
         if tap.rows in ("patches", "cells"):
-            yield from self._picture_rows(tap, block)
+            yield from self._picture_slices(tap, block)
             return
         if self.packing is None or len(self.packing.lengths) != len(self.numbers):
             raise M0Error(
@@ -147,16 +147,16 @@ class Session:
         if block is not None:
             for place, sequence in enumerate(block.members):
                 length = lengths[sequence]
-                yield Share(self.numbers[sequence], (place,), range(length - block.query_tokens, length))
+                yield ActivationSlice(self.numbers[sequence], (place,), range(length - block.query_tokens, length))
             return
         for sequence, number in enumerate(self.numbers):
             if tap.rows == "sequences" or x.shape[0] != self.packing.total:
-                yield Share(number, (slice(sequence, sequence + 1),), range(lengths[sequence] - 1, lengths[sequence]))
+                yield ActivationSlice(number, (slice(sequence, sequence + 1),), range(lengths[sequence] - 1, lengths[sequence]))
             else:
                 end = starts[sequence] + lengths[sequence]
-                yield Share(number, (slice(starts[sequence], end),), range(lengths[sequence]))
+                yield ActivationSlice(number, (slice(starts[sequence], end),), range(lengths[sequence]))
 
-    def check_found(self, taps: Iterable[Tap], where: Selector) -> None:
+    def check_selects_any(self, taps: Iterable[Tap], where: Selector) -> None:
         """Raises InputError where a selector finds nothing in any pair of this call."""
         chosen = [(encoding, where(encoding)) for encoding in self.encodings[self.first :]]
         for tap in taps:
@@ -166,32 +166,32 @@ class Session:
                     f"{where} finds no {'visual token' if of_pictures else 'token'} for {tap.name} in what is scored."
                 )
 
-    def chosen(self, tap: Tap, share: Share, where: Selector) -> list[int]:
+    def selected_rows(self, tap: Tap, part: ActivationSlice, where: Selector) -> list[int]:
         """Which tokens (patches, visual tokens) of a pair or picture a selector chooses. A picture is looked at once, however often
         this call shows it, so all its places count."""
         if tap.rows not in ("patches", "cells"):
-            return where(self.encodings[share.number])
-        digest = self.pictures[share.number].digest
+            return where(self.encodings[part.number])
+        digest = self.pictures[part.number].digest
         found: set[int] = set()
         for encoding in self.encodings[self.first :]:
             if any(picture.digest == digest for picture in encoding.pictures):
-                by_picture = zip(encoding.pictures, patch_rows(tap, encoding, where(encoding)), strict=True)
+                by_picture = zip(encoding.pictures, patch_rows_by_picture(tap, encoding, where(encoding)), strict=True)
                 found.update(row for picture, rows in by_picture if picture.digest == digest for row in rows)
         return sorted(found)
 
-    def _picture_rows(self, tap: Tap, block: Block | None) -> Iterator[Share]:
+    def _picture_slices(self, tap: Tap, block: Block | None) -> Iterator[ActivationSlice]:
         if not self.pictures:
             raise M0Error(
                 "a picture was seen outside a call of the reranker; score pairs through it while recording or editing."
             )
         if block is not None:
             for place, member in enumerate(block.members):
-                yield Share(member, (place,), range(block.query_tokens))
+                yield ActivationSlice(member, (place,), range(block.query_tokens))
             return
         start = 0
         for number, picture in enumerate(self.pictures):
             count = picture.num_tokens if tap.rows == "cells" else picture.grid[0] * picture.grid[1]
-            yield Share(number, (slice(start, start + count),), range(count))
+            yield ActivationSlice(number, (slice(start, start + count),), range(count))
             start += count
 
 
@@ -220,8 +220,8 @@ def forward(
             raise InputError(f"a prompt is {type(encoding).__name__}, but must be what encode() writes.")
     model = reranker.model
     batch = Batch.of(encodings, share=False, device=model.device)
-    with call(reranker, encodings, record):
-        features = visual_features_of(model, reranker.sessions, batch.pictures, {} if seen is None else seen)
+    with announce_call(reranker, encodings, record):
+        features = compute_missing_features(model, reranker.sessions, batch.pictures, {} if seen is None else seen)
         for session in reranker.sessions:
             session.enter_batch(range(len(encodings)), batch.packing)
         return batch.score(model, features, every_token=wants_every_token(reranker.sessions))
@@ -242,7 +242,7 @@ def prompts(reranker: Scorer, pairs: Iterable[Any]) -> list[Encoding]:
     return found
 
 
-def patch_rows(tap: Tap, encoding: Encoding, chosen: Sequence[int]) -> list[list[int]]:
+def patch_rows_by_picture(tap: Tap, encoding: Encoding, chosen: Sequence[int]) -> list[list[int]]:
     """Rows of the patches (visual tokens) under some tokens, for each of the prompt's pictures."""
     found = []
     for number, picture in enumerate(encoding.pictures):

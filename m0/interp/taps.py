@@ -20,12 +20,12 @@ from m0.model.attention import Attend, Block, Watcher
 from m0.model.config import RerankerConfig
 from m0.model.reranker_model import RerankerModel
 
-Unit = Literal["tokens", "sequences", "patches", "cells"]
+RowUnit = Literal["tokens", "sequences", "patches", "cells"]
 """What the first axis counts: a sequence's tokens, sequences, a picture's patches, or its visual tokens."""
-See = Callable[[Tensor, "Block | None"], Tensor]
+Hook = Callable[[Tensor, "Block | None"], Tensor]
 """Gets an activation as the model holds it, all sequences or pictures end to end, and returns what takes its place. Scores and
 patterns come block by block."""
-How = Literal[
+HookKind = Literal[
     "input", "output", "query", "key", "value", "rotated_query", "rotated_key", "scores", "pattern", "result"
 ]  # fmt: skip
 
@@ -38,10 +38,10 @@ class Tap:
     shape: str
     """Of one sequence or picture. In the decoder's last layer only the score token asks, so what its queries lead to has one
     row, unless every token is asked for."""
-    rows: Unit
+    rows: RowUnit
     module: str
     """Where it is found: a module of the model."""
-    how: How
+    how: HookKind
     heads: int = 0
     """How many heads it has on its second axis (scores and pattern: on its first); 0: none."""
 
@@ -66,15 +66,24 @@ def all_taps(config: RerankerConfig) -> list[Tap]:
     width, inner = vision.hidden_size, vision.mlp_size
     taps = [Tap("vision.embeddings", f"(patches, {width})", "patches", "vision.patch_embed", "output")]
     for i in range(vision.depth):
-        ours, theirs = f"vision.blocks.{i}", f"vision.blocks.{i}"
-        taps += _block(
-            ours, theirs, "patches", width, vision.num_heads, vision.num_heads, vision.head_dim, "norm1", "norm2", "attn"
+        prefix, module_prefix = f"vision.blocks.{i}", f"vision.blocks.{i}"
+        taps += _block_taps(
+            prefix,
+            module_prefix,
+            "patches",
+            width,
+            vision.num_heads,
+            vision.num_heads,
+            vision.head_dim,
+            "norm1",
+            "norm2",
+            "attn",
         )
         taps += [
-            Tap(f"{ours}.mlp.pre", f"(patches, {inner})", "patches", f"{theirs}.mlp.fc1", "output"),
-            Tap(f"{ours}.mlp.post", f"(patches, {inner})", "patches", f"{theirs}.mlp.fc2", "input"),
-            Tap(f"{ours}.mlp.out", f"(patches, {width})", "patches", f"{theirs}.mlp", "output"),
-            Tap(f"{ours}.residual.after", f"(patches, {width})", "patches", theirs, "output"),
+            Tap(f"{prefix}.mlp.pre", f"(patches, {inner})", "patches", f"{module_prefix}.mlp.fc1", "output"),
+            Tap(f"{prefix}.mlp.post", f"(patches, {inner})", "patches", f"{module_prefix}.mlp.fc2", "input"),
+            Tap(f"{prefix}.mlp.out", f"(patches, {width})", "patches", f"{module_prefix}.mlp", "output"),
+            Tap(f"{prefix}.residual.after", f"(patches, {width})", "patches", module_prefix, "output"),
         ]
     size, inner = decoder.hidden_size, decoder.intermediate_size
     taps += [
@@ -83,16 +92,16 @@ def all_taps(config: RerankerConfig) -> list[Tap]:
         Tap("decoder.embeddings", f"(tokens, {size})", "tokens", "decoder", "input"),
     ]
     for i in range(decoder.num_layers):
-        ours, theirs = f"decoder.layers.{i}", f"decoder.layers.{i}"
+        prefix, module_prefix = f"decoder.layers.{i}", f"decoder.layers.{i}"
         heads, kv_heads = decoder.num_heads, decoder.num_kv_heads
         names = ("input_layernorm", "post_attention_layernorm", "self_attn")
-        taps += _block(ours, theirs, "tokens", size, heads, kv_heads, decoder.head_dim, *names)
+        taps += _block_taps(prefix, module_prefix, "tokens", size, heads, kv_heads, decoder.head_dim, *names)
         taps += [
-            Tap(f"{ours}.mlp.pre", f"(tokens, {inner})", "tokens", f"{theirs}.mlp.gate_proj", "output"),
-            Tap(f"{ours}.mlp.up", f"(tokens, {inner})", "tokens", f"{theirs}.mlp.up_proj", "output"),
-            Tap(f"{ours}.mlp.post", f"(tokens, {inner})", "tokens", f"{theirs}.mlp.down_proj", "input"),
-            Tap(f"{ours}.mlp.out", f"(tokens, {size})", "tokens", f"{theirs}.mlp", "output"),
-            Tap(f"{ours}.residual.after", f"(tokens, {size})", "tokens", theirs, "output"),
+            Tap(f"{prefix}.mlp.pre", f"(tokens, {inner})", "tokens", f"{module_prefix}.mlp.gate_proj", "output"),
+            Tap(f"{prefix}.mlp.up", f"(tokens, {inner})", "tokens", f"{module_prefix}.mlp.up_proj", "output"),
+            Tap(f"{prefix}.mlp.post", f"(tokens, {inner})", "tokens", f"{module_prefix}.mlp.down_proj", "input"),
+            Tap(f"{prefix}.mlp.out", f"(tokens, {size})", "tokens", f"{module_prefix}.mlp", "output"),
+            Tap(f"{prefix}.residual.after", f"(tokens, {size})", "tokens", module_prefix, "output"),
         ]
     return [
         *taps,
@@ -103,13 +112,22 @@ def all_taps(config: RerankerConfig) -> list[Tap]:
     ]
 
 
-def _block(
-    ours: str, theirs: str, rows: Unit, width: int, heads: int, kv_heads: int, dim: int, norm1: str, norm2: str, attention: str
+def _block_taps(
+    prefix: str,
+    module_prefix: str,
+    rows: RowUnit,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    norm1: str,
+    norm2: str,
+    attention: str,
 ) -> list[Tap]:
     """What a block of the tower and a layer of the decoder have in common, up to its MLP."""
-    name, module = f"{ours}.attention", f"{theirs}.{attention}"
+    name, module = f"{prefix}.attention", f"{module_prefix}.{attention}"
     separate = rows == "tokens"  # query, key and value are three layers in the decoder, one in the tower
-    places: list[tuple[str, How]] = (
+    places: list[tuple[str, HookKind]] = (
         [(f"{module}.q_proj", "output"), (f"{module}.k_proj", "output"), (f"{module}.v_proj", "output")]
         if separate
         else [(f"{module}.qkv", "query"), (f"{module}.qkv", "key"), (f"{module}.qkv", "value")]
@@ -118,8 +136,8 @@ def _block(
     out = f"{module}.{'o_proj' if separate else 'proj'}"
     per_head, per_kv_head = f"({rows}, {heads}, {dim})", f"({rows}, {kv_heads}, {dim})"
     return [
-        Tap(f"{ours}.residual.before", f"({rows}, {width})", rows, theirs, "input"),
-        Tap(f"{ours}.attention_norm.out", f"({rows}, {width})", rows, f"{theirs}.{norm1}", "output"),
+        Tap(f"{prefix}.residual.before", f"({rows}, {width})", rows, module_prefix, "input"),
+        Tap(f"{prefix}.attention_norm.out", f"({rows}, {width})", rows, f"{module_prefix}.{norm1}", "output"),
         Tap(f"{name}.query", per_head, rows, query, query_how, heads),
         Tap(f"{name}.key", per_kv_head, rows, key, key_how, kv_heads),
         Tap(f"{name}.value", per_kv_head, rows, value, value_how, kv_heads),
@@ -129,9 +147,9 @@ def _block(
         Tap(f"{name}.pattern", f"({heads}, {rows}, {rows})", rows, f"{module}.attend", "pattern", heads),
         Tap(f"{name}.z", per_head, rows, out, "input", heads),
         Tap(f"{name}.result", f"({rows}, {heads}, {width})", rows, out, "result", heads),
-        Tap(f"{name}.out", f"({rows}, {width})", rows, f"{theirs}.{attention}", "output"),
-        Tap(f"{ours}.residual.between", f"({rows}, {width})", rows, f"{theirs}.between", "output"),
-        Tap(f"{ours}.mlp_norm.out", f"({rows}, {width})", rows, f"{theirs}.{norm2}", "output"),
+        Tap(f"{name}.out", f"({rows}, {width})", rows, f"{module_prefix}.{attention}", "output"),
+        Tap(f"{prefix}.residual.between", f"({rows}, {width})", rows, f"{module_prefix}.between", "output"),
+        Tap(f"{prefix}.mlp_norm.out", f"({rows}, {width})", rows, f"{module_prefix}.{norm2}", "output"),
     ]
 
 
@@ -141,122 +159,122 @@ def find_taps(config: RerankerConfig, patterns: str | Iterable[str]) -> list[Tap
     Scores and patterns of the vision tower are so large (gigabytes a picture at the released size) that only a pattern that begins
     with "vision" matches them. Raises InputError where a pattern matches none.
     """
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    pattern_list = [patterns] if isinstance(patterns, str) else list(patterns)
     taps = all_taps(config)
 
-    def fits(tap: Tap, pattern: str) -> bool:
+    def matches(tap: Tap, pattern: str) -> bool:
         large = tap.is_pattern and tap.rows == "patches"
         return fnmatchcase(tap.name, pattern) and (not large or pattern.startswith("vision"))
 
-    for pattern in wanted:
-        if not isinstance(pattern, str) or not any(fits(tap, pattern) for tap in taps):
+    for pattern in pattern_list:
+        if not isinstance(pattern, str) or not any(matches(tap, pattern) for tap in taps):
             raise InputError(f"no activation is named {pattern!r}; reranker.taps() lists them.")
-    return [tap for tap in taps if any(fits(tap, pattern) for pattern in wanted)]
+    return [tap for tap in taps if any(matches(tap, pattern) for pattern in pattern_list)]
 
 
-HOOKS = threading.RLock()
+HOOK_LOCK = threading.RLock()
 """Held while hooks are attached, taken away, or copied with their module: PyTorch numbers them without a lock."""
 
 
-class Handles:
+class HookHandles:
     """Hooks that are taken away together. They act in the thread that attached them: in others the model is the plain model."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
-    def before(self, module: nn.Module, hook: Callable[[Any, tuple[Any, ...]], Any]) -> None:
+    def add_pre_hook(self, module: nn.Module, hook: Callable[[Any, tuple[Any, ...]], Any]) -> None:
         """Call `hook(module, arguments)` before the module; what it returns takes the arguments' place, but for None."""
         thread = threading.current_thread()
 
-        def own(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        def hook_in_thread(module: nn.Module, args: tuple[Any, ...]) -> Any:
             return hook(module, args) if threading.current_thread() is thread else None
 
-        with HOOKS:
-            self._undo.append(module.register_forward_pre_hook(own).remove)
+        with HOOK_LOCK:
+            self._undo.append(module.register_forward_pre_hook(hook_in_thread).remove)
 
-    def after(self, module: nn.Module, hook: Callable[[Any, tuple[Any, ...], Any], Any]) -> None:
+    def add_forward_hook(self, module: nn.Module, hook: Callable[[Any, tuple[Any, ...], Any], Any]) -> None:
         """Call `hook(module, arguments, output)` after the module; what it returns takes the output's place, but for None."""
         thread = threading.current_thread()
 
-        def own(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        def hook_in_thread(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             return hook(module, args, output) if threading.current_thread() is thread else None
 
-        with HOOKS:
-            self._undo.append(module.register_forward_hook(own).remove)
+        with HOOK_LOCK:
+            self._undo.append(module.register_forward_hook(hook_in_thread).remove)
 
-    def watch(self, attend: Attend, watcher: Watcher) -> None:
+    def add_attention_watcher(self, attend: Attend, watcher: Watcher) -> None:
         """Show scores and patterns to `watcher` (see `m0.model.attention.Attend`)."""
         entry = (threading.current_thread(), watcher)
 
         def undo() -> None:
             attend.watchers = [other for other in attend.watchers if other is not entry]
 
-        with HOOKS:
+        with HOOK_LOCK:
             attend.watchers = [*attend.watchers, entry]  # another thread may be reading the old list
             self._undo.append(undo)
 
     def remove(self) -> None:
         """Take all hooks away."""
-        with HOOKS:
+        with HOOK_LOCK:
             while self._undo:
                 self._undo.pop()()
 
 
-def attach(model: RerankerModel, tap: Tap, see: See, handles: Handles) -> None:
-    """Let `see` look at an activation and replace it, in this thread's calls. What it returns unchanged stays the very tensor it was."""
+def attach_hook(model: RerankerModel, tap: Tap, hook: Hook, handles: HookHandles) -> None:
+    """Let `hook` look at an activation and replace it, in this thread's calls. What it returns unchanged stays the very tensor it was."""
     module = model.get_submodule(tap.module)
 
-    def look(x: Tensor) -> Tensor:
+    def hook_heads_apart(x: Tensor) -> Tensor:
         """See it with its heads apart."""
         if not tap.heads:
-            return see(x, None)
-        apart = x.unflatten(-1, (tap.heads, -1))
-        seen = see(apart, None)
-        return x if seen is apart else seen.flatten(-2)
+            return hook(x, None)
+        by_head = x.unflatten(-1, (tap.heads, -1))
+        hooked = hook(by_head, None)
+        return x if hooked is by_head else hooked.flatten(-2)
 
     if tap.is_pattern:
 
         def watch(name: str, x: Tensor, block: Block) -> Tensor:
-            return see(x, block) if name == tap.how else x
+            return hook(x, block) if name == tap.how else x
 
         assert isinstance(module, Attend)
-        handles.watch(module, watch)
+        handles.add_attention_watcher(module, watch)
     elif tap.how == "input":
-        handles.before(module, lambda _, args: (look(args[0]), *args[1:]))
+        handles.add_pre_hook(module, lambda _, args: (hook_heads_apart(args[0]), *args[1:]))
     elif tap.how == "output":
-        handles.after(module, lambda _, args, output: look(output))
+        handles.add_forward_hook(module, lambda _, args, output: hook_heads_apart(output))
     elif tap.how in ("rotated_query", "rotated_key"):
         place = 0 if tap.how == "rotated_query" else 1
-        handles.before(module, lambda _, args: (*args[:place], see(args[place], None), *args[place + 1 :]))
+        handles.add_pre_hook(module, lambda _, args: (*args[:place], hook(args[place], None), *args[place + 1 :]))
     elif tap.how == "result":
-        handles.after(module, lambda m, args, output: _results(m, args[0], output, tap.heads, see))
+        handles.add_forward_hook(module, lambda m, args, output: _hook_head_results(m, args[0], output, tap.heads, hook))
     else:
         part = ("query", "key", "value").index(tap.how)
-        handles.after(module, lambda _, args, output: _third(output, part, tap.heads, see))
+        handles.add_forward_hook(module, lambda _, args, output: _hook_qkv_part(output, part, tap.heads, hook))
 
 
-def acting(layer: Any) -> tuple[Tensor, Tensor]:
+def effective_weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
     """Weight (inputs, outputs) and bias (outputs,) of a linear layer as it acts, an adapter on it included; hooks are passed by."""
     ones = torch.eye(layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
     bias = layer.forward(torch.zeros_like(ones[:1]))
     return layer.forward(ones) - bias, bias[0]
 
 
-def _results(module: Any, z: Tensor, output: Tensor, heads: int, see: See) -> Tensor:
+def _hook_head_results(module: Any, z: Tensor, output: Tensor, heads: int, hook: Hook) -> Tensor:
     """Each head's share of the output: z through the head's own columns of the output projection."""
-    weight, _ = acting(module)
+    weight, _ = effective_weight_and_bias(module)
     results = torch.einsum("thd,hdw->thw", z.unflatten(-1, (heads, -1)), weight.unflatten(0, (heads, -1)))
-    seen = see(results, None)
-    return output if seen is results else output + (seen - results).sum(1)
+    hooked = hook(results, None)
+    return output if hooked is results else output + (hooked - results).sum(1)
 
 
-def _third(output: Tensor, part: int, heads: int, see: See) -> Tensor:
+def _hook_qkv_part(output: Tensor, part: int, heads: int, hook: Hook) -> Tensor:
     parts = output.unflatten(-1, (3, heads, -1))
     before = parts[:, part]
-    seen = see(before, None)
-    if seen is before:
+    hooked = hook(before, None)
+    if hooked is before:
         return output
-    return torch.stack([seen if i == part else parts[:, i] for i in range(3)], dim=1).flatten(1)
+    return torch.stack([hooked if i == part else parts[:, i] for i in range(3)], dim=1).flatten(1)
 
 
 def check_heads(tap: Tap, heads: int | Sequence[int] | None) -> list[int] | None:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from m0.inputs.graphemes import clusters, edges
 from m0.inputs.prompt import Encoding, Side
-from m0.interp.scripts import HAN, HIRAGANA, KATAKANA, UNSPACED, may_cut
+from m0.interp.unicode_scripts import HAN, HIRAGANA, KATAKANA, UNSPACED_SCRIPTS, can_break_before
 
-JOINERS = "'\u2019-"
-END = re.compile("(?<=[.!?\u2026])\\s+|(?<=[\u3002\uff01\uff1f])|[\\r\\n]+|(?<=[\u061f\u0964])\\s*")
+WORD_JOINERS = "'\u2019-"
+SENTENCE_END = re.compile("(?<=[.!?\u2026])\\s+|(?<=[\u3002\uff01\uff1f])|[\\r\\n]+|(?<=[\u061f\u0964])\\s*")
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Span:
     text: str
 
 
-def words_of(encoding: Encoding) -> list[Span]:
+def find_words(encoding: Encoding) -> list[Span]:
     """The words of all text parts, the document's first; punctuation marks count as words, spaces do not. No token belongs to two
     words: those that share one (several marks, characters of a script without spaces) are one word here."""
     found: list[Span] = []
-    for side, number, text in _texts(encoding):
-        inside = _inside_tokens(encoding, side, number, len(text))
+    for side, number, text in _text_parts(encoding):
+        inside_token = _is_inside_token(encoding, side, number, len(text))
         spans: list[tuple[int, int]] = []
-        for start, end, kind in _pieces(text):
-            free = (np.flatnonzero(~inside[start + 1 : end]) + start + 1).tolist() if kind == "unspaced" else []
-            cuts = [start, *(place for place in free if may_cut(text, place)), end]
+        for start, end, kind in _split_into_words(text):
+            free = (np.flatnonzero(~inside_token[start + 1 : end]) + start + 1).tolist() if kind == "unspaced" else []
+            cuts = [start, *(place for place in free if can_break_before(text, place)), end]
             for a, b in itertools.pairwise(cuts):
                 # Nothing between them but a token that holds the end of one and the start of the other.
-                if spans and spans[-1][1] == a and inside[a]:
+                if spans and spans[-1][1] == a and inside_token[a]:
                     spans[-1] = (spans[-1][0], b)
                 else:
                     spans.append((a, b))
@@ -51,7 +51,7 @@ def words_of(encoding: Encoding) -> list[Span]:
     return found
 
 
-def _inside_tokens(encoding: Encoding, side: Side, part: int, length: int) -> NDArray[np.bool_]:
+def _is_inside_token(encoding: Encoding, side: Side, part: int, length: int) -> NDArray[np.bool_]:
     """For each place in a text, from 0 to its length, whether some token goes on across it."""
     steps = np.zeros(length + 2, dtype=np.int64)
     for origin in encoding.origins:
@@ -62,18 +62,18 @@ def _inside_tokens(encoding: Encoding, side: Side, part: int, length: int) -> ND
     return np.cumsum(steps) > 0
 
 
-def _pieces(text: str) -> list[tuple[int, int, str]]:
+def _split_into_words(text: str) -> list[tuple[int, int, str]]:
     """Start, end and kind of each word. Chinese characters and punctuation marks stand alone; kana of one kind stay together;
     what is seen as one sign (a flag, a family of emoji, a letter with its marks) is one."""
     pieces: list[tuple[int, int, str]] = []
-    signs = clusters(text)
-    kinds = [_kind(sign) for sign in signs]
+    graphemes = clusters(text)
+    kinds = [_grapheme_kind(grapheme) for grapheme in graphemes]
     place = 0
-    for sign, kind, behind in zip(signs, kinds, [*kinds[1:], "blank"], strict=True):
+    for grapheme, kind, behind in zip(graphemes, kinds, [*kinds[1:], "blank"], strict=True):
         start, end, before = pieces[-1] if pieces else (0, -1, "")
-        touching, here, place = end == place, place, place + len(sign)
+        touching, here, place = end == place, place, place + len(grapheme)
         goes_on = kind == before and kind in ("word", "hiragana", "katakana", "unspaced")
-        between = kind == "mark" and sign in JOINERS and before == behind == "word"
+        between = kind == "mark" and grapheme in WORD_JOINERS and before == behind == "word"
         if kind == "blank":
             continue
         if touching and (kind == "joined" or goes_on or between):
@@ -83,31 +83,31 @@ def _pieces(text: str) -> list[tuple[int, int, str]]:
     return pieces
 
 
-def _kind(sign: str) -> str:
+def _grapheme_kind(grapheme: str) -> str:
     """What a cluster is, by its first character that is no mark."""
-    if sign.isspace():
+    if grapheme.isspace():
         return "blank"
     # Marks and invisible signs that stand alone belong to what is before them.
-    base = next((character for character in sign if not _is_attached(character)), None)
+    base = next((character for character in grapheme if not _is_combining(character)), None)
     if base is None:
         return "joined"
-    for name, pattern in (("han", HAN), ("hiragana", HIRAGANA), ("katakana", KATAKANA), ("unspaced", UNSPACED)):
+    for name, pattern in (("han", HAN), ("hiragana", HIRAGANA), ("katakana", KATAKANA), ("unspaced", UNSPACED_SCRIPTS)):
         if pattern.match(base):
             return name
     return "word" if unicodedata.category(base)[0] in "LN" else "mark"
 
 
-def _is_attached(character: str) -> bool:
+def _is_combining(character: str) -> bool:
     category = unicodedata.category(character)
     return category[0] == "M" or category == "Cf"
 
 
-def sentences_of(encoding: Encoding) -> list[Span]:
+def find_sentences(encoding: Encoding) -> list[Span]:
     """The sentences (and lines) of all text parts."""
     found = []
-    for side, number, text in _texts(encoding):
+    for side, number, text in _text_parts(encoding):
         start, known = 0, edges(text)
-        for match in [*END.finditer(text), None]:
+        for match in [*SENTENCE_END.finditer(text), None]:
             end, following = (len(text), len(text)) if match is None else match.span()
             if known is not None:  # a full stop may have a variation selector
                 end = int(known[1][end])
@@ -118,12 +118,12 @@ def sentences_of(encoding: Encoding) -> list[Span]:
     return found
 
 
-def _texts(encoding: Encoding) -> list[tuple[Side, int, str]]:
+def _text_parts(encoding: Encoding) -> list[tuple[Side, int, str]]:
     sides: tuple[Side, Side] = ("document", "query")
     return [(side, i, part) for side in sides for i, part in enumerate(encoding.parts.get(side, ())) if isinstance(part, str)]
 
 
-def owners_of(encoding: Encoding, spans: Sequence[Span]) -> list[int | None]:
+def assign_tokens_to_spans(encoding: Encoding, spans: Sequence[Span]) -> list[int | None]:
     """For each token the number of the span it belongs to: the one it shares most characters with, or the nearest where it holds
     spaces alone. None: not a text token, or its part has no span."""
     by_part: dict[tuple[str, int], list[int]] = {}

@@ -30,7 +30,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from m0.checkpoints.adapters.config import LoRAConfig
 from m0.errors import AdapterError, ConfigError, M0Error, MissingExtraError
 from m0.paths import path_of
-from m0.train.losses import DISTILLING, LOSSES
+from m0.train.losses import DISTILLATION_LOSSES, LOSSES
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -74,7 +74,7 @@ class Stage:
     @property
     def distils(self) -> bool:
         """Whether a teacher's scores are needed."""
-        return any(name in DISTILLING for name in self.loss)
+        return any(name in DISTILLATION_LOSSES for name in self.loss)
 
     def check(self, number: int) -> None:
         """Raises ConfigError, naming the stage by its `number`, where a setting cannot be used."""
@@ -214,35 +214,37 @@ class TrainConfig:
         """From a mapping as the TOML file holds it; `folder`: where relative paths of data and output start. Raises ConfigError."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"the settings are {type(values).__name__}, but must be a mapping.")
-        given = dict(values)
+        settings = dict(values)
         folder = folder or Path()
-        if "stages" in given:
+        if "stages" in settings:
             raise ConfigError("there is no setting 'stages'; write [[stage]], once for each.")
-        stages = given.pop("stage", [])
+        stages = settings.pop("stage", [])
         if not isinstance(stages, list):
             raise ConfigError("stage must be written [[stage]], once for each.")
-        lora = given.pop("lora", {})
+        lora = settings.pop("lora", {})
         if isinstance(lora, dict) and isinstance(lora.get("target_modules"), list):
             lora = {**lora, "target_modules": tuple(lora["target_modules"])}
         for name in ("data", "validation"):
-            if isinstance(given.get(name), str):
-                given[name] = [given[name]]
-            if isinstance(given.get(name), list | tuple):
-                given[name] = tuple(str(path_of(f, ConfigError, folder)) if isinstance(f, str) else f for f in given[name])
-        if isinstance(given.get("output"), str):
-            given["output"] = str(path_of(given["output"], ConfigError, folder))
-        if isinstance(model := given.get("model"), str) and (path := path_of(model, ConfigError, folder)).is_dir():
-            given["model"] = str(path)
-        built = {
-            "stages": tuple(_build(Stage, stage, f"stage {number}: ") for number, stage in enumerate(stages, 1)),
+            if isinstance(settings.get(name), str):
+                settings[name] = [settings[name]]
+            if isinstance(settings.get(name), list | tuple):
+                settings[name] = tuple(
+                    str(path_of(f, ConfigError, folder)) if isinstance(f, str) else f for f in settings[name]
+                )
+        if isinstance(settings.get("output"), str):
+            settings["output"] = str(path_of(settings["output"], ConfigError, folder))
+        if isinstance(model := settings.get("model"), str) and (path := path_of(model, ConfigError, folder)).is_dir():
+            settings["model"] = str(path)
+        nested = {
+            "stages": tuple(_build_dataclass(Stage, stage, f"stage {number}: ") for number, stage in enumerate(stages, 1)),
             "lora": _build_lora(lora),
         }
-        return _build(cls, {**given, **built}, "")
+        return _build_dataclass(cls, {**settings, **nested}, "")
 
 
 def _build_lora(values: Any) -> LoRAConfig:
     try:
-        return _build(LoRAConfig, values, "lora: ")
+        return _build_dataclass(LoRAConfig, values, "lora: ")
     except AdapterError as error:
         raise ConfigError(f"lora: {error}") from None
 
@@ -269,7 +271,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{str(path)!r} is not a path: {error}.") from None
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
+def _build_dataclass(kind: type, values: Any, where: str) -> Any:
     """A dataclass from a mapping, keys and types checked against its annotations."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}holds {type(values).__name__}, but must be a table.")
@@ -279,20 +281,20 @@ def _build(kind: type, values: Any, where: str) -> Any:
         if key not in known:
             shown = [name for name in known if name != "stages"]
             raise ConfigError(f"{where}there is no setting {key!r}; known are {', '.join(shown)}.")
-        values = {**values, key: _fitted(value, hints[key], f"{where}{key}")}
-    required = [entry.name for entry in fields(kind) if _required(entry)]
+        values = {**values, key: _coerce(value, hints[key], f"{where}{key}")}
+    required = [entry.name for entry in fields(kind) if _is_required(entry)]
     if missing := [name for name in required if name not in values]:
         raise ConfigError(f"{where}{missing[0]} is missing.")
     return kind(**values)
 
 
-def _required(entry: Any) -> bool:
+def _is_required(entry: Any) -> bool:
     from dataclasses import MISSING
 
     return entry.default is MISSING and entry.default_factory is MISSING
 
 
-def _fitted(value: Any, hint: Any, name: str) -> Any:
+def _coerce(value: Any, hint: Any, name: str) -> Any:
     """The value in the annotated type, or a ConfigError. An int will do for a float, a list for a tuple."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
@@ -304,7 +306,7 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
             return None
         for option in arguments:
             try:
-                return _fitted(value, option, name)
+                return _coerce(value, option, name)
             except ConfigError:
                 continue
         raise ConfigError(f"{name} is {value!r}, which is not of the right type.")
@@ -312,14 +314,14 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(inner) != len(value):
             raise ConfigError(f"{name} must hold {len(inner)} values, not {len(value)}.")
-        return tuple(_fitted(item, option, name) for item, option in zip(value, inner, strict=True))
+        return tuple(_coerce(item, option, name) for item, option in zip(value, inner, strict=True))
     if origin in (dict, Mapping) or hint in (dict, Mapping) or (origin is not None and issubclass(origin, Mapping)):
         if isinstance(value, Mapping):
-            return {key: _fitted(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+            return {key: _coerce(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
         raise ConfigError(f"{name} is {value!r}, but must be a table.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is None and isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    wanted = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{name} is {value!r}, but must be {'text' if wanted == 'str' else wanted}.")
+    type_name = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{name} is {value!r}, but must be {'text' if type_name == 'str' else type_name}.")

@@ -25,12 +25,12 @@ import numpy as np
 from m0.errors import InputError
 from m0.paths import path_of
 
-KEYS = {"query", "positive", "negative", "scores", "grades"}
-PICTURE_BYTES = 2000
+LINE_KEYS = {"query", "positive", "negative", "scores", "grades"}
+ASSUMED_PICTURE_BYTES = 2000
 """What a picture counts for in a line's length: about 500 visual tokens, at 4 bytes of text a token."""
 MAX_GRADE = 30
 """A grade g gains 2^g - 1 in LambdaLoss."""
-BUCKET_STEPS = 32
+STEPS_PER_BUCKET = 32
 """Steps whose queries are sorted by length together."""
 
 
@@ -70,22 +70,24 @@ class Examples:
     Raises InputError where a file cannot be read, or no line can be used.
     """
 
-    def __init__(self, paths: Sequence[Path], on_bad_line: Literal["raise", "skip"] = "raise", taught: bool = False) -> None:
+    def __init__(
+        self, paths: Sequence[Path], on_bad_line: Literal["raise", "skip"] = "raise", needs_scores: bool = False
+    ) -> None:
         self.bad: list[str] = []
         self.hashes: dict[str, str] = {}
-        self._places: list[tuple[Path, int]] = []
-        self._lines: list[int] = []
-        self.contrasted = 0
+        self._line_offsets: list[tuple[Path, int]] = []
+        self._line_numbers: list[int] = []
+        self.num_rankable = 0
         """Lines with a negative, or with positives of different grades."""
         lengths: list[int] = []
         for path in paths:
-            digest, place = hashlib.sha256(), 0
-            for number, line in enumerate(_lines(path), 1):
+            digest, offset = hashlib.sha256(), 0
+            for number, line in enumerate(_read_lines(path), 1):
                 digest.update(line)
                 if line.strip():
                     try:
-                        example = parse(line, path.parent)
-                        if taught and example.scores is None:
+                        example = parse_line(line, path.parent)
+                        if needs_scores and example.scores is None:
                             raise InputError('lacks "scores", which a distilling loss needs.')
                     except InputError as error:
                         message = f"{path}, line {number}: {error}"
@@ -93,28 +95,28 @@ class Examples:
                             raise InputError(message) from None
                         self.bad.append(message)
                     else:
-                        self._places.append((path, place))
-                        self._lines.append(number)
-                        self.contrasted += bool(example.negative) or len(set(example.grades or ())) > 1
-                        lengths.append(_length(example))
-                place += len(line)
+                        self._line_offsets.append((path, offset))
+                        self._line_numbers.append(number)
+                        self.num_rankable += bool(example.negative) or len(set(example.grades or ())) > 1
+                        lengths.append(_estimate_length(example))
+                offset += len(line)
             self.hashes[str(path)] = digest.hexdigest()
         self.lengths = np.array(lengths)
-        if not self._places:
+        if not self._line_offsets:
             raise InputError(f"{', '.join(map(str, paths)) or 'the list of data files'} holds no line that can be used.")
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._line_offsets)
 
     def __getitem__(self, number: int) -> Example:
-        path, place = self._places[number]
+        path, offset = self._line_offsets[number]
         with path.open("rb") as file:
-            file.seek(place)
-            return parse(file.readline(), path.parent)
+            file.seek(offset)
+            return parse_line(file.readline(), path.parent)
 
-    def where(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """File and line, for messages."""
-        return f"{self._places[number][0]}, line {self._lines[number]}"
+        return f"{self._line_offsets[number][0]}, line {self._line_numbers[number]}"
 
     def steps(self, queries: int, epoch: int, seed: int) -> list[list[int]]:
         """The order of one epoch: for each step the numbers of its queries.
@@ -125,14 +127,14 @@ class Examples:
         generator = np.random.default_rng([seed, epoch])
         order = np.resize(generator.permutation(len(self)), math.ceil(len(self) / queries) * queries)
         steps: list[list[int]] = []
-        for start in range(0, len(order), queries * BUCKET_STEPS):
-            stretch = order[start : start + queries * BUCKET_STEPS]
-            stretch = stretch[np.argsort(self.lengths[stretch], kind="stable")]
-            steps += stretch.reshape(-1, queries).tolist()
+        for start in range(0, len(order), queries * STEPS_PER_BUCKET):
+            bucket = order[start : start + queries * STEPS_PER_BUCKET]
+            bucket = bucket[np.argsort(self.lengths[bucket], kind="stable")]
+            steps += bucket.reshape(-1, queries).tolist()
         return [steps[i] for i in generator.permutation(len(steps))]
 
 
-def parse(line: bytes | str, folder: Path) -> Example:
+def parse_line(line: bytes | str, folder: Path) -> Example:
     """One line -> an Example, pictures' paths made to lead from here. Raises InputError, one sentence."""
     try:
         values = json.loads(line)
@@ -140,8 +142,8 @@ def parse(line: bytes | str, folder: Path) -> Example:
         raise InputError(f"not a line of JSON: {error}.") from None
     if not isinstance(values, dict):
         raise InputError(f"holds a JSON {type(values).__name__}, but must hold an object.")
-    if unknown := set(values) - KEYS:
-        raise InputError(f"has the key {sorted(unknown)[0]!r}; known are {', '.join(sorted(KEYS))}.")
+    if unknown := set(values) - LINE_KEYS:
+        raise InputError(f"has the key {sorted(unknown)[0]!r}; known are {', '.join(sorted(LINE_KEYS))}.")
     if "query" not in values:
         raise InputError('lacks "query".')
     positive, negative = values.get("positive"), values.get("negative", [])
@@ -158,40 +160,40 @@ def parse(line: bytes | str, folder: Path) -> Example:
         if not 1 <= min(grades) <= max(grades) <= MAX_GRADE:
             raise InputError(f'"grades" of positives must lie between 1 and {MAX_GRADE}.')
     return Example(
-        _resolved(values["query"], folder, "query"),
-        tuple(_resolved(document, folder, "positive") for document in positive),
-        tuple(_resolved(document, folder, "negative") for document in negative),
+        _resolve_paths(values["query"], folder, "query"),
+        tuple(_resolve_paths(document, folder, "positive") for document in positive),
+        tuple(_resolve_paths(document, folder, "negative") for document in negative),
         None if scores is None else tuple(map(float, scores)),
         None if grades is None else tuple(grades),
     )
 
 
-def candidates(
+def draw_candidates(
     example: Example, positives: int, negatives: int, rng: random.Random, borrowed: Sequence[Any] = ()
 ) -> Candidates:
     """Choose what a query meets in one step: some of its positives, some of its negatives, and all borrowed documents
     (other queries' positives) that are neither its own positives nor the query itself. The positives are the first thing drawn:
-    see `drawn_positives`."""
-    best = _draw(example, positives, rng)
-    rest = rng.sample(range(len(example.negative)), min(negatives, len(example.negative)))
-    own = [document_key(document) for document in example.positive]
+    see `draw_positives`."""
+    positive_indices = _draw_positive_indices(example, positives, rng)
+    negative_indices = rng.sample(range(len(example.negative)), min(negatives, len(example.negative)))
+    positive_keys = [document_key(document) for document in example.positive]
     grades = example.grades or (1,) * len(example.positive)
-    chosen = [(example.positive[i], float(grades[i]), i) for i in best]
-    chosen += [(example.negative[i], 0.0, len(example.positive) + i) for i in rest]
+    chosen = [(example.positive[i], float(grades[i]), i) for i in positive_indices]
+    chosen += [(example.negative[i], 0.0, len(example.positive) + i) for i in negative_indices]
     if example.scores is None:
-        known = {document_key(example.query), *own, *(document_key(example.negative[i]) for i in rest)}
+        known = {document_key(example.query), *positive_keys, *(document_key(example.negative[i]) for i in negative_indices)}
         chosen += [(document, 0.0, -1) for document in borrowed if document_key(document) not in known]
     rng.shuffle(chosen)
     scores = None if example.scores is None else [example.scores[i] for _, _, i in chosen]
     return Candidates(example.query, [document for document, _, _ in chosen], [label for _, label, _ in chosen], scores)
 
 
-def drawn_positives(example: Example, positives: int, rng: random.Random) -> list[Any]:
-    """The positives that `candidates` draws with a generator of the same seed."""
-    return [example.positive[i] for i in _draw(example, positives, rng)]
+def draw_positives(example: Example, positives: int, rng: random.Random) -> list[Any]:
+    """The positives that `draw_candidates` draws with a generator of the same seed."""
+    return [example.positive[i] for i in _draw_positive_indices(example, positives, rng)]
 
 
-def _draw(example: Example, positives: int, rng: random.Random) -> list[int]:
+def _draw_positive_indices(example: Example, positives: int, rng: random.Random) -> list[int]:
     return rng.sample(range(len(example.positive)), min(positives, len(example.positive)))
 
 
@@ -202,7 +204,7 @@ def document_key(document: Any) -> str:
     return json.dumps(document if isinstance(document, list) else [document], sort_keys=True, ensure_ascii=False)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _read_lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             yield from file
@@ -214,17 +216,17 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise InputError(f"{str(path)!r} is not a path: {error}.") from None
 
 
-def _length(example: Example) -> int:
+def _estimate_length(example: Example) -> int:
     documents = [*example.positive, *example.negative]
-    return _size(example.query) + sum(map(_size, documents)) // max(len(documents), 1)
+    return _estimate_bytes(example.query) + sum(map(_estimate_bytes, documents)) // max(len(documents), 1)
 
 
-def _size(value: Any) -> int:
+def _estimate_bytes(value: Any) -> int:
     if isinstance(value, str):
         return len(value.encode())
     if isinstance(value, list):
-        return sum(map(_size, value))
-    return sum(PICTURE_BYTES if key == "image" else _size(content) for key, content in value.items())
+        return sum(map(_estimate_bytes, value))
+    return sum(ASSUMED_PICTURE_BYTES if key == "image" else _estimate_bytes(content) for key, content in value.items())
 
 
 def _check_numbers(values: Any, name: str, count: int, types: Any) -> None:
@@ -243,7 +245,7 @@ def _check_text(text: str, name: str) -> None:
         raise InputError(f'"{name}" is not valid Unicode (a lone surrogate).') from None
 
 
-def _resolved(value: Any, folder: Path, name: str) -> Any:
+def _resolve_paths(value: Any, folder: Path, name: str) -> Any:
     """Check the form of a query or document, and lead its pictures' paths from here."""
     if isinstance(value, str):
         if name == "query" and not value.strip():
@@ -251,7 +253,7 @@ def _resolved(value: Any, folder: Path, name: str) -> Any:
         _check_text(value, name)
         return value
     if isinstance(value, list) and value and not any(isinstance(item, list) for item in value):
-        return [_resolved(item, folder, name) for item in value]
+        return [_resolve_paths(item, folder, name) for item in value]
     if (
         isinstance(value, dict)
         and value

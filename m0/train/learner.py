@@ -21,9 +21,9 @@ from m0.model.rotary import working_dtype
 from m0.reranker import Reranker
 from m0.train.config import Stage, TrainConfig
 
-ADAPTER = "trained"
+ADAPTER_NAME = "trained"
 """Name of the adapter while it is trained."""
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+OPTIMIZER_STATE_KEYS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class PairScorer(nn.Module):
@@ -31,21 +31,21 @@ class PairScorer(nn.Module):
 
     Args:
         model: the model.
-        vision_learns: whether gradients reach the vision tower.
-        always_look: show the tower a small grey picture when a batch has none. Where parameters are spread over processes,
+        trains_vision: whether gradients reach the vision tower.
+        always_run_vision: show the tower a small grey picture when a batch has none. Where parameters are spread over processes,
             every process must take the same path through the model.
     """
 
-    def __init__(self, model: RerankerModel, vision_learns: bool, always_look: bool) -> None:
+    def __init__(self, model: RerankerModel, trains_vision: bool, always_run_vision: bool) -> None:
         super().__init__()
-        self.model, self.vision_learns, self.always_look = model, vision_learns, always_look
+        self.model, self.trains_vision, self.always_run_vision = model, trains_vision, always_run_vision
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, (prompts,)."""
         unused = None
-        with torch.set_grad_enabled(self.vision_learns and torch.is_grad_enabled()):
-            features = batch.visual_features(self.model)
-            if features is None and self.always_look:
+        with torch.set_grad_enabled(self.trains_vision and torch.is_grad_enabled()):
+            features = batch.compute_visual_features(self.model)
+            if features is None and self.always_run_vision:
                 config = self.model.config.vision
                 grid = (config.spatial_merge_size, config.spatial_merge_size)
                 unused = self.model.vision(torch.zeros(grid[0] * grid[1], config.patch_dim, device=self.model.device), [grid])
@@ -67,25 +67,25 @@ class Learner:
 
     def __init__(self, config: TrainConfig, stage: Stage, trained: Mapping[str, Tensor]) -> None:
         self.config, self.stage = config, stage
-        self.reranker = load(config, trained)
+        self.reranker = load_reranker(config, trained)
         model = self.reranker.model
-        learning = set(names_of(model, stage.train))
+        trained_names = set(trained_parameter_names(model, stage.train))
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in learning)
+            parameter.requires_grad_(name in trained_names)
         if config.gradient_checkpointing:
             for layer in (*model.decoder.layers, *model.vision.blocks):
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        vision_learns = any(name.startswith("vision.") for name in learning)
-        self.spread = dist.is_initialized()
-        sharded = self.spread and config.parallel == "fsdp"
-        scorer = PairScorer(model, vision_learns, always_look=self.spread and (vision_learns or sharded))
+        trains_vision = any(name.startswith("vision.") for name in trained_names)
+        self.is_distributed = dist.is_initialized()
+        sharded = self.is_distributed and config.parallel == "fsdp"
+        scorer = PairScorer(model, trains_vision, always_run_vision=self.is_distributed and (trains_vision or sharded))
         self.scorer: nn.Module = scorer
         if sharded:
             self._shard(scorer)
-        elif self.spread:
+        elif self.is_distributed:
             self.scorer = DistributedDataParallel(scorer, broadcast_buffers=False)
         model.train()
-        self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in learning}
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in trained_names}
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in self.parameters.values() if p.ndim > 1], "weight_decay": stage.weight_decay},
@@ -100,18 +100,18 @@ class Learner:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        kind = torch.device(_device(self.config) or ("cuda" if torch.cuda.is_available() else "cpu")).type
+        kind = torch.device(_process_device(self.config) or ("cuda" if torch.cuda.is_available() else "cpu")).type
         mesh = init_device_mesh(kind, (dist.get_world_size(),))
         for layer in (*scorer.model.decoder.layers, *scorer.model.vision.blocks):
             fully_shard(layer, mesh=mesh)
         fully_shard(scorer, mesh=mesh)
 
-    def hold_gradients(self, held: bool) -> None:
+    def hold_gradient_sync(self, hold: bool) -> None:
         """While held, backward passes add up in each process; the one after releases them to be averaged over processes."""
         if isinstance(self.scorer, DistributedDataParallel):
-            self.scorer.require_backward_grad_sync = not held
-        elif self.spread:
-            self.scorer.set_requires_gradient_sync(not held)  # type: ignore[operator]
+            self.scorer.require_backward_grad_sync = not hold
+        elif self.is_distributed:
+            self.scorer.set_requires_gradient_sync(not hold)  # type: ignore[operator]
 
     def update(self) -> None:
         """One step of AdamW. A parameter that no query of the step reached has a gradient of zero, in one process as in many
@@ -124,10 +124,10 @@ class Learner:
         except (RuntimeError, OverflowError) as error:
             raise TrainError(f"the update cannot be computed: {str(error).splitlines()[0]}; lower learning_rate") from None
 
-    def clip(self, largest: float) -> float:
-        """Scale the gradient down to a norm of at most `largest`; returns the norm before."""
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), largest)
-        return float(_full(norm))
+    def clip(self, max_norm: float) -> float:
+        """Scale the gradient down to a norm of at most `max_norm`; returns the norm before."""
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), max_norm)
+        return float(_full_tensor(norm))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Computes in bfloat16 what can be, where the config says so."""
@@ -138,53 +138,53 @@ class Learner:
     def state(self) -> dict[str, Tensor]:
         """All that a continued run needs, whole and on the CPU, under names that do not depend on the number of processes:
         tensors of any shape."""
-        tensors = {f"parameter/{name}": _copy(parameter) for name, parameter in self.parameters.items()}
+        tensors = {f"parameter/{name}": _cpu_copy(parameter) for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{moment}/{name}"] = _copy(value)
+                tensors[f"{moment}/{name}"] = _cpu_copy(value)
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up a state that `state` gave: tensors of any shape, by name."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(_like(parameter, tensors[f"parameter/{name}"]))
+                parameter.copy_(_placed_like(parameter, tensors[f"parameter/{name}"]))
                 if f"step/{name}" not in tensors:
                     continue  # saved before the first update
                 self.optimizer.state[parameter] = {
                     moment: tensors[f"step/{name}"].clone()
                     if moment == "step"
-                    else _like(parameter, tensors[f"{moment}/{name}"])
-                    for moment in MOMENTS
+                    else _placed_like(parameter, tensors[f"{moment}/{name}"])
+                    for moment in OPTIMIZER_STATE_KEYS
                 }
 
 
-def load(config: TrainConfig, trained: Mapping[str, Tensor], finished: bool = False) -> Reranker:
+def load_reranker(config: TrainConfig, trained: Mapping[str, Tensor], finished: bool = False) -> Reranker:
     """The model to train, with its adapter if there is one, and with what earlier stages have trained.
 
     `trained`: values of parameters, of any shape, by name. `finished`: only to be written, so it stays on the CPU.
     """
     # FSDP moves and shards one layer after another, so that no device ever holds the whole model.
     sharded = dist.is_initialized() and config.parallel == "fsdp"
-    device = "cpu" if sharded or finished else _device(config)
+    device = "cpu" if sharded or finished else _process_device(config)
     reranker = Reranker.from_pretrained(config.model, dtype=config.dtype, device=device, max_pixels=config.max_pixels)
     if config.trains_lora:
-        reranker.adapters.add(ADAPTER, config.adapter_config)
+        reranker.adapters.add(ADAPTER_NAME, config.adapter_config)
     model = reranker.model
     if config.trains_head:
         model.head.to(working_dtype(model.dtype))
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in trained.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
     return reranker
 
 
-def names_of(model: RerankerModel, kind: Literal["lora", "head", "all"]) -> list[str]:
+def trained_parameter_names(model: RerankerModel, kind: Literal["lora", "head", "all"]) -> list[str]:
     """Names of the parameters that a stage trains."""
     names = [name for name, _ in model.named_parameters()]
     if kind == "lora":
-        return [name for name in names if f".adapters.{ADAPTER}." in name]
+        return [name for name in names if f".adapters.{ADAPTER_NAME}." in name]
     return [name for name in names if name.startswith("head.")] if kind == "head" else names
 
 
@@ -207,21 +207,21 @@ def sum_over_processes(values: Iterable[float]) -> list[float]:
     return tensor.tolist()
 
 
-def _device(config: TrainConfig) -> str | None:
+def _process_device(config: TrainConfig) -> str | None:
     if dist.is_initialized() and config.device is None and torch.cuda.is_available():
         return f"cuda:{torch.cuda.current_device()}"
     return config.device
 
 
-def _full(value: Any) -> Tensor:
+def _full_tensor(value: Any) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def _copy(value: Tensor) -> Tensor:
-    return _full(value.detach()).cpu().clone().contiguous()
+def _cpu_copy(value: Tensor) -> Tensor:
+    return _full_tensor(value.detach()).cpu().clone().contiguous()
 
 
-def _like(parameter: Any, value: Tensor) -> Tensor:
+def _placed_like(parameter: Any, value: Tensor) -> Tensor:
     """A whole tensor in the place and shape of a parameter, which may be spread over processes."""
     value = value.to(parameter.device, parameter.dtype)
     if not hasattr(parameter, "device_mesh"):

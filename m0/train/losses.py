@@ -22,7 +22,7 @@ from m0.errors import InputError
 LOGIT_BIAS = 2.65
 LAMBDA_MU = 10.0
 
-Loss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+LossFunction = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 def bce(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
@@ -37,14 +37,14 @@ def bce(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor
 def ranknet(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
     """Pairwise logistic: mean over pairs with y_i > y_j of log(1 + exp(-(s_i - s_j))) (Burges et al. 2005). Logits and labels:
     (documents,)."""
-    differences, better = _pairs(logits, labels)
-    return _mean(F.softplus(-differences), better)
+    differences, better = _pairwise_differences(logits, labels)
+    return _masked_mean(F.softplus(-differences), better)
 
 
 def margin(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
     """Hinge: mean over pairs with y_i > y_j of max(0, 1 - (s_i - s_j)) (Herbrich et al. 1999). Logits and labels: (documents,)."""
-    differences, better = _pairs(logits, labels)
-    return _mean(F.relu(1.0 - differences), better)
+    differences, better = _pairwise_differences(logits, labels)
+    return _masked_mean(F.relu(1.0 - differences), better)
 
 
 def listnet(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
@@ -98,10 +98,10 @@ def lambdaloss(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) ->
     ranks = torch.empty_like(discount, dtype=torch.long)
     ranks[torch.argsort(logits.detach(), descending=True, stable=True)] = torch.arange(count, device=logits.device)
     rho = (1 / discount[ranks][:, None] - 1 / discount[ranks][None, :]).abs()
-    apart = (ranks[:, None] - ranks[None, :]).abs()
+    rank_distance = (ranks[:, None] - ranks[None, :]).abs()
     # D(apart) and D(apart + 1); the diagonal (apart = 0) is never used.
-    delta = (1 / discount[(apart - 1).clamp(min=0)] - 1 / discount[apart.clamp(max=count - 1)]).abs()
-    differences, better = _pairs(logits, labels)
+    delta = (1 / discount[(rank_distance - 1).clamp(min=0)] - 1 / discount[rank_distance.clamp(max=count - 1)]).abs()
+    differences, better = _pairwise_differences(logits, labels)
     weight = (rho + LAMBDA_MU * delta) * (gains[:, None] - gains[None, :]).abs()
     terms = weight * F.softplus(-differences) / torch.log(torch.tensor(2.0, dtype=logits.dtype, device=logits.device))
     return terms.masked_fill(~better, 0.0).sum()
@@ -112,9 +112,9 @@ def margin_mse(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) ->
 
     Logits, labels and teacher: (documents,). Raises InputError without a teacher.
     """
-    target = _taught(teacher, "margin_mse").to(logits.dtype)
-    differences, better = _pairs(logits, labels)
-    return _mean((differences - (target[:, None] - target[None, :])) ** 2, better)
+    target = _require_teacher(teacher, "margin_mse").to(logits.dtype)
+    differences, better = _pairwise_differences(logits, labels)
+    return _masked_mean((differences - (target[:, None] - target[None, :])) ** 2, better)
 
 
 def kl(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
@@ -122,11 +122,11 @@ def kl(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
 
     Raises InputError without a teacher.
     """
-    target = F.log_softmax(_taught(teacher, "kl").to(logits.dtype), dim=0)
+    target = F.log_softmax(_require_teacher(teacher, "kl").to(logits.dtype), dim=0)
     return F.kl_div(F.log_softmax(logits, dim=0), target, reduction="sum", log_target=True)
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[str, LossFunction] = {
     "bce": bce,
     "ranknet": ranknet,
     "margin": margin,
@@ -136,26 +136,26 @@ LOSSES: dict[str, Loss] = {
     "margin_mse": margin_mse,
     "kl": kl,
 }
-DISTILLING = ("margin_mse", "kl")
+DISTILLATION_LOSSES = ("margin_mse", "kl")
 
 
-def combined(weights: dict[str, float], logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
+def weighted_loss(weights: dict[str, float], logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
     """Weighted sum of losses by name, one number, computed in float32 or wider. Logits, labels and teacher: (documents,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     terms = [weight * LOSSES[name](logits, labels, teacher) for name, weight in weights.items()]
     return torch.stack(terms).sum()
 
 
-def _pairs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _pairwise_differences(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """s_i - s_j of all pairs, and whether i is the better one: both (documents, documents)."""
     return logits[:, None] - logits[None, :], labels[:, None] > labels[None, :]
 
 
-def _mean(terms: Tensor, chosen: Tensor) -> Tensor:
-    return terms.masked_fill(~chosen, 0.0).sum() / chosen.sum().clamp(min=1)
+def _masked_mean(terms: Tensor, mask: Tensor) -> Tensor:
+    return terms.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def _taught(teacher: Tensor | None, name: str) -> Tensor:
+def _require_teacher(teacher: Tensor | None, name: str) -> Tensor:
     if teacher is None:
         raise InputError(f'the loss {name} distils, but the line has no "scores".')
     return teacher

@@ -15,7 +15,7 @@ from m0.reranker import Reranker
 from m0.train.config import TrainConfig
 from m0.train.data import Example, Examples, document_key
 
-SAFETY = 0.95
+MAX_SHARE_OF_POSITIVE_SCORE = 0.95
 """Another query's document that scores above this share of the query's best positive is left out, as it may well be relevant
 (Moreira et al. 2024, NV-Retriever); the line's own negatives are known not to be."""
 
@@ -53,11 +53,11 @@ def mine(
         rng = random.Random(f"mine {seed} {number}")
         others = [i for i in rng.sample(range(len(examples)), min(pool + 1, len(examples))) if i != number][:pool]
         positives = {document_key(document) for document in example.positive}
-        tried: dict[str, Any] = {document_key(document): document for document in example.negative}
+        negatives: dict[str, Any] = {document_key(document): document for document in example.negative}
         for i in others:
-            for document in _others_positives(examples[i], example):
-                tried.setdefault(document_key(document), document)
-        documents = [*example.positive, *(document for key, document in tried.items() if key not in positives)]
+            for document in _borrowable_positives(examples[i], example):
+                negatives.setdefault(document_key(document), document)
+        documents = [*example.positive, *(document for key, document in negatives.items() if key not in positives)]
         try:
             ranking = reranker.rank(example.query, documents, on_error="skip", **(limits or {}))
         except InputError:  # the query itself cannot be read; training reports it as its on_bad_line says
@@ -70,7 +70,8 @@ def mine(
         hard = [
             result.document
             for result in ranking
-            if result.index >= count and (result.score <= SAFETY * best or document_key(result.document) in known)
+            if result.index >= count
+            and (result.score <= MAX_SHARE_OF_POSITIVE_SCORE * best or document_key(result.document) in known)
         ]
         mined[number] = tuple(hard[:keep])
         after_each()
@@ -115,8 +116,8 @@ def mine_for_stage(
         return {row["line"]: tuple(row["negative"]) for row in map(json.loads, file)}
 
 
-def _others_positives(other: Example, example: Example) -> tuple[Any, ...]:
-    own = document_key(example.query)
-    if document_key(other.query) == own:
+def _borrowable_positives(other: Example, example: Example) -> tuple[Any, ...]:
+    query_key = document_key(example.query)
+    if document_key(other.query) == query_key:
         return ()
-    return tuple(document for document in other.positive if document_key(document) != own)
+    return tuple(document for document in other.positive if document_key(document) != query_key)

@@ -24,18 +24,18 @@ from m0.checkpoints.files import write_beside
 from m0.errors import TrainError
 from m0.train.config import TrainConfig
 
-COLUMNS = (
+CURVE_COLUMNS = (
     "stage", "step", "queries", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "seconds",
     "validation_loss", "validation_success",
 )  # fmt: skip
-CURVES = "curves.csv"
-CURVES_PICTURE = "curves.png"
-RUN = "run.json"
-LINE_SECONDS = 10.0
+CURVES_FILE = "curves.csv"
+CURVES_IMAGE = "curves.png"
+RUN_FILE = "run.json"
+PROGRESS_INTERVAL_SECONDS = 10.0
 """How often a line is printed where there is no terminal."""
 
 
-def describe(config: TrainConfig, hashes: Mapping[str, str], processes: int, device: str) -> dict[str, Any]:
+def describe_run(config: TrainConfig, hashes: Mapping[str, str], processes: int, device: str) -> dict[str, Any]:
     """All one needs to know to run it again."""
     return {
         "config": asdict(config),
@@ -56,23 +56,25 @@ def describe(config: TrainConfig, hashes: Mapping[str, str], processes: int, dev
     }
 
 
-def write_description(
+def write_run_description(
     run: Path, config: TrainConfig, hashes: Mapping[str, str], processes: int, device: str, step: int
 ) -> None:
     """run.json: as the run began, and each time it was taken up. `step`: updates done so far."""
-    about = describe(config, hashes, processes, device)
-    path = run / RUN
+    description = describe_run(config, hashes, processes, device)
+    path = run / RUN_FILE
     if step and path.exists():
         try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            first_description = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:  # cut off by a disk that was full
-            begun = {"note": "how the run began is lost: run.json was damaged"}
-        taken_up = {name: about[name] for name in ("started", "versions", "git_revision", "processes", "threads", "device")}
-        about = {**begun, "resumed": [*begun.get("resumed", []), {"step": step, **taken_up}]}
-    write_json(path, about)
+            first_description = {"note": "how the run began is lost: run.json was damaged"}
+        resumed_with = {
+            name: description[name] for name in ("started", "versions", "git_revision", "processes", "threads", "device")
+        }
+        description = {**first_description, "resumed": [*first_description.get("resumed", []), {"step": step, **resumed_with}]}
+    write_json(path, description)
 
 
-def say(sentence: str) -> None:
+def print_message(sentence: str) -> None:
     """Tell the user, beside the result."""
     print(f"m0: {sentence}", file=sys.stderr, flush=True)
 
@@ -83,7 +85,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_beside(path, lambda place: Path(place).write_text(text, encoding="utf-8"))
 
 
-class Record:
+class CurveWriter:
     """The growing curves of a run. Rows after `step` (of a run that is continued) are dropped first.
 
     Args:
@@ -93,7 +95,7 @@ class Record:
     """
 
     def __init__(self, run: Path, step: int, steps: int) -> None:
-        self.path, self.steps, self.first = run / CURVES, steps, step
+        self.path, self.steps, self.first = run / CURVES_FILE, steps, step
         rows = [row for row in read_curves(self.path) if int(row["step"]) <= step] if self.path.exists() else []
         self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
         self.begin = time.monotonic()
@@ -101,22 +103,22 @@ class Record:
         self.terminal = sys.stderr.isatty()
         partial = self.path.with_suffix(".partial")
         with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, CURVE_COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
         partial.replace(self.path)
-        self.board = _tensorboard(run)
+        self.board = _open_tensorboard(run)
 
     def add(self, row: dict[str, Any]) -> None:
         """One update's figures; `seconds` is added here."""
         row = {**row, "seconds": round(self.seconds_before + time.monotonic() - self.begin, 3)}
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, CURVE_COLUMNS).writerow(row)
         if self.board is not None:
             for name, value in row.items():
                 if name not in ("stage", "step") and value is not None:
                     self.board.add_scalar(name, value, row["step"])
-        self._show(row)
+        self._print_progress(row)
 
     def close(self) -> None:
         """Take the line of progress away, and end TensorBoard's file."""
@@ -126,16 +128,16 @@ class Record:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
 
-    def _show(self, row: Mapping[str, Any]) -> None:
+    def _print_progress(self, row: Mapping[str, Any]) -> None:
         now, done = time.monotonic(), row["step"] == self.steps
-        if not done and now - self.shown < (0.1 if self.terminal else LINE_SECONDS):
+        if not done and now - self.shown < (0.1 if self.terminal else PROGRESS_INTERVAL_SECONDS):
             return
         self.shown = now
         passed = row["step"] - self.first
         left = (now - self.begin) / max(passed, 1) * (self.steps - row["step"])
         text = (
             f"stage {row['stage']}, step {row['step']}/{self.steps}, loss {row['loss']:.4f}, "
-            f"learning rate {row['learning_rate']:.1e}, {row['tokens_per_second']:,.0f} tokens/s, {_clock(left)} left"
+            f"learning rate {row['learning_rate']:.1e}, {row['tokens_per_second']:,.0f} tokens/s, {_format_duration(left)} left"
         )
         if self.terminal:
             columns = shutil.get_terminal_size().columns
@@ -152,7 +154,7 @@ def read_curves(path: Path) -> list[dict[str, str]]:
     """Rows of a curves.csv. Raises TrainError where another version wrote it."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("step")]
-    if rows and set(rows[0]) != set(COLUMNS):
+    if rows and set(rows[0]) != set(CURVE_COLUMNS):
         raise TrainError(f"{path} has other columns than this version of m0 writes.")
     return rows
 
@@ -164,7 +166,7 @@ def draw_curves(run: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    rows = read_curves(run / CURVES)
+    rows = read_curves(run / CURVES_FILE)
     steps = [int(row["step"]) for row in rows]
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -202,17 +204,17 @@ def draw_curves(run: Path) -> Path | None:
             above.axvline(int(second["step"]), color="0.6", linestyle=":")
             below.axvline(int(second["step"]), color="0.6", linestyle=":")
     below.set_xlabel("step")
-    figure.savefig(run / CURVES_PICTURE, dpi=120)
-    return run / CURVES_PICTURE
+    figure.savefig(run / CURVES_IMAGE, dpi=120)
+    return run / CURVES_IMAGE
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _tensorboard(run: Path) -> Any:
+def _open_tensorboard(run: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -223,12 +225,12 @@ def _tensorboard(run: Path) -> Any:
 def _git_revision() -> str | None:
     """Of the working directory, marked where it has changes; None outside a repository."""
     try:
-        run = _output("git", "rev-parse", "HEAD")
-        return run + ("+changes" if _output("git", "status", "--porcelain", "-uno") else "") if run else None
+        run = _command_output("git", "rev-parse", "HEAD")
+        return run + ("+changes" if _command_output("git", "status", "--porcelain", "-uno") else "") if run else None
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _output(*command: str) -> str:
+def _command_output(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env={**os.environ, "LC_ALL": "C"})
     return done.stdout.strip() if done.returncode == 0 else ""

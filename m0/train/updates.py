@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from m0.errors import TrainError
+from m0.train.checkpoints import describe_last_checkpoint
 from m0.train.config import Stage
 from m0.train.learner import Learner, learning_rate_factor, sum_over_processes
-from m0.train.losses import combined
-from m0.train.passes import Pass
-from m0.train.state import last_good
+from m0.train.losses import weighted_loss
+from m0.train.microbatches import MicroBatch
 
 
 @dataclass
@@ -24,30 +24,30 @@ class Totals:
     """Sums over the queries of a validation or an update."""
 
     loss: float = 0.0
-    right: float = 0.0
-    ranked: float = 0.0
+    top_relevant: float = 0.0
+    rankable: float = 0.0
     """Those that had both relevant documents and others."""
     queries: float = 0.0
     tokens: float = 0.0
 
 
-def loss_of(logits: Tensor, one: Pass, stage: Stage, totals: Totals) -> Tensor:
+def compute_loss(logits: Tensor, micro_batch: MicroBatch, stage: Stage, totals: Totals) -> Tensor:
     """Sum of the queries' losses, one number, from logits, (prompts,); adds what is measured to `totals`."""
     total = logits.sum() * 0.0
-    for places, labels, teacher in one.lists:
-        own = logits[places]
-        loss = combined(dict(stage.loss), own, labels, teacher)
+    for places, labels, teacher in micro_batch.lists:
+        query_logits = logits[places]
+        loss = weighted_loss(dict(stage.loss), query_logits, labels, teacher)
         total = total + loss
         totals.loss += loss.item()
         relevant = labels > 0
         if relevant.any() and not relevant.all():
-            totals.right += float(relevant[own.argmax()])
-            totals.ranked += 1
+            totals.top_relevant += float(relevant[query_logits.argmax()])
+            totals.rankable += 1
         totals.queries += 1
     return total
 
 
-class Updates:
+class StageUpdater:
     """The updates of one stage.
 
     Args:
@@ -64,7 +64,7 @@ class Updates:
         self.learner, self.rank, self.world = learner, rank, world
         self.stage, self.seed = learner.stage, learner.config.seed
 
-    def update(self, step: int, passes: list[Pass]) -> dict[str, Any]:
+    def update(self, step: int, micro_batches: list[MicroBatch]) -> dict[str, Any]:
         """One step of the stage, counted from 0, and its figures. Raises TrainError where it diverges."""
         stage, learner, begin = self.stage, self.learner, time.monotonic()
         rate = stage.learning_rate * learning_rate_factor(step, self.steps, stage.warmup, stage.final)
@@ -73,23 +73,23 @@ class Updates:
         torch.manual_seed(hash((self.seed, self.number, step, self.rank)) & 0x7FFFFFFF)  # dropout, the same when resumed
         learner.optimizer.zero_grad(set_to_none=True)
         totals = Totals()
-        for place, one in enumerate(passes):
-            learner.hold_gradients(place + 1 < len(passes))
+        for place, micro_batch in enumerate(micro_batches):
+            learner.hold_gradient_sync(place + 1 < len(micro_batches))
             with learner.autocast():
-                logits = learner.scorer(one.batch)
-                loss = loss_of(logits, one, stage, totals) / stage.queries_per_step
+                logits = learner.scorer(micro_batch.batch)
+                loss = compute_loss(logits, micro_batch, stage, totals) / stage.queries_per_step
             # DDP and FSDP take the mean over processes; ours is the sum over all queries of the step.
             (loss * self.world).backward()
-            totals.tokens += one.batch.packing.total
+            totals.tokens += micro_batch.batch.packing.total
         [totals.loss, totals.tokens] = sum_over_processes([totals.loss, totals.tokens])
         mean, when = totals.loss / stage.queries_per_step, f"at step {self.before + step + 1}"
-        self._refuse_not_finite("the loss", mean, when)
+        self._check_finite("the loss", mean, when)
         norm = learner.clip(stage.clip)
-        self._refuse_not_finite("the gradient's norm", norm, when)
+        self._check_finite("the gradient's norm", norm, when)
         try:
             learner.update()
         except TrainError as error:
-            raise TrainError(f"{error}; {last_good(self.run)}") from None
+            raise TrainError(f"{error}; {describe_last_checkpoint(self.run)}") from None
         return {
             "stage": self.number + 1,
             "step": self.before + step + 1,
@@ -101,18 +101,18 @@ class Updates:
         }
 
     @torch.no_grad()
-    def prove(self, step: int, one: Pass) -> None:
+    def check_last_update(self, step: int, micro_batch: MicroBatch) -> None:
         """A loss is seen before its update: what the last update did shows in another look at one of its passes.
 
         Raises TrainError where it is not finite.
         """
         totals = Totals()
         with self.learner.autocast():
-            loss_of(self.learner.scorer(one.batch), one, self.stage, totals)
-        self._refuse_not_finite("the loss", sum_over_processes([totals.loss])[0], f"after step {self.before + step + 1}")
+            compute_loss(self.learner.scorer(micro_batch.batch), micro_batch, self.stage, totals)
+        self._check_finite("the loss", sum_over_processes([totals.loss])[0], f"after step {self.before + step + 1}")
 
-    def _refuse_not_finite(self, what: str, value: float, when: str) -> None:
+    def _check_finite(self, what: str, value: float, when: str) -> None:
         if not math.isfinite(value):
             raise TrainError(
-                f"{what} is {value} {when}: training has diverged; lower learning_rate or raise warmup; {last_good(self.run)}"
+                f"{what} is {value} {when}: training has diverged; lower learning_rate or raise warmup; {describe_last_checkpoint(self.run)}"
             )

@@ -17,7 +17,7 @@ from nano.evaluate import SEED, Task, build_tasks, model_scores, values
 from scipy.stats import kendalltau
 
 from m0 import DocumentCache, Reranker
-from m0.engine.calibration import UNQUANTIZED_SHARE
+from m0.engine.calibration import DEFAULT_UNQUANTIZED_SHARE
 
 TASKS = (
     "same language, 50 from BM25",
@@ -40,7 +40,7 @@ def in_8_bits(how: str, groups: int = 1, share: float = 0.0) -> Callable[[Path],
 
     def load(model: Path) -> Reranker:
         reranker = plain(model)
-        reranker.quantize(how, groups=groups, plain=share)  # type: ignore[arg-type]
+        reranker.quantize(how, groups=groups, unquantized_share=share)  # type: ignore[arg-type]
         return reranker
 
     return load
@@ -56,7 +56,7 @@ def kept_as(precision: str) -> Callable[[Path], Reranker]:
 
 
 WAYS: dict[str, Callable[[Path], Reranker]] = {
-    "int8": in_8_bits("int8", share=UNQUANTIZED_SHARE),
+    "int8": in_8_bits("int8", share=DEFAULT_UNQUANTIZED_SHARE),
     "int8, 0.33 plain": in_8_bits("int8", share=0.33),
     "int8, 0.28 plain": in_8_bits("int8", share=0.28),
     "int8, a quarter plain": in_8_bits("int8", share=0.25),
@@ -66,7 +66,7 @@ WAYS: dict[str, Callable[[Path], Reranker]] = {
     "int8, 4 groups": in_8_bits("int8", 4),
     "int8, 16 groups": in_8_bits("int8", 16),
     "int8-weights, none plain": in_8_bits("int8-weights"),
-    "int8-weights": in_8_bits("int8-weights", share=UNQUANTIZED_SHARE),
+    "int8-weights": in_8_bits("int8-weights", share=DEFAULT_UNQUANTIZED_SHARE),
     "int8-weights, 16 groups": in_8_bits("int8-weights", 16),
     "kept in bfloat16": kept_as("bfloat16"),
     "kept in int8": kept_as("int8"),

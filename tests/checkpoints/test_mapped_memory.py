@@ -101,7 +101,7 @@ def test_tower_and_decoder_take_turns(mapped, monkeypatch, kept):
     mapped.documents = DocumentCache(max_bytes=2**30 if kept else 0)
     expected = mapped.rank("compass", documents)
     mapped.documents = DocumentCache(max_bytes=2**30 if kept else 0)
-    monkeypatch.setattr(m0.engine.visual_features, "RELEASE_TOKENS", 50)
+    monkeypatch.setattr(m0.engine.visual_features, "MIN_TOKENS_TO_RELEASE", 50)
     given = []
     monkeypatch.setattr(m0.engine.visual_features, "release", lambda weights: given.append(release(weights)))
     if kept:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from m0.checkpoints.hub import locate
+from m0.cli.formatting import format_table
 from m0.cli.main import main
-from m0.cli.tables import format_table
 from tests.conftest import noise
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +184,7 @@ def test_the_table_fits_and_cannot_steer_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     table = format_table([(0.5, "a-very-long-name-" * 4, "\x1b[31mred\x1b[0m and 日本語の文章 " * 9), (0.25, "短い", "x")])
     assert "\x1b" not in table
-    from m0.cli.tables import _width
+    from m0.cli.formatting import _width
 
     assert all(_width(line) <= 70 for line in table.splitlines())
 

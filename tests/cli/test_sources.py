@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from m0.cli.main import main
-from m0.cli.sources import NAMED_KINDS, is_address, read_sources
+from m0.cli.sources import MAX_NAMED_KINDS, is_address, read_sources
 from tests.conftest import noise
 
 
@@ -60,7 +60,7 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path):
     ],
 )  # fmt: skip
 def test_how_it_is_said(tmp_path, names, words):
-    assert NAMED_KINDS == 8
+    assert MAX_NAMED_KINDS == 8
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('"words"')

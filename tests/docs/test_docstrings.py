@@ -72,14 +72,14 @@ NO_RAISES = {
 METHODS = {
     "train.losses": {
         "bce": "cross-entropy itself, older than any paper on ranking",
-        "combined": "a sum of the others",
+        "weighted_loss": "a sum of the others",
     },
     "explain.attention": {"raw_attention": "the pattern as it is"},
-    "explain.gradient": {"baseline_of": "a part of integrated gradients, which name their source"},
-    "explain.perturb": {"players_of": "words and regions, no method"},
+    "explain.gradient": {"compute_baseline": "a part of integrated gradients, which name their source"},
+    "explain.perturb": {"find_players": "words and regions, no method"},
     "interp.patching": {
         "run_variants": "runs what the others ask for",
-        "recorded": "runs what the others ask for",
+        "record_activations": "runs what the others ask for",
         "token_label": "a name",
     },
     "interp.ablation": {
@@ -92,8 +92,8 @@ METHODS = {
 SOURCED = (
     "evaluate.metrics.estimate",
     "evaluate.metrics.winoground",
-    "explain.rules.attn_lrp",
-    "explain.rules.frozen",
+    "explain.rules.attnlrp_rules",
+    "explain.rules.frozen_rules",
     "interp.edits.add",
     "interp.edits.replace",
     "interp.lens.DirectAttribution",

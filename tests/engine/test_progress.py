@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from m0.cli.main import main
-from m0.cli.ranking import worth_a_bar
+from m0.cli.ranking import needs_progress_bar
 from m0.engine import progress, ranking
 from m0.engine.batch import Batch
 from m0.engine.cascade import Cascade
@@ -207,7 +207,7 @@ def test_the_command_line_asks_for_it(clock, monkeypatch, tiny_directory, tmp_pa
     (tmp_path / "a.jsonl").write_text('"one"\n"two"\n"three"\n')
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    assert worth_a_bar(1)
+    assert needs_progress_bar(1)
     show = Progress.show
 
     def slow(self, meanwhile=""):
@@ -219,5 +219,5 @@ def test_the_command_line_asks_for_it(clock, monkeypatch, tiny_directory, tmp_pa
     assert "m0: scoring: 0%, 2 of 3 read" in log.getvalue()
     assert ("m0: explaining: 33%" in log.getvalue()) == (command == ["explain"])
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert not worth_a_bar(7)
-    assert worth_a_bar(8)
+    assert not needs_progress_bar(7)
+    assert needs_progress_bar(8)

@@ -24,7 +24,7 @@ from m0.engine.quantize import (
     quantize,
     run_batch,
     score_damage,
-    worth_keeping,
+    select_unquantized,
 )
 from m0.errors import AdapterError, CheckpointError, InputError, M0Error
 from m0.interp import attribution_patching
@@ -107,7 +107,7 @@ def test_groups_have_scales_of_their_own(how):
 def test_scores_stay_near(fresh, how):
     pairs = [("network", document) for document in DOCUMENTS]
     before, states = fresh.score(pairs), final_states(fresh, pairs)
-    fresh.quantize(how, plain=0)
+    fresh.quantize(how, unquantized_share=0)
     assert is_quantized(fresh.model)
     assert apart(final_states(fresh, pairs), states) < 0.03
     layer = fresh.model.decoder.layers[-1].mlp.down_proj
@@ -144,7 +144,7 @@ def test_kept_documents_go_with_it(fresh, how):
 
 @pytest.mark.parametrize("plain", [0, 0.3])
 def test_what_needs_plain_weights_is_refused(fresh, tmp_path, plain):
-    fresh.quantize("int8-weights", plain=plain)
+    fresh.quantize("int8-weights", unquantized_share=plain)
     assert sum(isinstance(m, nn.Linear) for m in fresh.model.decoder.modules()) == (
         0 if plain == 0 else pytest.approx(5, abs=4)
     )
@@ -337,11 +337,11 @@ def test_damage_is_what_small_steps_of_each_token_show(fresh):
 def test_what_is_worth_keeping():
     big, small, useless = nn.Linear(8, 10), nn.Linear(2, 5), nn.Linear(2, 5)
     damage = {big: 2.0, small: 1.0, useless: 0.01}  # squared 0.05, 0.1 and 0.00001 a weight
-    assert worth_keeping(damage, 0.1) == {small}
-    assert worth_keeping(damage, 0.9) == {small, big}
-    assert worth_keeping(damage, 0.85) == {small, useless}  # the big one has no room beside the small one
-    assert worth_keeping(damage, 0.0) == set()
-    assert worth_keeping({small: 0.0, useless: 1.0}, 1.0) == {useless}  # the examples had no picture, say
+    assert select_unquantized(damage, 0.1) == {small}
+    assert select_unquantized(damage, 0.9) == {small, big}
+    assert select_unquantized(damage, 0.85) == {small, useless}  # the big one has no room beside the small one
+    assert select_unquantized(damage, 0.0) == set()
+    assert select_unquantized({small: 0.0, useless: 1.0}, 1.0) == {useless}  # the examples had no picture, say
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -351,7 +351,7 @@ def test_the_layers_that_would_hurt_most_stay_plain(how):
     for plain in (0, 0.2):
         nano = Reranker.from_pretrained(NANO, dtype="float32")
         before = torch.tensor(nano.score(pairs))
-        nano.quantize(how, plain=plain)
+        nano.quantize(how, unquantized_share=plain)
         errors.append(float((torch.tensor(nano.score(pairs)) - before).abs().mean()))
         for part, layers in layers_of(nano.model).items():
             sizes = [linear.in_features * linear.out_features for linear in layers.values()]
@@ -376,7 +376,7 @@ def test_whole_numbers_do_not_overflow_float16():
 @pytest.mark.parametrize("how", HOW)
 def test_with_gradients_switched_on(fresh, how):
     """As whoever calls the model itself may have them."""
-    fresh.quantize(how, plain=0)
+    fresh.quantize(how, unquantized_share=0)
     batch = Batch.of([fresh.encode("network", document) for document in DOCUMENTS])
     with torch.no_grad():
         expected = run_batch(fresh.model, batch)
@@ -400,17 +400,30 @@ def test_a_third_stays_plain_without_a_word(fresh, how):
 
 @pytest.mark.parametrize("plain", [-0.1, 1, 1.5, True, "much", float("nan")])
 def test_a_share_that_is_none(fresh, plain):
-    with pytest.raises(InputError, match=r"plain is .* at least 0 and less than 1"):
-        fresh.quantize("int8-weights", plain=plain)
+    with pytest.raises(InputError, match=r"unquantized_share is .* at least 0 and less than 1"):
+        fresh.quantize("int8-weights", unquantized_share=plain)
+    assert not is_quantized(fresh.model)
+
+
+def test_the_share_by_its_old_name(fresh):
+    with pytest.warns(DeprecationWarning, match="plain is now unquantized_share") as caught:
+        fresh.quantize("int8-weights", plain=0)
+    assert [warning.filename for warning in caught if warning.category is DeprecationWarning] == [__file__]
+    assert all(isinstance(layer, Int8Linear) for layers in layers_of(fresh.model).values() for layer in layers.values())
+
+
+def test_the_share_by_both_names_is_refused(fresh):
+    with pytest.raises(InputError, match="by its old name, plain; give it once"):
+        fresh.quantize("int8-weights", unquantized_share=0.3, plain=0.3)
     assert not is_quantized(fresh.model)
 
 
 def test_shares_without_examples_are_refused(fresh, monkeypatch):
     with pytest.raises(InputError, match="there are none"):
-        quantize(fresh.model, "int8-weights", plain=0.1)
+        quantize(fresh.model, "int8-weights", unquantized_share=0.1)
     with pytest.raises(InputError, match="empty"):
-        fresh.quantize("int8-weights", examples=[], plain=0.1)
+        fresh.quantize("int8-weights", examples=[], unquantized_share=0.1)
     monkeypatch.setattr(m0.engine.quantize, "has_float8", lambda device: True)
-    with pytest.raises(InputError, match="float8 leaves no layers plain"):
-        fresh.quantize("float8", plain=0.1)
+    with pytest.raises(InputError, match="float8 leaves no layers unquantized"):
+        fresh.quantize("float8", unquantized_share=0.1)
     assert not is_quantized(fresh.model)

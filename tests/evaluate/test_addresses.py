@@ -12,7 +12,7 @@ import pytest
 from m0.cli.main import main
 from m0.errors import InputError
 from m0.evaluate import Dataset, Evaluation, evaluate, evaluate_contrasts, load_contrasts, read_run
-from m0.evaluate.files import picture
+from m0.evaluate.files import resolve_picture
 from m0.inputs.texts import MARKS
 from tests.conftest import noise
 from tests.evaluate.conftest import CORPUS, HEADER
@@ -111,7 +111,7 @@ def test_contrasts_name_pictures_likewise(tiny, tmp_path):
     (tmp_path / "examples.jsonl").write_text(line + "\n", encoding="utf-8")
     with pytest.warns(UserWarning, match="1 query was cut to fit"):
         evaluate_contrasts(tiny, load_contrasts(tmp_path), max_query_length=20)
-    assert picture("~nobody-of-this-name/b", tmp_path, ".png") == str(tmp_path / "~nobody-of-this-name/b.png")
+    assert resolve_picture("~nobody-of-this-name/b", tmp_path, ".png") == str(tmp_path / "~nobody-of-this-name/b.png")
 
 
 # --- candidates and runs that do not fit ------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_only_the_candidates_are_scored(tiny, dataset):
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(tiny, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "CHUNK_PAIRS", 8)
+    monkeypatch.setattr(evaluation, "MIN_CHUNK_PAIRS", 8)
     whole = evaluate(tiny, dataset, out=tmp_path / "whole")
     scored = []
     original = evaluation._score
@@ -155,9 +155,7 @@ def test_two_processes_do_as_one(tiny, tiny_directory, dataset, folder, tmp_path
 
 def test_kill_nine(tiny, tiny_directory, folder, dataset, tmp_path):
     """A real process, really killed."""
-    code = (
-        "import sys, m0.evaluate.evaluation as e; e.CHUNK_PAIRS = 1; from m0.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
+    code = "import sys, m0.evaluate.evaluation as e; e.MIN_CHUNK_PAIRS = 1; from m0.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "evaluate", str(folder), "--model", str(tiny_directory), "--dtype", "float32"]
     command += ["--out", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -12,7 +12,7 @@ import pytest
 from m0.cli.main import main
 from m0.errors import InputError
 from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, read_run, write_run
-from m0.evaluate.files import few
+from m0.evaluate.files import format_ids
 from m0.evaluate.metrics import per_query
 from tests.evaluate.conftest import CORPUS, HEADER
 
@@ -127,7 +127,7 @@ def test_many_gaps_make_one_short_sentence(write):
         "40 judged documents, counted as not found: gone0, gone1, gone2, gone3, gone4 and 35 more."
     )
     assert list(dataset.unusable) == lost
-    assert few("abcdef") == "a, b, c, d, e, f"
+    assert format_ids("abcdef") == "a, b, c, d, e, f"
 
 
 # --- files as they come -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from m0.errors import InputError
 from m0.evaluate import Dataset, evaluate, evaluation
-from m0.evaluate.seen import UNKNOWN, seen_in
+from m0.evaluate.picture_hashes import UNKNOWN_HASH, hash_pictures
 from tests.conftest import noise
 
 pytest.importorskip("ir_measures")
@@ -185,14 +185,19 @@ def test_what_is_seen(tmp_path):
         [{"text": "x", "image": data}],
         ["x", {"image": data}],
     ]
-    assert len({seen_in(one) for one in same}) == 1
-    assert [seen_in(one) for one in ("text", {"text": "a.png"}, ["a", "b"])] == [None] * 3
+    assert len({hash_pictures(one) for one in same}) == 1
+    assert [hash_pictures(one) for one in ("text", {"text": "a.png"}, ["a", "b"])] == [None] * 3
     with (tmp_path / "a.png").open("rb") as file:
-        assert seen_in(file) == seen_in({"image": "absent.png"}) == seen_in([data, {"image": "absent.png"}]) == UNKNOWN
+        assert (
+            hash_pictures(file)
+            == hash_pictures({"image": "absent.png"})
+            == hash_pictures([data, {"image": "absent.png"}])
+            == UNKNOWN_HASH
+        )
     url = {"image": "HTTP://localhost:9/a.png"}
     different = [data, url, noise(30, 30, seed=1), noise(30, 30, seed=2), [data, data], [data, url], [url, data]]
-    found = [seen_in(one) for one in different]
-    assert UNKNOWN not in found
+    found = [hash_pictures(one) for one in different]
+    assert UNKNOWN_HASH not in found
     assert len(set(found)) == len(found)
 
 

@@ -9,10 +9,10 @@ import torch
 from m0 import Reranker
 from m0.errors import InputError
 from m0.explain import METHODS, explain
-from m0.explain.flow import inputs_of, logits_of
-from m0.explain.gradient import baseline_of, integrated_gradients
-from m0.explain.perturb import Game, players_of, shapley
-from m0.explain.rules import attn_lrp, frozen
+from m0.explain.flow import compute_inputs, compute_logits
+from m0.explain.gradient import compute_baseline, integrated_gradients
+from m0.explain.perturb import MaskedModel, find_players, shapley
+from m0.explain.rules import attnlrp_rules, frozen_rules
 from m0.interp import document, forward, query
 from tests.conftest import noise
 
@@ -74,7 +74,7 @@ def test_plain_gradients_and_inputs_alone_do_not_add_up(tiny, kind):
     assert abs(lrp.ledger["logit"] - lrp.ledger["inputs"]) > 1e-3 * float(lrp.tokens.abs().sum())
 
 
-@pytest.mark.parametrize("rules", [attn_lrp, frozen])
+@pytest.mark.parametrize("rules", [attnlrp_rules, frozen_rules])
 def test_rules_change_derivatives_not_values(tiny, rules):
     plain = tiny.logits(list(PAIRS.values()))
     with rules(tiny.model):
@@ -88,7 +88,7 @@ def test_rules_in_closed_form(double):
     layer = double.model.decoder.layers[0]
     x = torch.randn(5, 64, generator=generator, dtype=torch.float64, requires_grad=True)
     start = torch.randn(5, 64, generator=generator, dtype=torch.float64)
-    with attn_lrp(double.model):
+    with attnlrp_rules(double.model):
         normed = layer.input_layernorm(x)
         (by_norm,) = torch.autograd.grad(normed, x, start)
         # The norm passes relevance on unchanged, token by token and number by number.
@@ -104,7 +104,7 @@ def test_rules_in_closed_form(double):
     torch.testing.assert_close(x * by_mlp, to_gate + to_up)
     block = double.model.vision.blocks[0]
     y = torch.randn(4, 64, generator=generator, dtype=torch.float64, requires_grad=True)
-    with attn_lrp(double.model):
+    with attnlrp_rules(double.model):
         out = block.mlp(y)
         (by_tower,) = torch.autograd.grad(out.sum(), y)
     inner = block.mlp.fc1(y)
@@ -114,14 +114,14 @@ def test_rules_in_closed_form(double):
 
 def test_attention_rule_in_closed_form():
     """Pattern times value: half to the value by its share, half through the softmax (Achtibat et al. 2024)."""
-    from m0.explain.rules import half
+    from m0.explain.rules import halve_derivative
 
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     value = torch.randn(4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     start = torch.randn(3, 6, generator=generator, dtype=torch.float64)
     pattern = scores.softmax(-1)
-    out = half(pattern) @ half(value)
+    out = halve_derivative(pattern) @ halve_derivative(value)
     by_scores, by_value, by_pattern = torch.autograd.grad(out, [scores, value, pattern], start)
     relevance = out * start
     terms = pattern[:, :, None] * value[None, :, :] * (relevance / (2 * out))[:, None, :]
@@ -143,12 +143,12 @@ def test_integrated_gradients_are_complete(double):
 def test_integrated_gradients_by_an_independent_sum(double):
     """The same nodes, weights and baseline in a plain loop."""
     encoding, reranker = double.encode(*TEXT), double
-    start, baseline = inputs_of(reranker, encoding).embeddings, baseline_of(reranker, encoding).embeddings
+    start, baseline = compute_inputs(reranker, encoding).embeddings, compute_baseline(reranker, encoding).embeddings
     points, weights = np.polynomial.legendre.leggauss(7)
     total = torch.zeros_like(start)
     for point, weight in zip(points, weights, strict=True):
         x = (baseline + (point + 1) / 2 * (start - baseline)).requires_grad_()
-        logits_of(reranker, encoding, x[None])[0].backward(inputs=[x])
+        compute_logits(reranker, encoding, x[None])[0].backward(inputs=[x])
         total += weight / 2 * x.grad
     expected = ((start - baseline) * total).sum(-1)
     found = integrated_gradients(double, encoding, nodes=7)
@@ -158,8 +158,8 @@ def test_integrated_gradients_by_an_independent_sum(double):
 def test_integrated_gradients_equal_captums(tiny):
     captum = pytest.importorskip("captum.attr")
     encoding, reranker = tiny.encode(*TEXT), tiny
-    start, baseline = inputs_of(reranker, encoding).embeddings, baseline_of(reranker, encoding).embeddings
-    method = captum.IntegratedGradients(lambda x: logits_of(reranker, encoding, x))
+    start, baseline = compute_inputs(reranker, encoding).embeddings, compute_baseline(reranker, encoding).embeddings
+    method = captum.IntegratedGradients(lambda x: compute_logits(reranker, encoding, x))
     theirs = method.attribute(start[None], baseline[None], n_steps=32, method="gausslegendre").sum(-1)[0]
     ours = integrated_gradients(tiny, encoding, nodes=32)
     torch.testing.assert_close(ours.tokens.float(), theirs.float(), atol=1e-5, rtol=0)
@@ -176,7 +176,7 @@ def test_more_nodes_are_taken_until_the_gap_is_small(tiny):
 
 def test_the_baseline_says_nothing(tiny):
     encoding = tiny.encode(*MIXED)
-    start, baseline = inputs_of(tiny, encoding), baseline_of(tiny, encoding)
+    start, baseline = compute_inputs(tiny, encoding), compute_baseline(tiny, encoding)
     template = [i for i, origin in enumerate(encoding.origins) if origin.kind == "template"]
     texts = [i for i, origin in enumerate(encoding.origins) if origin.kind == "text"]
     torch.testing.assert_close(baseline.embeddings[template], start.embeddings[template])
@@ -190,13 +190,13 @@ def test_the_baseline_says_nothing(tiny):
 def test_gradients_by_finite_differences(double):
     encoding = double.encode(*MIXED)
     found = double.explain(*MIXED, method="gradient_input")
-    start = inputs_of(double, encoding).embeddings
+    start = compute_inputs(double, encoding).embeddings
     token = query.all(encoding)[0]
     with torch.no_grad():
         versions = torch.stack([start, start])
         versions[0, token] *= 1 + 1e-6
         versions[1, token] *= 1 - 1e-6
-        above, below = logits_of(double, encoding, versions)
+        above, below = compute_logits(double, encoding, versions)
     assert float(found.tokens[token]) == pytest.approx(float(above - below) / 2e-6, rel=1e-5)
 
 
@@ -204,16 +204,16 @@ def test_pixels_by_finite_differences(double):
     """Through the tower: a picture's pixels scaled a little change the logit as their relevance says."""
     encoding = double.encode(*MIXED)
     found = double.explain(*MIXED, method="gradient_input", pixels=True)
-    inputs = inputs_of(double, encoding)
+    inputs = compute_inputs(double, encoding)
     with torch.no_grad():
         versions = torch.stack([inputs.patches, inputs.patches])
         versions[0, 4:8] *= 1 + 1e-6  # the four patches of the second visual token
         versions[1, 4:8] *= 1 - 1e-6
         text = inputs.embeddings.expand(2, -1, -1)
-        above, below = logits_of(double, encoding, text, versions)
+        above, below = compute_logits(double, encoding, text, versions)
     assert float(found.pictures[0].cells[0, 1]) == pytest.approx(float(above - below) / 2e-6, rel=1e-5)
-    fine = found.pictures[0].fine
-    assert float(fine[:28, 28:56].sum()) == pytest.approx(float(found.pictures[0].cells[0, 1]), rel=1e-9)
+    pixel_relevance = found.pictures[0].pixel_relevance
+    assert float(pixel_relevance[:28, 28:56].sum()) == pytest.approx(float(found.pictures[0].cells[0, 1]), rel=1e-9)
 
 
 def test_chefer_rule_by_hand(tiny):
@@ -247,11 +247,11 @@ def test_occlusion_is_what_leaving_out_does(tiny):
     encoding = tiny.encode(*TEXT)
     found = explain(tiny, encoding, "occlusion")
     tokens = document.words("dog")(encoding)
-    baseline = baseline_of(tiny, encoding).embeddings
-    start = inputs_of(tiny, encoding).embeddings.clone()
+    baseline = compute_baseline(tiny, encoding).embeddings
+    start = compute_inputs(tiny, encoding).embeddings.clone()
     start[tokens] = baseline[tokens]
     with torch.no_grad():
-        without = float(logits_of(tiny, encoding, start[None])[0])
+        without = float(compute_logits(tiny, encoding, start[None])[0])
     (word,) = [word for word in found.words if word.text == "dog"]
     assert word.relevance == pytest.approx(found.logit - without, abs=1e-5)
 
@@ -269,8 +269,8 @@ def test_occlusion_of_a_region_goes_through_the_tower(tiny):
 def test_pairs_left_out_together(tiny):
     encoding = tiny.encode(*TEXT)
     found = explain(tiny, encoding, "occlusion", matrix=True)
-    players = players_of(encoding)
-    game = Game(tiny, encoding, players)
+    players = find_players(encoding)
+    game = MaskedModel(tiny, encoding, players)
     q = next(n for n, player in enumerate(players) if player.name == "heart" and player.side == "query")
     d = next(n for n, player in enumerate(players) if player.name == "heart" and player.side == "document")
     whole, a, b, both = game.logits([[], [q], [d], [q, d]]).tolist()
@@ -283,8 +283,8 @@ def test_pairs_left_out_together(tiny):
 def test_shapley_values_by_all_orders(tiny):
     pair = ("red heart", "a dog")
     encoding = tiny.encode(*pair)
-    players = players_of(encoding)
-    game = Game(tiny, encoding, players)
+    players = find_players(encoding)
+    game = MaskedModel(tiny, encoding, players)
     exact = torch.zeros(len(players), dtype=torch.float64)
     orders = list(itertools.permutations(range(len(players))))
     for order in orders:
@@ -323,8 +323,8 @@ def test_wrong_requests(tiny, method, options, words):
 def test_the_whole_attention_layer_in_closed_form(double):
     """One layer with its hooks: relevance of the input is what flows through value, query and key by the rules, each from its own
     formula, with rotation and grouped heads."""
-    from m0.explain.flow import watching
-    from m0.explain.rules import half
+    from m0.explain.flow import record_patterns
+    from m0.explain.rules import halve_derivative
     from m0.model.attention import Packing
     from m0.model.rotary import decoder_rotation, rotate
 
@@ -335,7 +335,7 @@ def test_the_whole_attention_layer_in_closed_form(double):
     x = torch.randn(size, 64, generator=generator, dtype=torch.float64, requires_grad=True)
     start = torch.randn(size, 64, generator=generator, dtype=torch.float64)
     rotation = decoder_rotation(encoding.positions, config.head_dim, config.rope_theta, config.mrope_section, x.dtype)
-    with attn_lrp(model), watching(model, encoding, lambda _, p: half(p)):
+    with attnlrp_rules(model), record_patterns(model, encoding, lambda _, p: halve_derivative(p)):
         out = attention(x, rotation, Packing([size], causal=True), False)
         (found,) = torch.autograd.grad(out, x, start)
     with torch.no_grad():
@@ -391,7 +391,7 @@ def test_a_cut_document_says_so(tiny):
 def test_too_many_patterns_are_refused(tiny, monkeypatch):
     from m0.explain import flow
 
-    monkeypatch.setattr(flow, "MOST_BYTES", 1000)
+    monkeypatch.setattr(flow, "MAX_PATTERN_BYTES", 1000)
     for method in ("attnlrp", "attention_gradient", "rollout", "attention"):
         with pytest.raises(InputError, match="frozen_gradient, integrated_gradients and occlusion do without them"):
             tiny.explain(*TEXT, method=method)
@@ -442,12 +442,12 @@ def test_without_the_matrix(tiny, method):
 
 def test_words_of_the_matrix_are_sums_over_their_tokens(tiny):
     """By a plain loop, pictures of both sides among them."""
-    from m0.interp.words import owners_of, words_of
+    from m0.interp.words import assign_tokens_to_spans, find_words
 
     found = tiny.explain([*PICTURES, "two words"], [*PICTURES, "and more words"], method="frozen_gradient")
     asked, shown, values = found.interaction.by_word(found.encoding)
-    spans, inner = words_of(found.encoding), found.interaction
-    owners = owners_of(found.encoding, spans)
+    spans, inner = find_words(found.encoding), found.interaction
+    owners = assign_tokens_to_spans(found.encoding, spans)
     for row, one in enumerate(asked):
         for column, other in enumerate(shown):
             total = 0.0
@@ -472,7 +472,11 @@ def test_frozen_interaction_against_gradients_by_patterns_put_in(tiny):
         leaves.append(pattern.detach().requires_grad_())
         return leaves[-1]
 
-    with torch.enable_grad(), frozen(tiny.model), tiny.edit({"decoder.layers.*.attention.pattern": hold}, every_token=True):
+    with (
+        torch.enable_grad(),
+        frozen_rules(tiny.model),
+        tiny.edit({"decoder.layers.*.attention.pattern": hold}, every_token=True),
+    ):
         forward(tiny, [found.encoding])[0].backward()
     rows, columns = query.all(found.encoding), document.all(found.encoding)
     # The last layer's queries stand for nothing but the score token's.
@@ -490,7 +494,7 @@ def test_explaining_where_no_gradients_are_wanted(tiny):
 
 def test_randomised_weights_randomise_the_explanation(tiny_directory):
     """Adebayo et al. 2018: with other weights in the decoder, the explanation must be another one."""
-    from m0.interp.grid import correlation, ranks
+    from m0.interp.grid import pearson_correlation, ranks
     from tests.conftest import fill_randomly
 
     pair = ("a heart", " ".join(f"word{i} and thing{i}" for i in range(40)))
@@ -500,5 +504,5 @@ def test_randomised_weights_randomise_the_explanation(tiny_directory):
             reranker = Reranker.from_pretrained(tiny_directory, dtype="float32")
             before = reranker.explain(*pair, method=method).tokens
             fill_randomly(reranker.model.decoder, seed=99 + seed)
-            found.append(correlation(ranks(before), ranks(reranker.explain(*pair, method=method).tokens)))
+            found.append(pearson_correlation(ranks(before), ranks(reranker.explain(*pair, method=method).tokens)))
         assert sum(map(abs, found)) / len(found) < 0.3, method

@@ -16,12 +16,12 @@ from PIL import Image
 from m0 import Reranker
 from m0.cli.main import main
 from m0.errors import InputError
-from m0.explain.contrast import _spared
+from m0.explain.contrast import _drop_unneeded
 from m0.explain.explanation import PictureRelevance
 from m0.explain.html import SCRIPT, page
 from m0.explain.show import heat_map, to_terminal
 from m0.inputs.images import ImageSettings, prepare_picture
-from m0.interp.words import owners_of, sentences_of, words_of
+from m0.interp.words import assign_tokens_to_spans, find_sentences, find_words
 from tests.conftest import noise
 
 NASTY = '<script>alert("x")</script> & </script><!-- \u2028 "quotes" it\'s'
@@ -39,19 +39,19 @@ NASTY = '<script>alert("x")</script> & </script><!-- \u2028 "quotes" it\'s'
 )
 def test_words(tiny, text, words):
     encoding = tiny.encode("query", text)
-    assert [span.text for span in words_of(encoding) if span.side == "document"] == words
+    assert [span.text for span in find_words(encoding) if span.side == "document"] == words
 
 
 def test_thai_is_cut_where_the_tokenizer_cuts(tiny):
     text = "สวัสดีครับผมชื่อ"
-    spans = [span for span in words_of(tiny.encode("q", text)) if span.side == "document"]
+    spans = [span for span in find_words(tiny.encode("q", text)) if span.side == "document"]
     assert "".join(span.text for span in spans) == text
     assert len(spans) > 1
 
 
 def test_sentences(tiny):
     encoding = tiny.encode("q", "One. Two! 3.5 is a number\nA line。次の文。")
-    assert [span.text for span in sentences_of(encoding)][:-1] == ["One.", "Two!", "3.5 is a number", "A line。", "次の文。"]
+    assert [span.text for span in find_sentences(encoding)][:-1] == ["One.", "Two!", "3.5 is a number", "A line。", "次の文。"]
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_sentences(tiny):
 )
 def test_every_token_of_a_text_belongs_to_one_word(tiny, text):
     encoding = tiny.encode("q", text)
-    spans = words_of(encoding)
-    for origin, owner in zip(encoding.origins, owners_of(encoding, spans), strict=True):
+    spans = find_words(encoding)
+    for origin, owner in zip(encoding.origins, assign_tokens_to_spans(encoding, spans), strict=True):
         assert (owner is not None) == (origin.kind == "text")
         if owner is not None and text[origin.start : origin.end].strip() and origin.side == "document":
             assert spans[owner].start < origin.end
@@ -76,9 +76,9 @@ def test_every_token_of_a_text_belongs_to_one_word(tiny, text):
     ],
 )
 def test_what_is_seen_as_one_sign_is_one_word(text, words):
-    from m0.interp.words import _pieces
+    from m0.interp.words import _split_into_words
 
-    assert [text[start:end] for start, end, _ in _pieces(text)] == words
+    assert [text[start:end] for start, end, _ in _split_into_words(text)] == words
 
 
 def test_marks_that_share_a_token_can_be_left_out(nano):
@@ -195,7 +195,7 @@ def test_a_page_stands_alone_whatever_the_text(tiny, tmp_path):
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_script_runs(tiny, tmp_path):
     """In a stand-in for a browser's page: words get colours, a click on a query word selects its row of the matrix."""
-    from m0.explain.html import _data
+    from m0.explain.html import _script_data
 
     found = tiny.explain("red heart", ["A red heart", noise(84, 56, 2)], method="attnlrp")
     program = f"""
@@ -207,7 +207,7 @@ def test_the_script_runs(tiny, tmp_path):
     const say = {{}}, row = {{}};
     const root = {{ querySelector: q => q === '.row' ? row : say, querySelectorAll: q => q === '.w' ? words : q === 'canvas' ? [canvas] :
       q.includes('.query .w') ? words.filter(w => {json.dumps([w.side for w in found.words])}[+w.dataset.n] === 'query') : [] }};
-    {SCRIPT}(root, {_data(found, 1.0)});
+    {SCRIPT}(root, {_script_data(found, 1.0)});
     if (!words.every(w => w.style.background)) throw 'a word without colour';
     const before = pixels.length; if (!before) throw 'no cells';
     const asked = words.findIndex(w => w.on.click); words[asked].on.click();
@@ -267,12 +267,12 @@ def test_a_difference_says_who_is_ahead(tiny):
 
 def test_evidence_cannot_be_made_smaller(nano):
     found = nano.minimal_evidence("red heart", "a table, a red heart and a dog", keep=0.9)
-    from m0.explain.perturb import Game, players_of
+    from m0.explain.perturb import MaskedModel, find_players
     from m0.model.head import relevance
 
     encoding = nano.encode("red heart", "a table, a red heart and a dog")
-    players = players_of(encoding, "word", ("document",))
-    game = Game(nano, encoding, players)
+    players = find_players(encoding, "word", ("document",))
+    game = MaskedModel(nano, encoding, players)
     numbers = {player: number for number, player in enumerate(players)}
 
     def score(left_out):
@@ -335,7 +335,7 @@ LONG = "filler words " * 40
 
 
 def test_one_document_that_is_too_long_does_not_cost_the_others(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("m0.explain.flow.MOST_BYTES", 200_000)
+    monkeypatch.setattr("m0.explain.flow.MAX_PATTERN_BYTES", 200_000)
     (tmp_path / "a.txt").write_text("a red heart")
     (tmp_path / "long.txt").write_text(LONG)
     assert (
@@ -351,7 +351,7 @@ def test_one_document_that_is_too_long_does_not_cost_the_others(tmp_path, capsys
 
 
 def test_reports_skip_or_raise_like_rankings(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("m0.explain.flow.MOST_BYTES", 200_000)
+    monkeypatch.setattr("m0.explain.flow.MAX_PATTERN_BYTES", 200_000)
     documents = ["a red heart", LONG, "a pie"]
     with pytest.raises(InputError, match="document 1: attention patterns"):
         tiny.explain_ranking("heart", documents, tmp_path / "r.html", method="attnlrp")
@@ -414,7 +414,7 @@ def test_explaining_inside_inference_mode(tiny_directory):
 def test_evidence_that_no_member_can_be_spared_from():
     """One that is needed beside others may be spared once those are gone."""
     enough = [{1, 2, 3}, {2, 3}, {1, 2}, {2}]
-    assert _spared([1, 2, 3], lambda some: some in enough) == [2]
+    assert _drop_unneeded([1, 2, 3], lambda some: some in enough) == [2]
     # The last is tried first and is needed; then the first goes, and then the last can go.
     enough = [{1, 2, 3}, {2, 3}, {2}]
-    assert _spared([1, 2, 3], lambda some: some in enough) == [2]
+    assert _drop_unneeded([1, 2, 3], lambda some: some in enough) == [2]

@@ -17,7 +17,7 @@ from m0.interp import (
     zero,
 )
 from m0.interp.edits import add, mean, replace, resample, scale
-from m0.interp.words import words_of
+from m0.interp.words import find_words
 from tests.conftest import noise
 
 PAIR = ("two dogs", "the category of a dog and a cat")
@@ -108,7 +108,7 @@ def test_whole_words_only_where_words_have_blanks(tiny):
 
 @pytest.mark.parametrize("text", ["ที่นี่คือกรุงเทพ", "เข็มทิศชี้ไปทางเหนือ", "မြန်မာစာ", "ភាសាខ្មែរ"])
 def test_vowels_and_marks_stay_with_their_consonants(tiny, text):
-    spans = [span for span in words_of(tiny.encode("q", text)) if span.side == "document"]
+    spans = [span for span in find_words(tiny.encode("q", text)) if span.side == "document"]
     assert "".join(span.text for span in spans) == text
     for span in spans:
         assert span.text[0] not in "\u0e30\u0e31\u0e32\u0e33\u0e34\u0e35\u0e48\u102c\u103a\u17b6"

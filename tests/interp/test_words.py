@@ -8,7 +8,7 @@ import torch
 from m0.errors import InputError
 from m0.inputs.graphemes import edges
 from m0.interp.positions import document
-from m0.interp.words import owners_of, sentences_of, words_of
+from m0.interp.words import assign_tokens_to_spans, find_sentences, find_words
 
 TEXTS = {
     "ko": "한국어 문서를 찾습니다.",
@@ -43,7 +43,7 @@ def test_words_and_sentences_are_the_same_in_every_form(tiny, language):
     forms = [unicodedata.normalize(form, TEXTS[language]) for form in ("NFC", "NFD")]
     encodings = [tiny.encode("q", form) for form in forms]
     assert encodings[0].token_ids.equal(encodings[1].token_ids)
-    for find in (words_of, sentences_of):
+    for find in (find_words, find_sentences):
         composed, decomposed = (find(encoding) for encoding in encodings)
         assert shown(composed) == shown(decomposed)
         for text, spans in zip(forms, (composed, decomposed), strict=True):
@@ -61,8 +61,8 @@ def test_words_and_sentences_are_the_same_in_every_form(tiny, language):
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_no_token_belongs_to_two_words(tiny, language, form):
     encoding = tiny.encode("q", unicodedata.normalize(form, TEXTS[language]))
-    spans = words_of(encoding)
-    for origin, owner in zip(encoding.origins, owners_of(encoding, spans), strict=True):
+    spans = find_words(encoding)
+    for origin, owner in zip(encoding.origins, assign_tokens_to_spans(encoding, spans), strict=True):
         if origin.kind == "text":
             word = spans[owner]
             others = [s for s in spans if s.side == origin.side and s.start < origin.end and s.end > origin.start and s != word]
@@ -72,11 +72,11 @@ def test_no_token_belongs_to_two_words(tiny, language, form):
 
 def test_words_of_decomposed_kana():
     """The mark of voiced sounds is in the block of hiragana, whatever it stands on."""
-    from m0.interp.words import _pieces
+    from m0.interp.words import _split_into_words
 
     text = unicodedata.normalize("NFD", "ガラスばかりペンギン")
-    assert [unicodedata.normalize("NFC", text[a:b]) for a, b, _ in _pieces(text)] == ["ガラス", "ばかり", "ペンギン"]
-    assert [kind for _, _, kind in _pieces(text)] == ["katakana", "hiragana", "katakana"]
+    assert [unicodedata.normalize("NFC", text[a:b]) for a, b, _ in _split_into_words(text)] == ["ガラス", "ばかり", "ペンギン"]
+    assert [kind for _, _, kind in _split_into_words(text)] == ["katakana", "hiragana", "katakana"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from m0.errors import InputError
-from m0.train.data import Example, Examples, candidates, parse
+from m0.train.data import Example, Examples, draw_candidates, parse_line
 
 GOOD = {"query": "q", "positive": ["a"], "negative": ["b"]}
 
@@ -90,13 +90,15 @@ def test_the_last_step_is_filled_up(tmp_path):
 
 
 def test_candidates():
-    example = parse(json.dumps({"query": "q", "positive": ["a", "b"], "negative": ["c", "d", "e"], "grades": [2, 1]}), None)
+    example = parse_line(
+        json.dumps({"query": "q", "positive": ["a", "b"], "negative": ["c", "d", "e"], "grades": [2, 1]}), None
+    )
     seen = set()
     for seed in range(50):
-        one = candidates(example, 1, 2, random.Random(seed), borrowed=["f", "a", "c"])
+        one = draw_candidates(example, 1, 2, random.Random(seed), borrowed=["f", "a", "c"])
         assert sorted(one.labels) in ([0.0] * (len(one.labels) - 1) + [grade] for grade in (1.0, 2.0))
         assert len(set(one.documents)) == len(one.documents), "a borrowed document that is there already is not added"
-        again = candidates(example, 1, 2, random.Random(seed), borrowed=["q", "f", "a", "c"])
+        again = draw_candidates(example, 1, 2, random.Random(seed), borrowed=["q", "f", "a", "c"])
         assert again.documents == one.documents, "nor is the query itself, which may be another query's positive"
         assert {"a": 2.0, "b": 1.0}[one.documents[one.labels.index(max(one.labels))]] == max(one.labels)
         seen.add(tuple(one.documents))
@@ -104,6 +106,6 @@ def test_candidates():
 
 
 def test_scores_stay_with_their_documents():
-    example = parse(json.dumps({"query": "q", "positive": ["a"], "negative": ["b", "c"], "scores": [3, 2, 1]}), None)
-    one = candidates(example, 1, 2, random.Random(1))
+    example = parse_line(json.dumps({"query": "q", "positive": ["a"], "negative": ["b", "c"], "scores": [3, 2, 1]}), None)
+    one = draw_candidates(example, 1, 2, random.Random(1))
     assert dict(zip(one.documents, one.scores, strict=True)) == {"a": 3, "b": 2, "c": 1}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from m0 import Reranker
 from m0.errors import InputError, TrainError
-from m0.train import TrainConfig, state, train, updates
+from m0.train import TrainConfig, checkpoints, train, updates
 
 ROOT = Path(__file__).parent.parent.parent
 # A run in a process of its own: the config's values as JSON on the command line.
@@ -67,7 +67,7 @@ def curve(config, column="loss"):
 
 def weights(config):
     """Everything that was trained, as the last checkpoint has it."""
-    tensors, _ = state.load(state.found(Path(config.output))[-1])
+    tensors, _ = checkpoints.read_checkpoint(checkpoints.find_checkpoints(Path(config.output))[-1])
     return tensors
 
 
@@ -87,7 +87,7 @@ def test_what_a_run_leaves(configured, colours):
         rows = list(csv.DictReader(file))
     assert [row["stage"] for row in rows] == ["1"] * 4 + ["2"] * 4
     assert rows[-1]["validation_loss"]
-    assert len(state.found(run)) == config.keep_checkpoints
+    assert len(checkpoints.find_checkpoints(run)) == config.keep_checkpoints
     trained = load_file(result / "adapter_model.safetensors")
     assert any("lora_A" in key for key in trained)
     assert any("score" in key for key in trained)
@@ -153,7 +153,7 @@ def test_resume_after_kill_is_bit_for_bit(configured, tmp_path):
     process = start(broken)
     run = Path(broken.output)
     deadline = time.monotonic() + 120
-    while not any(int(state.NAME.fullmatch(path.name)[1]) >= 9 for path in state.found(run)):
+    while not any(int(checkpoints.CHECKPOINT_NAME.fullmatch(path.name)[1]) >= 9 for path in checkpoints.find_checkpoints(run)):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
@@ -193,9 +193,9 @@ def test_another_number_of_processes_takes_over(configured):
     train(whole)
     finish(start(moved, processes=2))
     run = Path(moved.output)
-    for path in state.found(run)[1:]:
+    for path in checkpoints.find_checkpoints(run)[1:]:
         path.unlink()
-    assert state.found(run)[-1].name == "step-00000006.safetensors"
+    assert checkpoints.find_checkpoints(run)[-1].name == "step-00000006.safetensors"
     train(TrainConfig.of(values_of(moved, parallel="ddp")), resume=True)
     assert curve(moved) == pytest.approx(curve(whole), abs=1e-4)
 
@@ -204,7 +204,7 @@ def test_a_killed_worker_ends_the_run_clearly(configured):
     config = configured(stages=({"train": "lora", "steps": 2000},), checkpoint_every=1)
     process = start(config, processes=2)
     deadline = time.monotonic() + 120
-    while not state.found(Path(config.output)):
+    while not checkpoints.find_checkpoints(Path(config.output)):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
@@ -213,7 +213,7 @@ def test_a_killed_worker_ends_the_run_clearly(configured):
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "SIGKILL" in error or "Signal 9" in error
-    tensors, about = state.load(state.found(Path(config.output))[-1])
+    tensors, about = checkpoints.read_checkpoint(checkpoints.find_checkpoints(Path(config.output))[-1])
     assert tensors
     assert about["step"] >= 1
 
@@ -289,7 +289,7 @@ def test_the_query_itself_is_no_hard_negative(nano, tmp_path, monkeypatch):
     from m0.train.data import Examples
     from m0.train.mining import mine
 
-    monkeypatch.setattr(mining, "SAFETY", 2.0)
+    monkeypatch.setattr(mining, "MAX_SHARE_OF_POSITIVE_SCORE", 2.0)
 
     words = ["how to install it", "installing the system", "which animals live in the sea", "sea mammals"]
     path = tmp_path / "train.jsonl"
@@ -306,13 +306,13 @@ def test_the_query_itself_is_no_hard_negative(nano, tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_a_number_stops_the_run(configured, monkeypatch):
     config = configured(stages=({"train": "lora", "steps": 6},))
-    original, calls = updates.combined, []
+    original, calls = updates.weighted_loss, []
 
     def poisoned(*arguments):
         calls.append(1)
         return original(*arguments) * (float("nan") if len(calls) > 14 else 1.0)
 
-    monkeypatch.setattr(updates, "combined", poisoned)
+    monkeypatch.setattr(updates, "weighted_loss", poisoned)
     with pytest.raises(TrainError, match=r"the loss is nan at step 4: .*last good checkpoint is .*step-00000002"):
         train(config)
     monkeypatch.undo()
@@ -322,7 +322,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(configured, monkeypatch):
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(configured, monkeypatch):
     config = configured(stages=({"train": "lora", "steps": 6},))
-    original, calls = state.save_file, []
+    original, calls = checkpoints.save_file, []
 
     def full(tensors, path, metadata=None):
         calls.append(1)
@@ -331,11 +331,11 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(configured, monkeypatch):
             raise OSError(28, "No space left on device")
         original(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(TrainError, match=r"step-00000004.* No space left on device; .*step-00000002"):
         train(config)
     run = Path(config.output)
-    assert [path.name for path in (run / state.FOLDER).iterdir()] == ["step-00000002.safetensors"]
+    assert [path.name for path in (run / checkpoints.CHECKPOINT_FOLDER).iterdir()] == ["step-00000002.safetensors"]
     monkeypatch.undo()
     (run / "run.json").write_text('{"seed": 1, "vers')  # the disk was full for it, too
     train(config, resume=True)
@@ -355,7 +355,7 @@ def test_refusals(configured, colours, tmp_path):
     with pytest.raises(TrainError, match=r"another config \(seed was 1, is 2\)"):
         train(configured(stages=({"train": "lora", "steps": 2},), seed=2), resume=True)
     train(configured(stages=({"train": "lora", "steps": 2},), validate_every=7), resume=True)  # changes no weight
-    state.found(Path(config.output))[-1].write_bytes(b"damaged")
+    checkpoints.find_checkpoints(Path(config.output))[-1].write_bytes(b"damaged")
     with pytest.raises(TrainError, match="not a readable checkpoint"):
         train(config, resume=True)
 
@@ -423,7 +423,7 @@ def test_a_stage_without_a_usable_query_is_no_training(configured, tmp_path):
 def test_a_second_training_in_the_same_directory_is_refused(configured, tmp_path):
     config = configured(stages=({"train": "lora", "steps": 2},))
     train(config)
-    with state.held(Path(config.output)), pytest.raises(TrainError, match="another training is at work in"):
+    with checkpoints.lock_run(Path(config.output)), pytest.raises(TrainError, match="another training is at work in"):
         train(config, resume=True)
     train(config, resume=True)
 
@@ -436,7 +436,7 @@ def test_parameters_that_no_query_reached_are_resumed_too(configured, tmp_path):
     train(whole)
     broken = configured(stages=({"train": "all", "steps": 6},), data=[str(data)], output="broken")
     train(broken)
-    for path in state.found(Path(broken.output))[1:]:
+    for path in checkpoints.find_checkpoints(Path(broken.output))[1:]:
         path.unlink()
     train(broken, resume=True)
     first, second = weights(whole), weights(broken)
@@ -463,7 +463,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(configured, monke
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(updates, "loss_of", stopped)
+    monkeypatch.setattr(updates, "compute_loss", stopped)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
@@ -478,14 +478,14 @@ def test_what_the_last_update_did_is_seen_before_it_is_kept(configured, rate, re
     config = configured(stages=({"train": "lora", "steps": 1, "learning_rate": rate, "warmup": 0.0},))
     with pytest.raises(TrainError, match=reason):
         train(config)
-    assert not state.found(Path(config.output))
+    assert not checkpoints.find_checkpoints(Path(config.output))
     assert not (Path(config.output) / "result").exists()
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(configured, capsys):
     config = configured(stages=({"train": "lora", "steps": 6},))
     train(config)
-    newest = state.found(Path(config.output))[-1]
+    newest = checkpoints.find_checkpoints(Path(config.output))[-1]
     newest.write_bytes(b"broken")
     train(config, resume=True)
     assert "Trying the one before" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m0.errors import InputError
-from m0.train.losses import DISTILLING, LOSSES, combined
+from m0.train.losses import DISTILLATION_LOSSES, LOSSES, weighted_loss
 
 LISTS = st.integers(1, 7).flatmap(
     lambda n: st.tuples(
@@ -114,7 +114,7 @@ def test_gradients(name):
     assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, labels, teacher), logits)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in DISTILLING])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in DISTILLATION_LOSSES])
 def test_a_step_down_the_gradient_ranks_better(name):
     """Each loss puts the one relevant document first when followed."""
     logits = torch.tensor([1.0, 0.0, 0.5, -0.5], requires_grad=True)
@@ -127,7 +127,7 @@ def test_a_step_down_the_gradient_ranks_better(name):
     assert logits.argmax() == 3
 
 
-@pytest.mark.parametrize("name", DISTILLING)
+@pytest.mark.parametrize("name", DISTILLATION_LOSSES)
 def test_distilling_needs_scores(name):
     with pytest.raises(InputError, match='no "scores"'):
         LOSSES[name](torch.zeros(2), torch.tensor([1.0, 0]), None)
@@ -135,7 +135,7 @@ def test_distilling_needs_scores(name):
 
 def test_combined_is_the_weighted_sum_in_float32():
     logits, labels = torch.tensor([1.0, -1, 0.5]), torch.tensor([0.0, 1, 0])
-    both = combined({"listnet": 2.0, "bce": 0.5}, logits.bfloat16(), labels, None)
+    both = weighted_loss({"listnet": 2.0, "bce": 0.5}, logits.bfloat16(), labels, None)
     assert both.dtype == torch.float32
     expected = 2 * LOSSES["listnet"](logits, labels, None) + 0.5 * LOSSES["bce"](logits, labels, None)
     assert both.item() == pytest.approx(expected.item(), rel=1e-6)

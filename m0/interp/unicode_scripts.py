@@ -7,23 +7,27 @@ import unicodedata
 
 HAN = re.compile("[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 HIRAGANA, KATAKANA = re.compile("[\u3040-\u309f]"), re.compile("[\u30a0-\u30ff]")
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+UNSPACED_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 """Thai, Lao, Burmese, Khmer: written without blanks, and cut where the tokenizer cuts."""
-LEADING = re.compile("[\u0e40-\u0e44\u0ec0-\u0ec4\u1039\u17d2]")
+LEADING_VOWELS = re.compile("[\u0e40-\u0e44\u0ec0-\u0ec4\u1039\u17d2]")
 """Vowels that Thai and Lao write before their consonant, and the stacking signs of Burmese and Khmer."""
-TRAILING = re.compile("[\u0e30\u0e32\u0e33\u0eb0\u0eb2\u0eb3]")
+TRAILING_VOWELS = re.compile("[\u0e30\u0e32\u0e33\u0eb0\u0eb2\u0eb3]")
 """Vowels that Thai and Lao write behind their consonant and that are letters, not marks."""
 
 
-def is_spaced(character: str) -> bool:
+def uses_spaces(character: str) -> bool:
     """Whether it is a letter or digit of a script that puts spaces between words."""
-    if any(script.match(character) for script in (HAN, HIRAGANA, KATAKANA, UNSPACED)):
+    if any(script.match(character) for script in (HAN, HIRAGANA, KATAKANA, UNSPACED_SCRIPTS)):
         return False
     return unicodedata.category(character)[0] in "LN"
 
 
-def may_cut(text: str, place: int) -> bool:
+def can_break_before(text: str, index: int) -> bool:
     """Whether a text without spaces may be cut before this character: not between a consonant and its vowel or mark, nor behind a
     sign that stacks the next one."""
-    here, before = text[place], text[place - 1]
-    return unicodedata.category(here)[0] != "M" and not TRAILING.match(here) and not LEADING.match(before)
+    character, previous = text[index], text[index - 1]
+    return (
+        unicodedata.category(character)[0] != "M"
+        and not TRAILING_VOWELS.match(character)
+        and not LEADING_VOWELS.match(previous)
+    )

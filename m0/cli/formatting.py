@@ -1,4 +1,4 @@
-"""A ranking as a table for people."""
+"""Format a ranking as a table for people."""
 
 from __future__ import annotations
 
@@ -28,27 +28,29 @@ def format_table(rows: Sequence[tuple[float, str, str]], logits: Sequence[float]
     """
     if not rows:
         return ""
-    from m0.explain.show import printable  # here, so that the command line's help comes at once
+    from m0.explain.show import replace_control_characters  # here, so that the command line's help comes at once
 
     scores = [f"{score:6.4f}" for score, _, _ in rows]
-    if logits is not None and _order_hidden(scores, shown := [f"{logit:8.4f}" for logit in logits]):
-        scores = [f"{score}  {logit}" for score, logit in zip(scores, shown, strict=True)]
-        head = f"{'rank':>4}  {'score':>6}  {'logit':>8}"
+    if logits is not None and _hides_order(scores, logit_texts := [f"{logit:8.4f}" for logit in logits]):
+        scores = [f"{score}  {logit}" for score, logit in zip(scores, logit_texts, strict=True)]
+        header = f"{'rank':>4}  {'score':>6}  {'logit':>8}"
     else:
-        head = f"{'rank':>4}  {'score':>6}"
+        header = f"{'rank':>4}  {'score':>6}"
     columns = shutil.get_terminal_size((100, 24)).columns
     name_width = min(max(len("name"), *(_width(name) for _, name, _ in rows)), max(12, columns // 3))
-    rest = max(10, columns - name_width - len(head) - 7)
-    lines = [f"{head}  {_fit('name', name_width)}  document"]
-    for place, (score, (_, name, words)) in enumerate(zip(scores, rows, strict=True), 1):
-        name = printable(name)
+    text_width = max(10, columns - name_width - len(header) - 7)
+    lines = [f"{header}  {_fit('name', name_width)}  document"]
+    for rank, (score, (_, name, words)) in enumerate(zip(scores, rows, strict=True), 1):
+        name = replace_control_characters(name)
         if _width(name) > name_width:
             name = "…" + name[-(name_width - 1) :]
-        lines.append(f"{place:>4}  {score}  {_fit(name, name_width)}  {_fit(printable(words), rest).rstrip()}")
+        lines.append(
+            f"{rank:>4}  {score}  {_fit(name, name_width)}  {_fit(replace_control_characters(words), text_width).rstrip()}"
+        )
     return "\n".join(lines)
 
 
-def _order_hidden(scores: Sequence[str], logits: Sequence[str]) -> bool:
+def _hides_order(scores: Sequence[str], logits: Sequence[str]) -> bool:
     """Whether the printed logits tell two neighbours apart that the printed scores do not."""
     return any(scores[i] == scores[i + 1] and logits[i] != logits[i + 1] for i in range(len(scores) - 1))
 
@@ -63,12 +65,12 @@ def _width(text: str) -> int:
 
 def _fit(text: str, width: int) -> str:
     """Cut or padded to `width` columns."""
-    shown, used = "", 0
+    fitted, width_so_far = "", 0
     for character in text:
-        if used + _width(character) > width:
-            while used + 1 > width:
-                used -= _width(shown[-1])
-                shown = shown[:-1]
-            return shown + "…" + " " * (width - used - 1)
-        shown, used = shown + character, used + _width(character)
-    return shown + " " * (width - used)
+        if width_so_far + _width(character) > width:
+            while width_so_far + 1 > width:
+                width_so_far -= _width(fitted[-1])
+                fitted = fitted[:-1]
+            return fitted + "…" + " " * (width - width_so_far - 1)
+        fitted, width_so_far = fitted + character, width_so_far + _width(character)
+    return fitted + " " * (width - width_so_far)

@@ -1,4 +1,4 @@
-"""What a document shows that lies outside the dataset's own files: pictures, which may change between two runs."""
+"""Hashes of the pictures that a document or query shows, which lie outside the dataset's own files and may change between two runs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from m0.errors import InputError
 from m0.inputs.images import Picture
 from m0.inputs.opening import read_encoded
 
-UNKNOWN = ""
-"""Of what cannot be read, or only once."""
+UNKNOWN_HASH = ""
+"""The hash of what cannot be read, or only once."""
 
 
-def seen_in(content: Any) -> str | None:
+def hash_pictures(content: Any) -> str | None:
     """SHA-256 of all that a document or query shows besides its words; None: words alone; UNKNOWN where it cannot be told.
 
     Raises nothing: what cannot be read is UNKNOWN.
 
     Of a URL that is the address, for the server may be asked once only: what lies there is taken to stay.
     """
-    found = [_hash(source) for source in _sources(content)]
-    if not found:
+    hashes = [_hash(source) for source in _sources(content)]
+    if not hashes:
         return None
-    if UNKNOWN in found:
-        return UNKNOWN
-    return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()
+    if UNKNOWN_HASH in hashes:
+        return UNKNOWN_HASH
+    return hashes[0] if len(hashes) == 1 else sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _sources(content: Any) -> Iterator[Any]:
@@ -46,7 +46,7 @@ def _hash(source: Any) -> str:
     try:
         return sha256(_bytes(source)).hexdigest()
     except Exception:  # whatever an unreadable picture raises, scoring it says what is wrong
-        return UNKNOWN
+        return UNKNOWN_HASH
 
 
 def _bytes(source: Any) -> bytes:
