@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from m0.errors import InputError
-from m0.evaluate.files import content as content_for_evaluate
+from m0.evaluate.files import row_content
 from m0.inputs.document import Document
 from m0.inputs.images import ImageSettings
 from m0.inputs.reading import read_parts
@@ -62,7 +62,7 @@ BEIR = [
 @pytest.mark.parametrize("record", BEIR, ids=lambda record: next(iter(record.values())))
 def test_beir_is_read_as_for_evaluation(record):
     document = of(record)
-    expected = content_for_evaluate(record, DATA, "here")
+    expected = row_content(record, DATA, "here")
     settings = ImageSettings()
     ours, theirs = (read_parts(content, "document", settings) for content in (document.content, expected))
     assert [part if isinstance(part, str) else part.pixels.tobytes() for part in ours] == [
