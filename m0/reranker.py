@@ -4,7 +4,7 @@ reranker = Reranker.from_pretrained("m0-nano")
 for result in reranker.rank("a red heart", ["ein rotes Herz", {"image": "heart.png"}]):
     print(result.score, result.document)
 
-Each method is a few lines that call a room: `m0.engine` ranks, `m0.interp` looks inside; `m0.explain.methods` has those that explain.
+Each method is a few lines that call a room: `m0.engine` ranks; `m0.interp.methods` has those that look inside, `m0.explain.methods` those that explain.
 """
 
 from __future__ import annotations
@@ -43,10 +43,7 @@ from m0.inputs.listed import listed, listed_pairs
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
 from m0.inputs.reading import encode_pairs, read_side
 from m0.inputs.stream import Part
-from m0.interp.cache import Recording
-from m0.interp.edits import EditFunction, Editing
-from m0.interp.positions import Selector
-from m0.interp.taps import Tap, find_taps
+from m0.interp.methods import InspectionMixin
 from m0.locks import CallLock, changes_model, uses_model
 from m0.model.fused import fuse
 from m0.model.head import relevance
@@ -62,7 +59,7 @@ __all__ = ["FailedDocument", "RankedDocument", "Ranking", "Reranker"]
 Result = TypeVar("Result")
 
 
-class Reranker(ExplanationMixin, Copied):
+class Reranker(ExplanationMixin, InspectionMixin, Copied):
     """A model with its tokenizer and picture settings, made by `from_pretrained`.
 
     Any number of threads may use one; what changes the model waits for their calls (docs/guides/threads-and-processes.md). `copy.deepcopy` and `pickle`
@@ -351,52 +348,3 @@ class Reranker(ExplanationMixin, Copied):
         given = pairs if isinstance(pairs, Mapping) else listed(pairs, "pairs")
         with self.calls.shared():
             return compute_score(self, given, batch_size, limits, query_type, doc_type, normalize_scores, show_progress)
-
-    # --- looking inside -----------------------------------------------------------------------------------------------
-
-    def taps(self, names: str | Iterable[str] = "*") -> list[Tap]:
-        """The activations that have a name, with their shapes; `names`: shell patterns. Raises InputError where one fits none."""
-        return find_taps(self.model.config, names)
-
-    def record(self, *names: str, at: Selector | None = None, every_token: bool = False) -> Recording:
-        """Keep activations of everything that is scored inside the `with` block, by this thread.
-
-            with reranker.record("decoder.layers.*.attention.pattern") as cache:
-                reranker.score([(query, document)])
-
-        Inside an `edit` it keeps what the edit made of it; an `edit` inside it comes after.
-
-        Args:
-            names: shell patterns of taps; only these are kept. The tower's patterns must be asked for by names with "vision".
-            at: keep only the rows of these tokens (of attention, the rows of these queries); see `m0.interp.positions`.
-            every_token: let the last layer compute all tokens, not only the score token, which alone the score needs.
-
-        Raises InputError where a name fits no tap.
-        """
-        if not names:
-            raise InputError("record() is told no activation to keep; reranker.taps() lists them.")
-        return Recording(self, find_taps(self.model.config, names), at, every_token)
-
-    def edit(
-        self,
-        edits: Mapping[str, EditFunction],
-        at: Selector | None = None,
-        to: Selector | None = None,
-        heads: int | Sequence[int] | None = None,
-        every_token: bool = False,
-    ) -> Editing:
-        """Change activations of everything that is scored inside the `with` block, by this thread.
-
-            with reranker.edit({"decoder.layers.3.attention.z": zero}, heads=[1]):
-                reranker.score([(query, document)])
-
-        Args:
-            edits: shell patterns of taps, and for each what to do: a function of one pair's tensor that returns the new one,
-                among them those of `m0.interp.edits`.
-            at, to: only at these tokens; `to`: of scores and patterns, only towards these.
-            heads: only in these heads.
-            every_token: as for `record`.
-
-        Raises InputError where a name fits no tap or a tap has no such heads.
-        """
-        return Editing.of(self, edits, at, to, heads, every_token)
