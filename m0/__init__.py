@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from m0.engine.prefix_cache import DocumentCache
     from m0.engine.results import FailedDocument, RankedDocument, Ranking
     from m0.errors import M0Error
+    from m0.inputs.document import Document
     from m0.inputs.prompt import Limits
     from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
     from m0.model.reranker_model import RerankerModel
@@ -28,6 +29,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Cascade",
     "DecoderConfig",
+    "Document",
     "DocumentCache",
     "FailedDocument",
     "Limits",
@@ -50,6 +52,7 @@ _HOMES = {
     "model": ("RerankerModel",),
     "engine.options": ("RunOptions",),
     "engine.results": ("FailedDocument", "RankedDocument", "Ranking"),
+    "inputs.document": ("Document",),
     "inputs.prompt": ("Limits",),
     "reranker": ("Reranker",),
 }

@@ -19,13 +19,14 @@ FLOOR = {name: floor for floor, some in enumerate(ROOMS) for name in ((some,) if
 ENTRANCES = {"__init__", "__main__"}
 MOST_LINES, MOST_OF_A_FUNCTION = 400, 60
 """Of code, without the docstring; longer only with a comment `# Long: why` above."""
-NEVER = {"transformers", "peft", "timm", "torchvision", "matplotlib", "scipy", "ir_measures", "bm25s", "pypdfium2"}
+NEVER = {"transformers", "peft", "timm", "torchvision", "matplotlib", "scipy", "ir_measures", "bm25s", "pypdfium2", "pyarrow"}
 MAY = {
     "matplotlib": ("train", "interp"),
     "scipy": ("evaluate",),
     "ir_measures": ("evaluate",),
     "bm25s": ("evaluate",),
     "pypdfium2": ("inputs",),
+    "pyarrow": ("inputs",),
 }
 
 

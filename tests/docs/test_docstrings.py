@@ -24,9 +24,14 @@ FILES = (
     "engine/results.py",
     "engine/cascade.py",
     "engine/prefix_cache.py",
+    "inputs/document.py",
     "inputs/prompt.py",
     "inputs/reading.py",
     "inputs/images.py",
+    "inputs/records/fields.py",
+    "inputs/records/reading.py",
+    "inputs/records/record.py",
+    "inputs/records/shapes.py",
 )
 AXIS = r"(?:\s*\.\.\.|[^(),.;:]{1,40})"
 SHAPE = re.compile(rf"\({AXIS},(?:{AXIS},)*(?:{AXIS})?\)|any shape|one number", re.IGNORECASE)
