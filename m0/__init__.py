@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from m0.engine.prefix_cache import DocumentCache
     from m0.engine.results import FailedDocument, RankedDocument, Ranking
     from m0.errors import M0Error
+    from m0.inputs.policy import SourcePolicy
     from m0.inputs.prompt import Limits
     from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
     from m0.model.reranker_model import RerankerModel
@@ -39,6 +40,7 @@ __all__ = [
     "RerankerConfig",
     "RerankerModel",
     "RunOptions",
+    "SourcePolicy",
     "VisionConfig",
 ]
 _HOMES = {
@@ -50,6 +52,7 @@ _HOMES = {
     "model": ("RerankerModel",),
     "engine.options": ("RunOptions",),
     "engine.results": ("FailedDocument", "RankedDocument", "Ranking"),
+    "inputs.policy": ("SourcePolicy",),
     "inputs.prompt": ("Limits",),
     "reranker": ("Reranker",),
 }

@@ -7,7 +7,7 @@ File, URL, data URI, base64, bytes, PIL image or array -> RGB -> resized to mult
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from torch import Tensor
 from m0.errors import ImageError
 from m0.inputs.depth import eight_bits, from_array, load
 from m0.inputs.frames import ALONE, Frame, frame_of
-from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, without_warnings
+from m0.inputs.opening import EVERYTHING, check_pixels, decode_picture, is_closed, one_line, read_encoded, without_warnings
+from m0.inputs.policy import SourcePolicy
 from m0.model.attention import to_device
 from m0.model.rotary import Grid
 
@@ -50,6 +51,8 @@ class ImageSettings:
     """Whether greys of more than 8 bits, floats among them, are clipped at 255, as the reference does, which turns 16-bit scans
     white and floats from 0 to 1 black; of an array, as of the PIL image that it makes. False: they are scaled by their own depth
     (`m0.inputs.depth`)."""
+    policy: SourcePolicy = field(default=EVERYTHING, compare=False, repr=False)
+    """Where pictures may come from. No part of what two settings are compared by, since it changes no patch."""
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "max_image_pixels"):
@@ -58,6 +61,8 @@ class ImageSettings:
                 raise ImageError(f"{name} is {value!r}, but must be a whole number of at least 1.")
         if not isinstance(self.as_reference, bool):
             raise ImageError(f"as_reference is {self.as_reference!r}, but must be True or False.")
+        if not isinstance(self.policy, SourcePolicy):
+            raise ImageError(f"policy is {type(self.policy).__name__}, but must be a SourcePolicy.")
         if self.max_pixels < self.factor**2:
             raise ImageError(f"max_pixels is {self.max_pixels}, but one visual token takes {self.factor**2} pixels.")
         if self.min_pixels > self.max_pixels:
@@ -176,12 +181,12 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
             array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4): uint8, or any other type of number,
             scaled as `m0.inputs.depth` says. Of a file of several pages or frames the first is read, of a PIL image the one at which
             it stands; `Picture.frame` says which, and of how many.
-        settings: pixel limits, patch sizes, background, depth.
+        settings: pixel limits, patch sizes, background, depth, where it may come from.
 
     Raises ImageError, one sentence that names the picture and what is wrong with it.
     """
     settings = settings or ImageSettings()
-    opened = open_image(source, settings.max_image_pixels, settings.background, settings.as_reference)
+    opened = open_image(source, settings.max_image_pixels, settings.background, settings.as_reference, settings.policy)
     image = opened.image
     try:
         height, width = smart_resize(image.height, image.width, settings)
@@ -220,6 +225,7 @@ def open_image(
     max_image_pixels: int = ImageSettings.max_image_pixels,
     background: tuple[int, int, int] | None = None,
     as_reference: bool = False,
+    policy: SourcePolicy = EVERYTHING,
 ) -> Opened:
     """The picture upright and in RGB, see `prepare_picture`. Raises ImageError."""
     if isinstance(source, Image.Image):
@@ -231,7 +237,7 @@ def open_image(
             check_pixels((source.shape[1], source.shape[0]), name, max_image_pixels)
         image = from_array(source, as_reference)
     else:
-        data, name = read_encoded(source)
+        data, name = read_encoded(source, policy)
         image = decode_picture(data, name, max_image_pixels, as_reference)
     try:
         with without_warnings:  # Pillow warns of palettes whose transparency is dropped: that is meant
