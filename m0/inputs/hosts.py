@@ -131,6 +131,8 @@ def host_pattern(text: str, networks: bool = False) -> HostPattern:
     if (found := re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:/@?#]+))(?::([0-9]{1,5}))?", text)) is None:
         raise ValueError("it is not a host, such as example.org, *.example.org, example.org:8080 or [::1]:8080")
     address, name, port = found.groups()
+    if address and parse_address(address) is None:
+        raise ValueError("only an IPv6 address stands in brackets")
     if port is not None and not 1 <= int(port) <= 65535:
         raise ValueError("its port is not between 1 and 65535")
     if name and name.startswith("*."):
