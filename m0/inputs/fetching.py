@@ -6,6 +6,7 @@ import base64
 import http.client
 import re
 import socket
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -38,7 +39,7 @@ def fetch(url: str, rules: Rules, accept: str, error: type[M0Error]) -> tuple[by
     except Told as told:
         raise error(f"{name} {told}") from None
     except TimeIsUp:
-        raise error(f"{name} took longer than {rules.seconds:g} seconds.") from None
+        raise error(f"{name} took longer than {rules.seconds:g} second{'' if rules.seconds == 1 else 's'}.") from None
     except TooLarge:
         size = f"{rules.max_bytes} bytes" if rules.max_bytes % 2**20 else f"{rules.max_bytes // 2**20} MiB"
         raise error(f"{name} is larger than {size}.") from None
@@ -66,7 +67,7 @@ def _follow(url: str, rules: Rules, budget: Budget, accept: str) -> tuple[bytes,
             if response.status not in REDIRECTS or not place:
                 raise Told(f"answered {response.status} {_plain(response.reason)}".rstrip() + ".")
         target = _redirected(target, place)
-    raise Told(f"is redirected more than {rules.redirects} times.")
+    raise Told(f"is redirected more than {rules.redirects} time{'' if rules.redirects == 1 else 's'}.")
 
 
 def _redirected(target: Target, place: str) -> Target:
@@ -174,7 +175,7 @@ def _unpacked(data: bytes, most: int) -> bytes:
     """Some servers pack their answers though nobody asked for it."""
     unpack = zlib.decompressobj(wbits=31)
     try:
-        content = unpack.decompress(data, most + 1)
+        content = unpack.decompress(data, min(most + 1, sys.maxsize))
     except zlib.error:
         raise ValueError("its gzip is damaged") from None
     if len(content) > most:

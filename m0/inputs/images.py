@@ -22,8 +22,8 @@ from torch import Tensor
 from m0.errors import ImageError
 from m0.inputs.depth import eight_bits, from_array, load
 from m0.inputs.frames import ALONE, Frame, frame_of
-from m0.inputs.opening import EVERYTHING, check_pixels, decode_picture, is_closed, one_line, read_encoded, without_warnings
-from m0.inputs.policy import SourcePolicy
+from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, without_warnings
+from m0.inputs.policy import EVERYTHING, SourcePolicy
 from m0.model.attention import to_device
 from m0.model.rotary import Grid
 

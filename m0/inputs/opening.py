@@ -17,12 +17,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from m0.errors import ImageError, InputError
 from m0.inputs.depth import load
 from m0.inputs.hosts import shown
-from m0.inputs.policy import SourcePolicy
+from m0.inputs.policy import EVERYTHING, SourcePolicy
 from m0.inputs.texts import is_open_file, is_opened_as_text, name_of_file, read_open_file
 from m0.paths import path_of
-
-EVERYTHING = SourcePolicy()
-"""What is read where nobody says otherwise."""
 
 
 class _WithoutWarnings:

@@ -5,7 +5,6 @@ A policy never changes a score: what it allows is read as it would be without it
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from m0.paths import path_of
 SYSTEM = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))
 """Files that are none: they show processes, and devices."""
 
+DAY = 86_400
 _NOT_THERE = "the policy allows no path there."
 
 
@@ -72,8 +72,8 @@ class SourcePolicy:
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise InputError(f"{name} is {value!r}, but must be a whole number of at least {lowest}.")
         time = self.seconds
-        if isinstance(time, bool) or not isinstance(time, int | float) or not math.isfinite(time) or time <= 0:
-            raise InputError(f"seconds is {time!r}, but must be a number above 0.")
+        if isinstance(time, bool) or not isinstance(time, int | float) or not 0 < time <= DAY:
+            raise InputError(f"seconds is {time!r}, but must be a number above 0 and at most {DAY}.")
         if self.hosts is not None:
             object.__setattr__(self, "hosts", _names(self.hosts, "hosts"))
         if not (self.private_addresses is None or isinstance(self.private_addresses, bool)):
@@ -194,6 +194,10 @@ class SourcePolicy:
         """Raises `error` where data that is given whole (bytes, data URIs, base64 text) is not read."""
         if not self.data:
             raise error(f"{name} is not read: the policy allows no data.")
+
+
+EVERYTHING = SourcePolicy()
+"""What is read where nobody says otherwise."""
 
 
 def _names(given: Any, field: str, networks: bool = False) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ FILES = (
     "inputs/prompt.py",
     "inputs/reading.py",
     "inputs/images.py",
+    "inputs/policy.py",
 )
 AXIS = r"(?:\s*\.\.\.|[^(),.;:]{1,40})"
 SHAPE = re.compile(rf"\({AXIS},(?:{AXIS},)*(?:{AXIS})?\)|any shape|one number", re.IGNORECASE)

@@ -64,6 +64,7 @@ def refusal_of(policy, source):
         {"seconds": 0},
         {"seconds": float("nan")},
         {"seconds": float("inf")},
+        {"seconds": 1e300},
         {"seconds": "5"},
         {"max_bytes": 0},
         {"max_bytes": 1e6},
