@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from m0.engine.results import FailedDocument, RankedDocument, Ranking
     from m0.errors import M0Error
     from m0.inputs.document import Document
+    from m0.inputs.policy import SourcePolicy
     from m0.inputs.prompt import Limits
     from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
     from m0.model.reranker_model import RerankerModel
@@ -41,6 +42,7 @@ __all__ = [
     "RerankerConfig",
     "RerankerModel",
     "RunOptions",
+    "SourcePolicy",
     "VisionConfig",
 ]
 _HOMES = {
@@ -53,6 +55,7 @@ _HOMES = {
     "engine.options": ("RunOptions",),
     "engine.results": ("FailedDocument", "RankedDocument", "Ranking"),
     "inputs.document": ("Document",),
+    "inputs.policy": ("SourcePolicy",),
     "inputs.prompt": ("Limits",),
     "reranker": ("Reranker",),
 }

@@ -22,6 +22,7 @@ from m0.errors import ImageError
 from m0.inputs.bit_depth import image_from_array, load_pixels, to_eight_bits
 from m0.inputs.frames import SINGLE_FRAME, Frame, frame_of
 from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, suppress_warnings
+from m0.inputs.policy import EVERYTHING, SourcePolicy
 from m0.inputs.resizing import MAX_ASPECT_RATIO, PIXEL_LIMITS_ORDER, ImageSettings, resize, smart_resize
 from m0.model.attention import to_device
 from m0.model.rotary import Grid
@@ -123,12 +124,12 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
             array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4): uint8, or any other type of number,
             scaled as `m0.inputs.bit_depth` says. Of a file of several pages or frames the first is read, of a PIL image the one at which
             it stands; `Picture.frame` says which, and of how many.
-        settings: pixel limits, patch sizes, background, depth.
+        settings: pixel limits, patch sizes, background, depth, where it may come from.
 
     Raises ImageError, one sentence that names the picture and what is wrong with it.
     """
     settings = settings or ImageSettings()
-    opened = open_image(source, settings.max_image_pixels, settings.background, settings.as_reference)
+    opened = open_image(source, settings.max_image_pixels, settings.background, settings.as_reference, settings.policy)
     image = opened.image
     try:
         height, width = smart_resize(image.height, image.width, settings)
@@ -151,6 +152,7 @@ def open_image(
     max_image_pixels: int = ImageSettings.max_image_pixels,
     background: tuple[int, int, int] | None = None,
     as_reference: bool = False,
+    policy: SourcePolicy = EVERYTHING,
 ) -> OpenedImage:
     """The picture upright and in RGB, see `prepare_picture`. Raises ImageError."""
     if isinstance(source, Image.Image):
@@ -162,7 +164,7 @@ def open_image(
             check_pixels((source.shape[1], source.shape[0]), name, max_image_pixels)
         image = image_from_array(source, as_reference)
     else:
-        data, name = read_encoded(source)
+        data, name = read_encoded(source, policy)
         image = decode_picture(data, name, max_image_pixels, as_reference)
     try:
         with suppress_warnings:  # Pillow warns of palettes whose transparency is dropped: that is meant

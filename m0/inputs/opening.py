@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
 import io
 import os
 import re
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 import warnings
-from email.message import Message
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from m0.errors import ImageError, InputError
 from m0.inputs.bit_depth import load_pixels
+from m0.inputs.hosts import shown
+from m0.inputs.policy import EVERYTHING, SourcePolicy
 from m0.inputs.texts import is_open_file, is_opened_as_text, name_of_file, read_open_file
 from m0.paths import path_of
-
-URL_TIMEOUT_SECONDS = 20.0
-URL_MAX_BYTES = 256 * 2**20
 
 
 class _SuppressWarnings:
@@ -53,12 +47,13 @@ class _SuppressWarnings:
 suppress_warnings = _SuppressWarnings()
 
 
-def read_encoded(source: Any) -> tuple[bytes, str]:
-    """The encoded bytes of a picture that is not decoded yet, and a name for it."""
+def read_encoded(source: Any, policy: SourcePolicy = EVERYTHING) -> tuple[bytes, str]:
+    """The encoded bytes of a picture that is not decoded yet, and a name for it. Raises ImageError."""
     if isinstance(source, bytes | bytearray | memoryview):
+        policy.check_data(f"the picture of {len(source)} bytes", ImageError)
         return bytes(source), f"the picture of {len(source)} bytes"
     if isinstance(source, os.PathLike):
-        return _read_file(path_of(source, ImageError))
+        return _read_file(source, policy)
     if is_open_file(source):
         return _read_open_file(source)
     if not isinstance(source, str):
@@ -69,15 +64,17 @@ def read_encoded(source: Any) -> tuple[bytes, str]:
     if not source:
         raise ImageError("a picture is given as empty text, but must be a path, URL, data URI or base64 text.")
     if source[:8].lower().startswith(("http://", "https://")):
-        return _read_url(source), source if len(source) <= 200 else f"{source[:60]}..."
+        return _read_url(source, policy), shown(source)
     if source[:5].lower() == "data:":
+        policy.check_data(f"the data URI {source[:30]}...", ImageError)
         return _read_data_uri(source), f"the data URI {source[:30]}..."
-    if source.startswith("~") or _is_file(source):
-        return _read_file(path_of(source, ImageError))
+    if source.startswith("~") or _is_file(source, policy):
+        return _read_file(source, policy)
     # Neither a file nor an address: base64, if it is long enough to be a picture and nothing but base64.
     if len(source) >= 60 and re.fullmatch(r"[A-Za-z0-9+/_\s-]+={0,2}\s*", source):
+        policy.check_data(f"the base64 text {source[:20]}...", ImageError)
         return _decode_base64(source, "the base64 text"), f"the base64 text {source[:20]}..."
-    return _read_file(Path(source))
+    return _read_file(source, policy)
 
 
 def _read_open_file(file: Any) -> tuple[bytes, str]:
@@ -90,19 +87,21 @@ def _read_open_file(file: Any) -> tuple[bytes, str]:
     raise ImageError(f"{name} is opened as text; a picture is opened with 'rb'.")
 
 
-def _is_file(path: str) -> bool:
+def _is_file(path: str, policy: SourcePolicy) -> bool:
+    """Of what the policy refuses nothing is looked for."""
     try:
-        return len(path) < 4096 and Path(path).exists()
-    except (OSError, ValueError):
+        return len(path) < 4096 and policy.check_path(path).exists()
+    except (OSError, ValueError):  # InputError is one
         return False
 
 
-def _read_file(path: Path) -> tuple[bytes, str]:
+def _read_file(given: str | os.PathLike[Any], policy: SourcePolicy) -> tuple[bytes, str]:
+    policy.check_path(given, ImageError)
+    path = path_of(given, ImageError)
     name = str(path) if len(str(path)) <= 200 else f"{str(path)[:60]}..."
     try:
-        if path.exists() and not path.is_dir() and not path.is_file():  # a pipe would block for ever
-            raise ImageError(f"{name} is not a file, but a device, pipe or socket.")
-        data = path.read_bytes()
+        with policy.open_path(path, ImageError) as file:
+            return file.read(), name
     except ImageError:  # which is a ValueError
         raise
     except FileNotFoundError:
@@ -111,41 +110,15 @@ def _read_file(path: Path) -> tuple[bytes, str]:
         raise ImageError(f"{name} is a directory, not a picture.") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or one_line(error)}.") from None
-    return data, name
 
 
-def _read_url(url: str) -> bytes:
-    try:
-        # A browser would write blanks and letters beyond ASCII so, too.
-        quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-        request = urllib.request.Request(quoted, headers={"User-Agent": "m0", "Accept": "image/*"})
-        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
-            kind = response.headers.get_content_type()
-            data = response.read(URL_MAX_BYTES + 1)
-            content_length = _content_length(response.headers)
-    except urllib.error.HTTPError as error:
-        raise ImageError(f"{url} answered {error.code} {one_line(error.reason)}.") from None
-    except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
-        raise ImageError(f"{url} did not answer: {one_line(getattr(error, 'reason', error))}.") from None
-    except http.client.IncompleteRead:  # of an answer in chunks
-        raise ImageError(f"{url}: the answer was cut short.") from None
-    except Exception as error:  # http.client raises its own family on malformed answers
-        raise ImageError(f"{url} did not answer as a web server should: {one_line(error)}.") from None
-    if len(data) > URL_MAX_BYTES:
-        raise ImageError(f"{url} is larger than {URL_MAX_BYTES // 2**20} MiB.")
-    if len(data) < content_length:  # which read() with a size takes for the end
-        raise ImageError(f"{url}: the answer was cut short after {len(data)} of {content_length} bytes.")
+def _read_url(url: str, policy: SourcePolicy) -> bytes:
+    data, content_type = policy.fetch(url, "image/*", ImageError)
+    kind = content_type.partition(";")[0]
     # Servers misname pictures, so their word counts only where the bytes are none.
     if (kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")) and not looks_like_picture(data):
-        raise ImageError(f"{url} answered {kind}, not a picture.")
+        raise ImageError(f"{shown(url)} answered {kind}, not a picture.")
     return data
-
-
-def _content_length(headers: Message) -> int:
-    """Bytes that an answer is to have by its head; 0 where that does not say, or says it of a form that is not the one sent."""
-    length = (headers.get("Content-Length") or "").strip()
-    other = headers.get("Transfer-Encoding") or (headers.get("Content-Encoding") or "identity").strip().lower() != "identity"
-    return int(length) if re.fullmatch(r"[0-9]{1,18}", length) and not other else 0
 
 
 def looks_like_picture(data: bytes) -> bool:

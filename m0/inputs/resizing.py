@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
 from m0.errors import ImageError
+from m0.inputs.policy import EVERYTHING, SourcePolicy
 
 MAX_ASPECT_RATIO = 200
 PIXEL_LIMITS_ORDER = ", but 0 < min <= max must hold."
@@ -31,6 +32,8 @@ class ImageSettings:
     """Whether greys of more than 8 bits, floats among them, are clipped at 255, as the reference does, which turns 16-bit scans
     white and floats from 0 to 1 black; of an array, as of the PIL image that it makes. False: they are scaled by their own depth
     (`m0.inputs.bit_depth`)."""
+    policy: SourcePolicy = field(default=EVERYTHING, compare=False, repr=False)
+    """Where pictures may come from. No part of what two settings are compared by, since it changes no patch."""
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "max_image_pixels"):
@@ -39,6 +42,8 @@ class ImageSettings:
                 raise ImageError(f"{name} is {value!r}, but must be a whole number of at least 1.")
         if not isinstance(self.as_reference, bool):
             raise ImageError(f"as_reference is {self.as_reference!r}, but must be True or False.")
+        if not isinstance(self.policy, SourcePolicy):
+            raise ImageError(f"policy is {type(self.policy).__name__}, but must be a SourcePolicy.")
         if self.max_pixels < self.factor**2:
             raise ImageError(f"max_pixels is {self.max_pixels}, but one visual token takes {self.factor**2} pixels.")
         if self.min_pixels > self.max_pixels:

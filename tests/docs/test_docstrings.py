@@ -32,6 +32,7 @@ FILES = (
     "inputs/records/reading.py",
     "inputs/records/record.py",
     "inputs/records/shapes.py",
+    "inputs/policy.py",
 )
 AXIS = r"(?:\s*\.\.\.|[^(),.;:]{1,40})"
 SHAPE = re.compile(rf"\({AXIS},(?:{AXIS},)*(?:{AXIS})?\)|any shape|one number", re.IGNORECASE)
