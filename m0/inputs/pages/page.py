@@ -69,7 +69,7 @@ class Word:
 
     text: str
     box: Box
-    """Left, top, right, bottom in points of the page as it is shown (`PageInfo.size`), from its top left corner."""
+    """Left, top, right, bottom in points of the page as it is shown (`PageInfo.size`), from its top left corner, within the page."""
     pdf_box: Box
     """Left, bottom, right, top in the PDF's own coordinates: the page not turned, not cropped, from its bottom left corner."""
 

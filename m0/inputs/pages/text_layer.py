@@ -165,7 +165,8 @@ def page_words(layer: Layer) -> list[Piece]:
     boxes: list[tuple[float, float, float, float]] = []
 
     def end() -> None:
-        word = clean("".join(letters)).strip()
+        # Of letters beyond the first plane PDFium gives two halves.
+        word = clean("".join(letters).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")).strip()
         if word and boxes:
             cluster_bounds = list(zip(*boxes, strict=True))
             box = (min(cluster_bounds[0]), min(cluster_bounds[1]), max(cluster_bounds[2]), max(cluster_bounds[3]))
@@ -201,12 +202,14 @@ def _meet(one: tuple[float, float, float, float], other: tuple[float, float, flo
 
 
 def shown(box: tuple[float, float, float, float], placement: Placement) -> tuple[float, float, float, float]:
-    """A box of the PDF (left, bottom, right, top) -> left, top, right, bottom on the page as it is shown, in points."""
+    """A box of the PDF (left, bottom, right, top) -> left, top, right, bottom on the page as it is shown, in points; what of it lies
+    outside the page is cut off."""
     left, bottom, right, top = turned(_moved(box, placement.box), -placement.turn % 360)
     width, height = placement.box[2] - placement.box[0], placement.box[3] - placement.box[1]
     frame = turned((0, 0, width, height), -placement.turn % 360)
-    unit = placement.unit
-    return (left - frame[0]) * unit, (frame[3] - top) * unit, (right - frame[0]) * unit, (frame[3] - bottom) * unit
+    across = [min(max(value - frame[0], 0.0), frame[2] - frame[0]) * placement.unit for value in (left, right)]
+    down = [min(max(frame[3] - value, 0.0), frame[3] - frame[1]) * placement.unit for value in (top, bottom)]
+    return across[0], down[0], across[1], down[1]
 
 
 def unshown(box: tuple[float, float, float, float], placement: Placement) -> tuple[float, float, float, float]:
