@@ -33,7 +33,26 @@ MANUALS = (
 )
 """Name, folder, pages, and what is navigation in it, seen by looking at its pages. The reader knows nothing of these."""
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
-BLOCKS = {*HEADINGS, "p", "div", "li", "dt", "dd", "td", "th", "tr", "table", "pre", "ul", "ol", "dl", "blockquote", "br", "title", "hr"}
+BLOCKS = {
+    *HEADINGS,
+    "p",
+    "div",
+    "li",
+    "dt",
+    "dd",
+    "td",
+    "th",
+    "tr",
+    "table",
+    "pre",
+    "ul",
+    "ol",
+    "dl",
+    "blockquote",
+    "br",
+    "title",
+    "hr",
+}
 NO_TEXT = {"script", "style", "head", "select", "option", "button", "template", "noscript"}
 
 
@@ -80,7 +99,13 @@ def mark(data: bytes, selectors: str) -> Marked:
     for element in list(root.find("body").iter()):
         if not isinstance(element.tag, str) or any(part.tag in NO_TEXT for part in (element, *element.iterancestors())):
             continue
-        kind = "navigation" if element in inside and (element.text or "").strip() else None if element in inside else kind_of(element)
+        kind = (
+            "navigation"
+            if element in inside and (element.text or "").strip()
+            else None
+            if element in inside
+            else kind_of(element)
+        )
         if kind is None or not "".join(element.itertext()).strip():
             continue
         count += 1
@@ -121,7 +146,9 @@ def words_of(root: Any, inside: set[Any]) -> set[str]:
 
     walk(root.find("body"))
     title = root.find("head/title")
-    return split("".join(pieces).replace("\xad", "").replace("\u200b", "") + " " + ((title.text or "") if title is not None else ""))
+    return split(
+        "".join(pieces).replace("\xad", "").replace("\u200b", "") + " " + ((title.text or "") if title is not None else "")
+    )
 
 
 def split(text: str) -> set[str]:
@@ -150,16 +177,15 @@ def measure(reader: Callable[[bytes], str], pages: list[tuple[bytes, str]]) -> l
         begin = time.process_time()
         text = reader(data)
         seconds += time.process_time() - begin
-        lines = {line.rstrip() for line in text.split("\n")}
-        stripped = {line.strip() for line in lines}
-        root = parse(data)
+        stripped = {line.strip() for line in text.split("\n")}
+        root, within = parse(data), "\n".join([*map(str.rstrip, text.split("\n")), ""])
         for line in code_lines(root):
             line = line.replace("\xa0", " ")
             there["code lines"] += 1
             found["code lines"] += line.strip() in stripped
             if line.startswith("  "):
                 there["indents"] += 1
-                found["indents"] += line in lines
+                found["indents"] += f"{line}\n" in within  # of a list's item it has more
         inside = {part for element in navigation_of(root, selectors) for part in element.iter()}
         expected, got = words_of(root, inside), split(text)
         there["words"] += len(expected)
@@ -208,7 +234,7 @@ QUESTIONS = (
     ("postgresql-doc-15/html/runtime-config-autovacuum.html", "Which setting turns the autovacuum launcher on?"),
     ("git/html/git-stash.html", "How do I put away my uncommitted changes for a while?"),
     ("git/html/git-bisect.html", "How do I find the commit that introduced a bug?"),
-    ("debian-handbook/html/en-US/sect.quota.html", "How do I limit the disk space of a user?"),
+    ("debian-handbook/html/en-US/sect.user-group-databases.html", "Which file lists the users and their home directories?"),
     ("debian-handbook/html/en-US/sect.hostname-name-service.html", "Where is the name of the machine stored?"),
 )
 

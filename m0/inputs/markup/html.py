@@ -44,6 +44,12 @@ def html_to_markdown(text: str, name: str, as_xml: bool = False, navigation: boo
     return f"# {title}" if found is None else found
 
 
+def page_or_nothing(text: str, name: str, as_xml: bool = False) -> str:
+    """As `html_to_markdown`, of a page that is part of something: without its menus and its title, and empty where nothing is left."""
+    root = parse_page(text, name, as_xml)
+    return "" if root is None else _written(root, "", name, False) or ""
+
+
 def _written(root: Any, title: str, name: str, navigation: bool) -> str | None:
     """None where there is nothing but a title."""
     body = root.find("body") if root.tag == "html" else root

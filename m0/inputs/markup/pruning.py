@@ -28,7 +28,9 @@ _SURE = re.compile(
     r"|sphinxsidebar|pagination|skip-?(link|nav|to-content)|searchbox|headerlink|anchorjs-link)"
     r"|(site|page|main|global|document)?[-_]?footer|cookie[-_]?(banner|consent|notice|bar)"
 )
-_VAGUE = re.compile(r"(.+[-_])?(menu|sidebar|pager|toolbar|related|banner|topbar|masthead|header|footer|prevnext|prev-?next|social|share)")
+_VAGUE = re.compile(
+    r"(.+[-_])?(menu|sidebar|pager|toolbar|related|banner|topbar|masthead|header|footer|prevnext|prev-?next|social|share)"
+)
 _AROUND = re.compile(r"(prev|previous|next|up|home|contents|table of contents|index|top|back|start|first|last|forward|toc)")
 _RELATIONS = {"prev", "previous", "next", "up", "contents", "toc", "start", "first", "last", "begin", "end", "home", "index"}
 _CONTENT = {"h1", "main", "article"}
@@ -41,9 +43,7 @@ def drop_what_is_no_text(body: Any) -> None:
             continue
         if element.tag in NEVER_TEXT or _is_hidden(element):
             drop(element, apart=element.tag not in WITHIN_LINES)
-        elif element.tag == "button" and not any(a.tag in HEADINGS | {"dt", "summary"} for a in element.iterancestors()):
-            drop(element)
-        elif element.tag == "form" and _is_search(element):
+        elif (element.tag == "button" and not any(a.tag in HEADINGS | {"dt", "summary"} for a in element.iterancestors())) or (element.tag == "form" and _is_search(element)):
             drop(element)
 
 

@@ -8,7 +8,21 @@ from typing import Any
 from m0.inputs.markup.tree import HEADINGS, drop, words_of
 
 AS_DIV = {
-    *("main", "header", "footer", "nav", "aside", "address", "fieldset", "legend", "form", "details", "summary", "figure", "hgroup"),
+    *(
+        "main",
+        "header",
+        "footer",
+        "nav",
+        "aside",
+        "address",
+        "fieldset",
+        "legend",
+        "form",
+        "details",
+        "summary",
+        "figure",
+        "hgroup",
+    ),
     *("figcaption", "center", "dialog", "article", "section", "body", "search", "optgroup", "option", "caption"),
 }
 BLOCKS = {"div", "p", "ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "td", "th", "pre", "blockquote", *HEADINGS}
@@ -185,7 +199,13 @@ def _drop_wrappers(root: Any) -> None:
     """Of a div that holds nothing but one block, the block is left: pages nest dozens of these."""
     for element in list(root.iter("div")):
         parent = element.getparent()
-        if element is root or parent is None or len(element) != 1 or (element.text or "").strip() or (element[0].tail or "").strip():
+        if (
+            element is root
+            or parent is None
+            or len(element) != 1
+            or (element.text or "").strip()
+            or (element[0].tail or "").strip()
+        ):
             continue
         child = element[0]
         if child.tag in BLOCKS - {"li", "dt", "dd", "tr", "td", "th"}:

@@ -123,5 +123,3 @@ def drop(element: Any, apart: bool = True) -> None:
     else:
         parent.text = (parent.text or "") + tail
     parent.remove(element)
-
-
