@@ -23,7 +23,7 @@ from m0.inputs.markup.html import read_html
 
 DOC = Path("/usr/share/doc")
 MANUALS = (
-    ("Python 3.11", "python3.11/html", 60, "div.mobile-nav div.related div.sphinxsidebar div.footer a.headerlink"),
+    ("Python 3.11", "python3.11/html", 60, "div.mobile-nav div.related div.sphinxsidebar div.footer a.headerlink nav.contents"),
     ("PostgreSQL 15", "postgresql-doc-15/html", 50, "div.navheader div.navfooter"),
     ("git", "git/html", 40, "div#footer"),
     ("Debian handbook, en", "debian-handbook/html/en-US", 25, "ul.docnav div#banner p#title"),
@@ -180,7 +180,7 @@ def measure(reader: Callable[[bytes], str], pages: list[tuple[bytes, str]]) -> l
         stripped = {line.strip() for line in text.split("\n")}
         root, within = parse(data), "\n".join([*map(str.rstrip, text.split("\n")), ""])
         for line in code_lines(root):
-            line = line.replace("\xa0", " ")
+            line = line.replace("\xa0", " ").replace("\u200b", "")
             there["code lines"] += 1
             found["code lines"] += line.strip() in stripped
             if line.startswith("  "):

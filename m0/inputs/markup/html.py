@@ -15,7 +15,8 @@ from m0.inputs.markup.tree import HEADINGS, check_depth, lxml_etree, parse_page,
 
 NAMED_FRAMES = 5
 """How many frames are named."""
-_SEPARATOR = re.compile(r"(\s*[—–|·•»«]+\s*|\s+[-/:]+\s+|:\s+)")
+_SEPARATOR = re.compile(r"(\s*[—–|·•»«()]+\s*|\s+[-/:]+\s+|:\s+)")
+_NUMBER = re.compile(r"^(chapter\s+)?[\dA-Z]?[\d.]*\s+", re.IGNORECASE)
 
 
 def read_html(data: bytes, name: str, encoding: str | None = None, as_xml: bool = False) -> str:
@@ -85,14 +86,16 @@ def _add_title(body: Any, title: str) -> None:
     if not mine or any(_plain(heading) == mine for heading in headings):
         return
     rest, tag = title, "h1"
-    if headings and _plain(headings[0]):
-        if _plain(headings[0]).startswith(mine):
+    first = _plain(headings[0]) if headings else ""
+    if first:
+        if first.startswith(mine):
             return
+        same = {first, _plain(_NUMBER.sub("", headings[0]))}
         pieces = _SEPARATOR.split(title)
         for cut in range(1, len(pieces), 2):
             left, right = "".join(pieces[:cut]), "".join(pieces[cut + 1 :])
-            if _plain(headings[0]) in (_plain(left), _plain(right)):
-                rest, tag = (right if _plain(left) == _plain(headings[0]) else left), "div"
+            if _plain(left) in same or _plain(right) in same:
+                rest, tag = (right if _plain(left) in same else left).rstrip(" )"), "div"
                 break
     added = body.makeelement(tag)
     added.text = rest

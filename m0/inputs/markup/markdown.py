@@ -14,6 +14,7 @@ DEEPEST = 200
 _SPACES = str.maketrans({"\xa0": " ", "\u202f": " ", "\u2007": " ", "\xad": None, "\u2060": None, "\ufeff": None})
 # In scripts that are written without spaces it stands between words.
 _ZERO_WIDTH = re.compile("(?<![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff])\u200b")
+_OPENING = re.compile(r"(?:- |\d+\. |:   )*\s*(`{3,})")
 _FENCE = re.compile(r"^\s*(`{3,})", re.MULTILINE)
 
 
@@ -73,8 +74,8 @@ def _one_blank_line(lines: list[str]) -> Iterator[str]:
         mark = line.lstrip()
         if fence:
             fence = "" if mark == fence else fence
-        elif mark.startswith("```") and not mark.strip("`"):
-            fence = mark
+        elif opening := _OPENING.fullmatch(mark):
+            fence = opening[1]
 
 
 def too_deep(name: str) -> InputError:

@@ -31,6 +31,7 @@ _SURE = re.compile(
 _VAGUE = re.compile(
     r"(.+[-_])?(menu|sidebar|pager|toolbar|related|banner|topbar|masthead|header|footer|prevnext|prev-?next|social|share)"
 )
+_MENU_TITLE = re.compile(r"(main |site |api )?(menu|navigation|site ?map)|(related|quick|useful) links|api indexes|on this page")
 _AROUND = re.compile(r"(prev|previous|next|up|home|contents|table of contents|index|top|back|start|first|last|forward|toc)")
 _RELATIONS = {"prev", "previous", "next", "up", "contents", "toc", "start", "first", "last", "begin", "end", "home", "index"}
 _CONTENT = {"h1", "main", "article"}
@@ -99,8 +100,11 @@ def _leads_nowhere(link: Any) -> bool:
 
 
 def _names(element: Any) -> Iterator[str]:
-    for key in ("class", "id"):
-        yield from (element.get(key) or "").lower().split()
+    """Its classes, and its id where that is no heading's words: id="editing-and-navigation" is no menu."""
+    yield from (element.get("class") or "").lower().split()
+    name = (element.get("id") or "").lower()
+    if not re.search(r"[-_]", name):
+        yield name
 
 
 def _is_named_navigation(element: Any, measured: Measured, whole: int) -> bool:
@@ -110,11 +114,21 @@ def _is_named_navigation(element: Any, measured: Measured, whole: int) -> bool:
         return True
     if measured.letters[element] > MOST_SHARE * whole or any(True for _ in element.iter(*_CONTENT)):
         return False
+    linked = measured.share_linked(element) >= LINKED_SHARE
+    titled = any(True for _ in element.iter(*HEADINGS, "pre"))
     names = list(_names(element))
     if any(_SURE.fullmatch(name) for name in names):
-        return True
-    vague = element.tag == "aside" or any(_VAGUE.fullmatch(name) for name in names)
-    return vague and measured.share_linked(element) >= LINKED_SHARE and not any(True for _ in element.iter(*HEADINGS, "pre"))
+        return linked or not titled
+    if not linked or titled:
+        return False
+    return any(_VAGUE.fullmatch(name) for name in names) or _is_titled_menu(element)
+
+
+def _is_titled_menu(element: Any) -> bool:
+    """A box of links that says what it is, as in pages that are laid out by tables."""
+    if element.tag not in {"table", "div", "td", "section", "aside"} or len(list(element.iter("a"))) < 3:
+        return False
+    return bool(_MENU_TITLE.fullmatch(next(iter(_pieces(element)), "")))
 
 
 def _is_bar(element: Any, measured: Measured) -> bool:

@@ -23,9 +23,9 @@ AS_DIV = {
         "figure",
         "hgroup",
     ),
-    *("figcaption", "center", "dialog", "article", "section", "body", "search", "optgroup", "option", "caption"),
+    *("figcaption", "center", "dialog", "article", "section", "body", "search", "optgroup", "option", "caption", "blockquote"),
 }
-BLOCKS = {"div", "p", "ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "td", "th", "pre", "blockquote", *HEADINGS}
+BLOCKS = {"div", "p", "ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "td", "th", "pre", *HEADINGS}
 KEPT = {*BLOCKS, "br", "q"}
 APART = {"label", "button", "img", "option", "math"}
 """Parts of lines that a reader sees apart."""
@@ -168,9 +168,9 @@ def _flatten_lines(root: Any) -> None:
     inline = set()
     for element in list(root.iter()):
         if element.tag in KEPT:
-            if element.tag in BLOCKS - {"td", "th"} and len(element) == 0 and not (element.text or "").strip():
-                if element is not root and element.getparent().tag != "tr":
-                    drop(element)
+            empty = len(element) == 0 and not (element.text or "").strip() and element is not root
+            if empty and element.tag in BLOCKS - {"td", "th"} and element.getparent().tag != "tr":
+                drop(element)
             continue
         inline.add(element.tag)
         if element.tag in APART or "-" in element.tag:
