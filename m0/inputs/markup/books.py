@@ -42,7 +42,10 @@ def read_epub(data: bytes, name: str) -> str:
         title = next(
             (" ".join("".join(found.itertext()).split()) for found in opf.iter("{http://purl.org/dc/elements/1.1/}title")), ""
         )
-    body = "\n\n".join(text for text in texts if text)
+    texts = [text for text in texts if text]
+    # A title page says what the next page's heading says.
+    kept = [text for text, after in zip(texts, [*texts[1:], ""], strict=True) if "\n" in text or not after.startswith(text)]
+    body = "\n\n".join(kept)
     if not body:
         raise InputError(f"{name} holds no text.")
     first = body.split("\n", 1)[0].lstrip("# ")

@@ -50,11 +50,10 @@ def _parts(part: Message, name: str, encoding: str | None) -> Iterator[tuple[Mes
     if kind == "multipart/alternative" and not attached:
         yield from _best(part, name, encoding)
     elif kind == "multipart/related" and not attached:  # a page, then its pictures
-        inner = part.get_payload()
-        if isinstance(inner, list) and inner:
-            yield from _parts(inner[0], name, encoding)
+        for inner in _inside(part)[:1]:
+            yield from _parts(inner, name, encoding)
     elif part.is_multipart() and not attached and kind != "message/rfc822":
-        for inner in part.get_payload():
+        for inner in _inside(part):
             yield from _parts(inner, name, encoding)
     elif kind in {"text/plain", "text/html"} and not attached and not part.get_filename():
         yield part, _text(part, name, encoding)
@@ -65,13 +64,16 @@ def _parts(part: Message, name: str, encoding: str | None) -> Iterator[tuple[Mes
 
 
 def _best(part: Message, name: str, encoding: str | None) -> Iterator[tuple[Message, str | None]]:
-    forms = part.get_payload()
-    forms = list(forms) if isinstance(forms, list) else []
-    for form in sorted(forms, key=lambda form: form.get_content_type() != "text/plain"):
+    for form in sorted(_inside(part), key=lambda form: form.get_content_type() != "text/plain"):
         found = list(_parts(form, name, encoding))
         if any(text and text.strip() for _, text in found):
             yield from found
             return
+
+
+def _inside(part: Message) -> list[Message]:
+    inside = part.get_payload()
+    return [inner for inner in inside if isinstance(inner, Message)] if isinstance(inside, list) else []
 
 
 def _text(part: Message, name: str, encoding: str | None) -> str:
@@ -88,6 +90,5 @@ def _text(part: Message, name: str, encoding: str | None) -> str:
 def _called(part: Message) -> str:
     name = part.get_filename()
     if not name and part.get_content_type() == "message/rfc822":
-        inner = part.get_payload()
-        name = str(inner[0].get("subject") or "") if isinstance(inner, list) and inner else None
+        name = "".join(str(inner.get("subject") or "") for inner in _inside(part)[:1])
     return " ".join((name or part.get_content_type()).split())

@@ -49,7 +49,7 @@ def _converter() -> Any:
             columns = el.get("columns")
             return f"|{text}\n" + ("|" + " --- |" * int(columns) + "\n" if columns else "")
 
-    settings = {"escape_asterisks": False, "escape_underscores": False, "heading_style": ATX, "wrap": True, "wrap_width": None}
+    settings: dict[str, Any] = {"escape_asterisks": False, "escape_underscores": False, "heading_style": ATX, "wrap": True, "wrap_width": None}
     return Converter(**settings), BeautifulSoup
 
 

@@ -18,6 +18,11 @@ from m0.inputs.markup.html import html_to_markdown
 
 SECONDS = 120.0
 """How long LibreOffice may take for one file."""
+_CODE = ("Source Code", "Preformatted Text", "HTML Preformatted", "HTML Code", "Plain Text", "Macro Text", "Code", "macro")
+_STYLES = "\n".join(
+    ["p[style-name='Title'] => h1:fresh", *(f"p[style-name='{name}'] => pre:separator('\\n')" for name in _CODE)]
+)
+"""Styles that mammoth takes for plain paragraphs: a document's title, and code, whose blanks count."""
 _PICTURE = re.compile(r"^!\[(.*)\]\((\w*)\.jpg\)$", re.MULTILINE)
 _SLIDE = re.compile(r"^<!-- Slide number: \d+ -->\n?", re.MULTILINE)
 

@@ -31,7 +31,9 @@ _SURE = re.compile(
 _VAGUE = re.compile(
     r"(.+[-_])?(menu|sidebar|pager|toolbar|related|banner|topbar|masthead|header|footer|prevnext|prev-?next|social|share)"
 )
-_MENU_TITLE = re.compile(r"(main |site |api )?(menu|navigation|site ?map)|(related|quick|useful) links|api indexes|on this page")
+_MENU_TITLE = re.compile(
+    r"(main |site |api )?(menu|navigation|site ?map)|(related|quick|useful) links|api indexes|on this page"
+)
 _AROUND = re.compile(r"(prev|previous|next|up|home|contents|table of contents|index|top|back|start|first|last|forward|toc)")
 _RELATIONS = {"prev", "previous", "next", "up", "contents", "toc", "start", "first", "last", "begin", "end", "home", "index"}
 _CONTENT = {"h1", "main", "article"}
@@ -42,9 +44,13 @@ def drop_what_is_no_text(body: Any) -> None:
     for element in list(body.iter()):
         if element is body or element.getparent() is None:
             continue
-        if element.tag in NEVER_TEXT or _is_hidden(element):
+        if element.tag == "a" and _leads_nowhere(element):
+            drop(element, apart=False)
+        elif element.tag in NEVER_TEXT or _is_hidden(element):
             drop(element, apart=element.tag not in WITHIN_LINES)
-        elif (element.tag == "button" and not any(a.tag in HEADINGS | {"dt", "summary"} for a in element.iterancestors())) or (element.tag == "form" and _is_search(element)):
+        elif (element.tag == "button" and not any(a.tag in HEADINGS | {"dt", "summary"} for a in element.iterancestors())) or (
+            element.tag == "form" and _is_search(element)
+        ):
             drop(element)
 
 
@@ -68,9 +74,6 @@ def _is_search(form: Any) -> bool:
 
 def drop_navigation(body: Any) -> Any:
     """Take menus, bars and what stands around every page out. -> The element that holds the text: a main element, else `body`."""
-    for link in list(body.iter("a")):
-        if _leads_nowhere(link):
-            drop(link, apart=False)
     measured = Measured(body)
     whole = max(measured.letters[body], 1)
     for element in measured.elements:
@@ -89,7 +92,7 @@ def _is_inside(element: Any, body: Any) -> bool:
 
 
 def _leads_nowhere(link: Any) -> bool:
-    """A sign beside a heading that links to it, or "skip to content"."""
+    """A sign beside a heading that links to it or leads back from a note, or "skip to content"."""
     href = link.get("href") or ""
     if not href.startswith("#"):
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from m0.inputs.markup.tree import HEADINGS, drop, words_of
+from m0.inputs.markup.tree import HEADINGS, drop, lxml_etree, words_of
 
 AS_DIV = {
     *(
@@ -46,7 +46,7 @@ def tidy(root: Any) -> None:
             element.tag = "ul"
         elif element.tag in {"xmp", "listing", "plaintext"}:
             element.tag = "pre"
-        elif element.tag in {"sup", "img"}:
+        elif element.tag in {"sup", "img"} or (element.tag == "a" and element.get("role") == "doc-noteref"):
             _as_text(element)
     for pre in list(root.iter("pre")):
         _make_lines(pre)
@@ -69,8 +69,12 @@ def _as_text(element: Any) -> None:
         element.text = element.get("alt")
         return
     words = words_of(element)
-    linked = any(True for _ in element.iter("a"))
-    if linked and words.isalnum():
+    if any(True for _ in element.iter("a")) and words.isalnum():
+        if element.tag == "sup":  # not a second time for the link
+            for link in element.iter("a"):
+                link.attrib.pop("role", None)
+        elif element.getparent().tag == "sup":
+            return
         element.text, words = f"[{element.text or ''}", f"[{words}]"
         last = element[-1] if len(element) else None
         if last is None:
@@ -180,9 +184,7 @@ def _flatten_lines(root: Any) -> None:
             else:
                 element.text += " "
     if inline:
-        from lxml import etree
-
-        etree.strip_tags(root, *inline)
+        lxml_etree().strip_tags(root, *inline)
 
 
 def _number(items: Any) -> None:
