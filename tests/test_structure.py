@@ -19,7 +19,20 @@ FLOOR = {name: floor for floor, some in enumerate(ROOMS) for name in ((some,) if
 ENTRANCES = {"__init__", "__main__"}
 MOST_LINES, MOST_OF_A_FUNCTION = 400, 60
 """Of code, without the docstring; longer only with a comment `# Long: why` above."""
-NEVER = {"transformers", "peft", "timm", "torchvision", "matplotlib", "scipy", "ir_measures", "bm25s", "pypdfium2", "pyarrow"}
+OF_MARKUP = {"lxml", "bs4", "markdownify", "charset_normalizer", "mammoth", "markitdown", "pptx"}
+NEVER = {
+    "transformers",
+    "peft",
+    "timm",
+    "torchvision",
+    "matplotlib",
+    "scipy",
+    "ir_measures",
+    "bm25s",
+    "pypdfium2",
+    "pyarrow",
+    *OF_MARKUP,
+}
 MAY = {
     "matplotlib": ("train", "interp"),
     "scipy": ("evaluate",),
@@ -27,6 +40,7 @@ MAY = {
     "bm25s": ("evaluate",),
     "pypdfium2": ("inputs",),
     "pyarrow": ("inputs",),
+    **dict.fromkeys(OF_MARKUP, ("inputs",)),
 }
 
 
