@@ -375,6 +375,17 @@ def test_what_is_no_pdf(tmp_path):
     refused(3, "a path is given as int")
 
 
+def test_a_damaged_page_is_named_and_the_others_are_read():
+    made = pages([words("one"), words("two"), words("three")])
+    found = list(read_pages(made.replace(b"[4 0 R 6 0 R 8 0 R]", b"[4 0 R 0 0 R 8 0 R]")))
+    assert [one.info.size for one in found] == [(300, 200), None, (300, 200)]
+    assert found[0].text() == "one"
+    assert found[2].parts()[0].pixels.min() < 128
+    for read in (found[1].parts, found[1].text, found[1].words):
+        with pytest.raises(InputError, match="#2 is damaged"):
+            read()
+
+
 def test_no_pages():
     refused(pdf(["<< /Type /Catalog /Pages 2 0 R >>", "<< /Type /Pages /Kids [] /Count 0 >>"]), r"has no pages\.")
 

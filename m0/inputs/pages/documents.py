@@ -87,9 +87,12 @@ class Document:
             single.close()
         return user_unit(written.getvalue())
 
-    def size(self, index: int) -> tuple[float, float]:
-        """Width and height as shown, in units of 1/72 inch times UserUnit."""
-        width, height = self.pdf.get_page_size(index)
+    def size(self, index: int) -> tuple[float, float] | None:
+        """Width and height as shown, in units of 1/72 inch times UserUnit; None where the page is damaged."""
+        try:
+            width, height = self.pdf.get_page_size(index)
+        except pdfium.PdfiumError:
+            return None
         return float(width), float(height)
 
     def placement(self, index: int) -> Placement:

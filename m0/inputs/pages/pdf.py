@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from m0.errors import ImageError, InputError, MissingExtraError
 from m0.inputs.pages.messages import Request
@@ -22,6 +22,16 @@ POINTS = 72
 """An inch has."""
 
 
+class Looked(NamedTuple):
+    """What is known of a page before it is drawn."""
+
+    size: tuple[float, float] | None
+    """In points, as shown; None where the page is damaged."""
+    unit: float
+    """Points that a unit of PDFium's has."""
+    label: str
+
+
 class PdfFile(PageFile):
     """A PDF. `where`: its path or its bytes."""
 
@@ -34,7 +44,7 @@ class PdfFile(PageFile):
         self._key = self._key_now()
         self.pages, notes, self._renderer = self._ask("count")
         self.notes = tuple(f"{name} {note}" for note in notes)
-        self._sizes: dict[int, tuple[tuple[float, float], float, str]] = {}
+        self._looked: dict[int, Looked] = {}
 
     def _key_now(self) -> str:
         """Another one where the file is another, or is opened in another way."""
@@ -60,28 +70,21 @@ class PdfFile(PageFile):
             raise InputError(f"{called} {answer.value}")
         return answer.value
 
-    def _look(self, numbers: Sequence[int]) -> list[tuple[tuple[float, float], float, str]]:
-        unknown = [number for number in numbers if number not in self._sizes]
+    def _look(self, numbers: Sequence[int]) -> list[Looked]:
+        unknown = [number for number in numbers if number not in self._looked]
         if unknown:
-            found = self._ask("look", [number - 1 for number in unknown])
-            self._sizes.update(zip(unknown, found, strict=True))
-        return [self._sizes[number] for number in numbers]
+            for number, (size, unit, label) in zip(unknown, self._ask("look", [one - 1 for one in unknown]), strict=True):
+                self._looked[number] = Looked(size and (size[0] * unit, size[1] * unit), unit, label)
+        return [self._looked[number] for number in numbers]
 
     def infos(self, numbers: Sequence[int], as_: As, settings: ImageSettings) -> list[PageInfo]:
         infos = []
-        for number, ((width, height), unit, label) in zip(numbers, self._look(numbers), strict=True):
-            dpi = None if as_ == "text" else fitting_dpi((width * unit, height * unit), settings.max_image_pixels)
+        for number, page in zip(numbers, self._look(numbers), strict=True):
+            size = page.size and (round(page.size[0], 3), round(page.size[1], 3))
+            dpi = None if as_ == "text" or page.size is None else fitting_dpi(page.size, settings.max_image_pixels)
+            scale = None if dpi is None else dpi / POINTS
             infos.append(
-                PageInfo(
-                    self.name,
-                    number,
-                    self.pages,
-                    label or None,
-                    (round(width * unit, 3), round(height * unit, 3)),
-                    None if dpi is None else dpi / POINTS,
-                    None if dpi is None else float(dpi),
-                    self._renderer,
-                )
+                PageInfo(self.name, number, self.pages, page.label or None, size, scale, dpi and float(dpi), self._renderer)
             )
         return infos
 
@@ -92,8 +95,9 @@ class PdfFile(PageFile):
         if as_ == "text":
             return Content(text=self.text_of(number))
         called = f"{self.name}#{number}"
-        ((width, height), unit, _) = self._look([number])[0]
-        size = (width * unit, height * unit)
+        size, unit, _ = self._look([number])[0]
+        if size is None:
+            raise InputError(f"{called} is damaged: it has no size.")
         dpi = fitting_dpi(size, settings.max_image_pixels)
         if dpi is None:
             pixels = math.prod(pixels_at(size, LEAST_DPI))

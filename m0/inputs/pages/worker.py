@@ -34,9 +34,13 @@ def count(document: Document) -> tuple[int, list[str], str]:
     return len(document.pdf), document.notes(), RENDERER
 
 
-def look(document: Document, indices: list[int]) -> list[tuple[tuple[float, float], float, str]]:
-    """Of pages: size, UserUnit, label."""
-    return [(document.size(index), document.unit(index), document.pdf.get_page_label(index)) for index in indices]
+def look(document: Document, indices: list[int]) -> list[tuple[tuple[float, float] | None, float, str]]:
+    """Of pages: size, None where the page is damaged; UserUnit; label."""
+    found: list[tuple[tuple[float, float] | None, float, str]] = []
+    for index in indices:
+        size = document.size(index)
+        found.append((size, 1.0 if size is None else document.unit(index), document.pdf.get_page_label(index)))
+    return found
 
 
 def draw(document: Document, index: int, scale: float, size: tuple[int, int], target: tuple[int, int], with_text: bool) -> Any:
