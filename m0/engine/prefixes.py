@@ -138,7 +138,7 @@ def prepare(host: Host, documents: Sequence[Any], limits: Limits, run: RunOption
         raise InputError("there is no room to keep documents: max_bytes is 0 and there is no folder.")
     pictures = VisualFeatures(host.model, host.sessions)
     lookup = begin_lookup(host, pictures, explicit=True)
-    warn_if_files(documents)
+    warn_if_files(documents, host.image_settings)
     computed_before = host.documents.counts.computed
     bar = Progress(len(documents), "reading", run.progress)
     with torch.inference_mode():

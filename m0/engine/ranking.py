@@ -199,7 +199,7 @@ def rank(
     check_ranking(host, total, on_error, cascade, limits, run)
     how = ScoringCall(run.tokens(host.model.device), run.progress, VisualFeatures(host.model, host.sessions), run.shared)
     if not isinstance(documents, Iterator):
-        warn_if_files(documents)
+        warn_if_files(documents, host.image_settings)
     query_parts = read_parts_and_warn(query, "query", host.image_settings)
     with closing(Progress(total, "scoring", run.progress)) as bar:
         ranker = _Ranker(host, query_parts, limits, passages, how, cascade, top_n, bar)

@@ -75,15 +75,18 @@ def _units_of_pages(pages: Sequence[Page], settings: ImageSettings, how: Passage
     if how.tokens is None or tokenizer is None:
         if len(pages) == 1:
             parts = pages[0].parts(settings)
-            return [_opened(Passage(1, 1, (), pages[0].info), parts)]
-        return [_unread(Passage(number, len(pages), (), page.info), page, settings) for number, page in enumerate(pages, 1)]
+            return [_opened(Passage(1, 1, (), pages[0].info_for(settings)), parts)]
+        return [
+            _unread(Passage(number, len(pages), (), page.info_for(settings)), page, settings)
+            for number, page in enumerate(pages, 1)
+        ]
     found: list[tuple[Page, tuple[Span, ...], int]] = []
     for page in pages:
         # Only the text decides where a page is cut; its picture goes with the first piece.
         cut = [()] if page.as_ == "image" else [spans for spans, _ in cut_parts([page.text()], how, tokenizer)]
         found += [(page, spans, number) for number, spans in enumerate(cut)]
     return [
-        _piece(Passage(number, len(found), spans, page.info), page, place, settings)
+        _piece(Passage(number, len(found), spans, page.info_for(settings)), page, place, settings)
         for number, (page, spans, place) in enumerate(found, 1)
     ]
 
@@ -212,7 +215,7 @@ def encode_pairs(
     checked = to_pairs(pairs)
     sizes = [0] * len(checked)
     documents = [document for _, document in checked]
-    warn_if_files(documents)
+    warn_if_files(documents, settings)
     query: list[Part] = []
     for unit in read_ahead(documents, settings, how, prompt.tokenizer):
         try:
@@ -227,12 +230,12 @@ def encode_pairs(
     return EncodedPairs(encodings, sizes, how)
 
 
-def warn_if_files(documents: Sequence[Any]) -> None:
+def warn_if_files(documents: Sequence[Any], settings: ImageSettings) -> None:
     """Of strings that look as if a file was meant: before other threads read them, where warnings are not to be trusted."""
     for document in documents:
         content = document.content if isinstance(document, Document) else document
         if isinstance(content, str):
-            warn_if_file(content, "document")
+            warn_if_file(content, "document", settings)
 
 
 def _has_open_file(document: Any) -> bool:

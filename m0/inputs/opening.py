@@ -67,7 +67,7 @@ def read_encoded(source: Any, policy: SourcePolicy = EVERYTHING) -> tuple[bytes,
         return _read_url(source, policy), shown(source)
     if source[:5].lower() == "data:":
         policy.check_data(f"the data URI {source[:30]}...", ImageError)
-        return _read_data_uri(source), f"the data URI {source[:30]}..."
+        return read_data_uri(source), f"the data URI {source[:30]}..."
     if source.startswith("~") or _is_file(source, policy):
         return _read_file(source, policy)
     # Neither a file nor an address: base64, if it is long enough to be a picture and nothing but base64.
@@ -132,7 +132,8 @@ def looks_like_picture(data: bytes) -> bool:
         return False
 
 
-def _read_data_uri(uri: str) -> bytes:
+def read_data_uri(uri: str) -> bytes:
+    """The bytes that a data URI holds. Raises ImageError."""
     header, comma, body = uri.partition(",")
     if not comma:
         raise ImageError(f"the data URI {uri[:30]}... has no comma, so no data.")

@@ -6,7 +6,7 @@ import codecs
 import re
 
 from m0.errors import InputError, MissingExtraError
-from m0.inputs.texts import MARKS, check_text
+from m0.inputs.texts import BYTE_ORDER_MARKS, check_text
 
 HEAD_BYTES = 1 << 16
 """How far into a page a declaration is looked for."""
@@ -50,7 +50,7 @@ def decode_any(data: bytes, name: str, encoding: str | None = None, declared: st
     Raises InputError, one sentence, for an unknown encoding, for bytes that are not in it, and for what holds a NUL character;
     MissingExtraError where the encoding must be guessed without charset-normalizer.
     """
-    for mark, called, codec in MARKS:
+    for mark, called, codec in BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return check_text(_strictly(data[len(mark) :], name, codec, called, len(mark)), name)
     if encoding is not None:

@@ -13,15 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from m0.errors import ImageError, InputError
-from m0.inputs.opening import URL_MAX_BYTES, one_line
+from m0.inputs.opening import one_line
 from m0.inputs.pages.page import As, Content, PageFile, PageInfo, PageLimits
 from m0.inputs.pages.tiff import picture_of
+from m0.inputs.policy import EVERYTHING
 from m0.inputs.resizing import ImageSettings
 from m0.inputs.texts import picture_suffixes
 
 MOST_DIRECTORY_BYTES = 64 * 2**20
 """Of an archive's list of files, which is read whole: about 600,000 files."""
-MOST_PICTURE_BYTES = URL_MAX_BYTES
+MOST_PICTURE_BYTES = EVERYTHING.max_bytes
 OFFICE = {"[content_types].xml", "mimetype", "meta-inf/manifest.mf"}
 """Files that make a zip archive a document, a book or a program."""
 NOT_SHOWN = ("__macosx",)
@@ -30,6 +31,8 @@ END, END_64 = b"PK\x05\x06", b"PK\x06\x06"
 
 class ArchiveFile(PageFile):
     """A zip archive of pictures. `where`: its path or its bytes. Raises InputError where it is damaged, or is a bomb."""
+
+    kind = "zip"
 
     def __init__(self, name: str, where: Path | bytes, password: str | None, limits: PageLimits) -> None:
         self.name, self._where, self._password = name, where, password

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,7 @@ class PageFile(ABC):
 
     name: str
     pages: int
+    kind: ClassVar[Literal["pdf", "tiff", "zip"]]
     notes: tuple[str, ...] = ()
     """What is to be known of the whole file: one sentence each."""
 
@@ -138,6 +139,11 @@ class Page:
     def name(self) -> str:
         """What the page is called in messages, as on the command line: report.pdf#3."""
         return f"{self.info.file}#{self.info.number}"
+
+    @property
+    def kind(self) -> Literal["pdf", "tiff", "zip"]:
+        """What its file is."""
+        return self._file.kind
 
     def parts(self, settings: ImageSettings | None = None) -> list[Part]:
         """Read the page as `as_` says: [Picture], [str], or [Picture, str] where it has text.

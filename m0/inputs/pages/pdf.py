@@ -35,6 +35,8 @@ class Looked(NamedTuple):
 class PdfFile(PageFile):
     """A PDF. `where`: its path or its bytes."""
 
+    kind = "pdf"
+
     def __init__(self, name: str, where: Path | bytes, password: str | None) -> None:
         if find_spec("pypdfium2") is None:
             raise MissingExtraError("PDFs need pypdfium2: pip install 'm0-reranker[pages]'.")

@@ -27,6 +27,8 @@ MOST_UNEQUAL = 5
 class TiffFile(PageFile):
     """A TIFF. `where`: its path or its bytes. Raises InputError where its directories are damaged."""
 
+    kind = "tiff"
+
     def __init__(self, name: str, where: Path | bytes) -> None:
         self.name, self._where = name, where
         with self._opened() as file:

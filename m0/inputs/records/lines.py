@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from m0.errors import InputError
-from m0.inputs.texts import MARKS
+from m0.inputs.texts import BYTE_ORDER_MARKS
 
 MAX_LINE_BYTES = 256 * 2**20
 """A longer line is no record, but another kind of file."""
@@ -53,7 +53,7 @@ def check_encoding(encoding: str | None) -> str:
 
 def _codec_of(begin: bytes, encoding: str | None) -> tuple[bytes, str]:
     """The byte order mark that a file begins with, and the codec for what follows. A mark counts more than `encoding`."""
-    for mark, _, codec in MARKS:
+    for mark, _, codec in BYTE_ORDER_MARKS:
         if begin.startswith(mark):
             return mark, codec
     codec = check_encoding(encoding)
