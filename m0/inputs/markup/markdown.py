@@ -26,7 +26,7 @@ def _converter() -> Any:
     except ImportError:
         raise MissingExtraError("HTML needs lxml and markdownify: pip install 'm0-reranker[html]'.") from None
 
-    class Converter(MarkdownConverter):  # type: ignore[misc]
+    class Converter(MarkdownConverter):
         def convert_br(self, el: Any, text: str, parent_tags: set[str]) -> str:
             return " " if "_inline" in parent_tags else "\n"
 
