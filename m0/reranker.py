@@ -92,10 +92,12 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
 
     @property
     def sessions(self) -> Sequence[WatchingSession]:
+        """What this thread is recording or editing just now."""
         return self.open_sessions.here
 
     @property
     def image_settings(self) -> ImageSettings:
+        """How pictures are resized. Another one waits for calls under way. Raises InputError for what is no ImageSettings."""
         return self._image_settings
 
     @image_settings.setter
@@ -107,6 +109,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
 
     @property
     def documents(self) -> DocumentCache:
+        """The prefix cache. Raises InputError where it is replaced by what is no DocumentCache."""
         return self._documents
 
     @documents.setter

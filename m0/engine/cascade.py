@@ -19,7 +19,7 @@ from m0.inputs.prompt import Part, whole_number
 
 @dataclass(frozen=True)
 class Cascade:
-    """How draft scores are made, and how many documents are scored in full after them."""
+    """How draft scores are made, and how many documents are scored in full after them. Raises InputError for fields that cannot be used."""
 
     keep: int = 10
     depth: int | None = None
@@ -33,7 +33,7 @@ class Cascade:
             if value is not None or name == "keep":
                 object.__setattr__(self, name, whole_number(value, name))
         if self.depth is None and self.max_pixels is None:
-            raise InputError("a cascade needs depth or max_pixels, else its first look is as dear as the full score.")
+            raise InputError("a cascade needs depth or max_pixels, else its draft score is as dear as the full score.")
         if self.max_pixels is not None and self.max_pixels < 28 * 28:
             raise InputError(f"the cascade's max_pixels is {self.max_pixels}, but one visual token takes {28 * 28} pixels.")
 

@@ -42,33 +42,11 @@ SOURCE = re.compile(r"[\w'-]+(?: et al\.| & [A-Z][\w'-]+)?,?\s(?:19|20)\d{2}\b")
 NO_MISTAKE = {"AssertionError", "AttributeError", "KeyError", "NotImplementedError", "StopIteration"}
 """What is raised for Python's own protocols, or can never be seen from outside."""
 
-NO_DOCSTRING = {
-    "reranker.Reranker.sessions": "an attribute, which the class's docstring describes",
-    "reranker.Reranker.image_settings": "an attribute, which the class's docstring describes",
-    "reranker.Reranker.documents": "an attribute, which the class's docstring describes",
-    "checkpoints.adapters.config.LoRAConfig.scale_of": "its neighbour `rank_of` says what it is for; one line of arithmetic",
-    "checkpoints.adapters.layers.LoRALayer.forward": "the layer's own forward, with the active adapter's added",
-    "checkpoints.adapters.layers.LoRALayer.adapter": "a look-up by name that only `Adapters` makes",
-}
+NO_DOCSTRING: dict[str, str] = {}
 """Without a docstring, and why."""
-NO_SHAPES = {
-    "checkpoints.adapters.layers.LowRank.merged_weight": "the shape of the layer's weight",
-    "checkpoints.adapters.layers.LowRank.merged_bias": "the shape of the layer's bias",
-    "checkpoints.adapters.layers.LowRank.forward": "the shapes of the layer's own input and output",
-    "checkpoints.adapters.layers.LoRALayer.forward": "the shapes of the layer's own input and output",
-    "checkpoints.adapters.peft_format.fill_parameters": "a file's tensors, of whatever shapes the module has",
-    "checkpoints.adapters.peft_format.write_adapter": "an adapter's tensors, of whatever shapes its layers have",
-    "checkpoints.adapters.peft_format.low_rank_tensors": "says how many axes they have, which is all that varies",
-}
+NO_SHAPES: dict[str, str] = {}
 """Takes or gives tensors and says no shape, and why."""
-NO_RAISES = {
-    "checkpoints.adapters.config.LoRAConfig": "a setting that cannot be used is an AdapterError, as all that is wrong with adapters",
-    "checkpoints.adapters.switching.Adapters.save": "an unknown name is an AdapterError, as in `load`, which says so",
-    "checkpoints.adapters.switching.Adapters.activate": "an unknown name is an AdapterError, as in `load`, which says so",
-    "checkpoints.adapters.switching.Adapters.remove": "an unknown name is an AdapterError, as in `load`, which says so",
-    "checkpoints.adapters.switching.Adapters.parameters": "an unknown name is an AdapterError, as in `load`, which says so",
-    "engine.cascade.Cascade": "fields that cannot be used are an InputError, as in `Limits`; docs/reference/api/options.md says so",
-}
+NO_RAISES: dict[str, str] = {}
 """Raises an error and does not say so, and why."""
 METHODS = {
     "train.losses": {

@@ -50,7 +50,7 @@ BIAS_MODES = ("none", "all", "lora_only")
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """What an adapter is attached to, and how strong it is."""
+    """What an adapter is attached to, and how strong it is. Raises AdapterError for settings that cannot be used."""
 
     r: int = 16
     alpha: float = 32.0
@@ -140,6 +140,7 @@ class LoRAConfig:
         return int(_by_pattern(self.rank_pattern, name, self.r))
 
     def scale_of(self, name: str) -> float:
+        """What a layer's update is multiplied by: alpha / r, or alpha / sqrt(r) with `use_rslora` (Kalajdzievski 2023)."""
         alpha, rank = float(_by_pattern(self.alpha_pattern, name, self.alpha)), self.rank_of(name)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 

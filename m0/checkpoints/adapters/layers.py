@@ -46,20 +46,20 @@ class LowRank(nn.Module):
         self.magnitude = nn.Parameter(norms) if config.use_dora else None
 
     def merged_weight(self, weight: Tensor) -> Tensor:
-        """W with the adapter folded in, computed in the adapter's type."""
+        """W with the adapter folded in, computed in the adapter's type: (outputs, inputs), or a kernel of any shape, -> the same shape."""
         merged = weight.flatten(1).to(self.lora_A.dtype) + self.scale * (self.lora_B @ self.lora_A)
         if self.magnitude is not None:
             merged = merged * (self.magnitude / merged.norm(dim=1))[:, None]
         return merged.to(weight.dtype).view(weight.shape)
 
     def merged_bias(self, bias: Tensor) -> Tensor:
-        """The layer's bias with the adapter's folded in."""
+        """The layer's bias with the adapter's folded in, (outputs,) -> (outputs,)."""
         if self.lora_bias is None:
             return bias
         return (bias.to(self.lora_bias.dtype) + self.scale * self.lora_bias).to(bias.dtype)
 
     def forward(self, x: Tensor, layer: nn.Linear | PatchKernel, output: Tensor) -> Tensor:
-        """The layer's `output` for `x`, with the adapter's share added."""
+        """The layer's `output` for `x`, with the adapter's share added: (..., inputs), (..., outputs) -> (..., outputs)."""
         dropped = self.dropout(x.to(self.lora_A.dtype))
         update = F.linear(F.linear(dropped, self.lora_A), self.lora_B, self.lora_bias) * self.scale
         if self.magnitude is None:
@@ -103,12 +103,14 @@ class LoRALayer(nn.Module):
         self.train(layer.training)  # a new module trains, with dropout, whatever the rest of the model does
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's own output, with the active adapter's share added where none is merged: (..., inputs) -> (..., outputs)."""
         output = super().forward(x)
         if self.active is None or self.unmerged is not None or self.active not in self.adapters:
             return output
         return self.adapters[self.active](x, self, output)
 
     def adapter(self, name: str) -> LowRank:
+        """The low-rank part of an adapter that is attached here, by the adapter\'s name."""
         return cast(LowRank, self.adapters[name])
 
     def merge(self, name: str) -> None:

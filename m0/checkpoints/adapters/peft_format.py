@@ -338,7 +338,7 @@ class _Reader:
 
 
 def fill_parameters(target: nn.Module, parts: Mapping[str, Tensor], name: str, file: Path) -> None:
-    """Put a file's tensors in the place of a module's parameters. Raises AdapterError where one lacks, has another shape or is not finite."""
+    """Put a file's tensors, of any shape that the module has, in the place of its parameters. Raises AdapterError where one lacks, has another shape or is not finite."""
     for key, parameter in target.named_parameters():
         if key not in parts:
             raise AdapterError(f"{file} lacks {key} of {name}.")
@@ -360,7 +360,7 @@ def fill_parameters(target: nn.Module, parts: Mapping[str, Tensor], name: str, f
 
 
 def write_adapter(directory: Path, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write an adapter's two files. `tensors`: by name without peft's prefix. Raises AdapterError."""
+    """Write an adapter's two files. `tensors`: by name without peft's prefix, of any shape. Raises AdapterError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         detached = {PEFT_PREFIX + key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -372,7 +372,8 @@ def write_adapter(directory: Path, config: LoRAConfig, tensors: Mapping[str, Ten
 
 
 def low_rank_tensors(stem: str, parts: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """One layer's low-rank tensors under peft's names. Those of a convolution have as many axes as its kernel."""
+    """One layer's low-rank tensors under peft's names: lora_A (rank, inputs), lora_B (outputs, rank), bias and magnitude (outputs,). Those of a
+    convolution have as many axes as its kernel, `weight`: lora_A (rank, channels, ...), lora_B (outputs, rank, 1, ...)."""
     ones = (1,) * (weight.ndim - 2)
     found = {f"{stem}.lora_A.weight": parts["lora_A"].reshape(-1, *weight.shape[1:])}
     found[f"{stem}.lora_B.weight"] = parts["lora_B"].reshape(*parts["lora_B"].shape, *ones)

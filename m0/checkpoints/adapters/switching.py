@@ -106,7 +106,10 @@ class Adapters:
 
     @uses_model
     def save(self, directory: str | os.PathLike[str], name: str | None = None) -> None:
-        """Write an adapter in peft's format: adapter_config.json and adapter_model.safetensors. Default: the active one."""
+        """Write an adapter in peft's format: adapter_config.json and adapter_model.safetensors. Default: the active one.
+
+        Raises AdapterError where there is no such adapter, and where the files cannot be written.
+        """
         name = self._check_name(name or self.active)
         layout = self._layouts[name]
         tensors: dict[str, Tensor] = {}
@@ -128,7 +131,7 @@ class Adapters:
 
     @changes_model
     def activate(self, name: str | None) -> None:
-        """Switch to an adapter by name; None: the model without any."""
+        """Switch to an adapter by name; None: the model without any. Raises AdapterError where there is no such adapter."""
         if name is not None:
             self._check_name(name)
         if self.merged:
@@ -175,7 +178,7 @@ class Adapters:
 
     @changes_model
     def remove(self, name: str) -> None:
-        """Forget an adapter."""
+        """Forget an adapter. Raises AdapterError where there is no such adapter."""
         self._check_name(name)
         if name == self.active:
             self.activate(None)
@@ -183,7 +186,10 @@ class Adapters:
         del self.configs[name]
 
     def parameters(self, name: str | None = None) -> Iterable[nn.Parameter]:
-        """What training an adapter changes: its matrices, and the modules and biases that it brings."""
+        """What training an adapter changes: its matrices, and the modules and biases that it brings, each of its own shape: any shape.
+
+        Raises AdapterError where there is no such adapter.
+        """
         name = self._check_name(name or self.active)
         for _, layer in self._layers():
             if name in layer.adapters:
