@@ -67,7 +67,7 @@ def pages_of(value: Any, settings: ImageSettings) -> list[Page] | None:
     """
     if isinstance(value, Page):
         return [value]
-    if isinstance(value, Mapping) and "pdf" in value:
+    if _is_named_pdf(value):
         if unknown := [str(key) for key in value if key not in PAGE_KEYS]:
             raise InputError(
                 f'a part with "pdf" may also have {", ".join(PAGE_KEYS[1:])}, but has {", ".join(sorted(unknown))}.'
@@ -84,14 +84,20 @@ def pages_of(value: Any, settings: ImageSettings) -> list[Page] | None:
             return None
     elif isinstance(value, str):
         return None
-    if is_open_file(value):
-        value = b"" if is_opened_as_text(value) else read_open_file(value)
-    if not isinstance(value, str | PathLike | bytes | bytearray | memoryview):
+    try:
+        if is_open_file(value):
+            value = b"" if is_opened_as_text(value) else read_open_file(value)
+        if not isinstance(value, str | PathLike | bytes | bytearray | memoryview):
+            return None
+        source = _page_source(value, settings)
+    except InputError:  # said by the reader of pictures and texts, which cannot read it either
         return None
-    if isinstance(value, str | PathLike) and not settings.policy.paths and not str(value).startswith("data:"):
-        return None  # refused by the reader of pictures and texts
-    source = _page_source(value, settings)
     return list(read_pages(source, settings=settings)) if has_pages(source) else None
+
+
+def _is_named_pdf(value: Any) -> bool:
+    """Whether it is {"pdf": ...}."""
+    return isinstance(value, Mapping) and "pdf" in value
 
 
 def _page_source(source: Any, settings: ImageSettings) -> Any:
@@ -127,7 +133,8 @@ def _read_part(value: Any, side: Side, settings: ImageSettings, alone: bool = Fa
         return [_check_unicode(value, side)]
     pages = pages_of(value, settings)
     # Of a TIFF that is not ranked page by page the first page is read, as of other pictures with several frames.
-    if pages is not None and not (len(pages) > 1 and pages[0].kind == "tiff" and alone):
+    as_picture = pages is not None and len(pages) > 1 and pages[0].kind == "tiff" and not _is_named_pdf(value)
+    if pages is not None and not as_picture:
         if alone and len(pages) > 1:
             raise InputError(
                 f'{pages[0].info.file} has {len(pages)} pages, which are a prompt each; name one as in "pages": "1", or give them in a list '
