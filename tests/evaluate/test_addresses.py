@@ -13,7 +13,7 @@ from m0.cli.main import main
 from m0.errors import InputError
 from m0.evaluate import Dataset, Evaluation, evaluate, evaluate_contrasts, load_contrasts, read_run
 from m0.evaluate.files import resolve_picture
-from m0.inputs.texts import MARKS
+from m0.inputs.texts import BYTE_ORDER_MARKS
 from tests.conftest import noise
 from tests.evaluate.conftest import CORPUS, HEADER
 
@@ -201,7 +201,7 @@ def test_numbers_as_files_hold_them(write, tmp_path, score):
     assert read_run(tmp_path / "run.trec") == {"q1": {"d1": 10.0}}
 
 
-@pytest.mark.parametrize(("mark", "name"), [(mark, name) for mark, name, _ in MARKS], ids=repr)
+@pytest.mark.parametrize(("mark", "name"), [(mark, name) for mark, name, _ in BYTE_ORDER_MARKS], ids=repr)
 def test_byte_order_marks(write, tmp_path, mark, name):
     codec = name if name == "UTF-8" else name + ("-LE" if mark[:1] == b"\xff" else "-BE")
     folder = write()

@@ -165,7 +165,9 @@ def test_a_scan_that_is_named_a_file_of_pages_is_read_whole(nano):
     scan = {"pdf": several("TIFF")}
     assert len(nano.read([scan])) == 3
     assert len(nano.read({**scan, "pages": "2"})) == 1
-    with pytest.raises(InputError, match=r'has 3 pages, which are a prompt each; name one as in "pages": "1", or give them in a list'):
+    with pytest.raises(
+        InputError, match=r'has 3 pages, which are a prompt each; name one as in "pages": "1", or give them in a list'
+    ):
         nano.read(scan)
 
 
