@@ -70,8 +70,8 @@ class Passages:
 
     tokens: int | None = 512
     """Most tokens of text in a passage; None: texts are not cut, and passages are pages alone."""
-    overlap: int = 64
-    """Tokens at the end of a piece that the next one begins with, about."""
+    overlap: int | None = None
+    """Tokens at the end of a piece that the next one begins with, about; None: an eighth of `tokens`."""
     score: Literal["max", "first", "mean"] = "max"
     """The document's logit: that of its best passage, of its first, or the mean of its `best` highest."""
     best: int = 3
@@ -80,6 +80,8 @@ class Passages:
     def __post_init__(self) -> None:
         if self.tokens is not None:
             object.__setattr__(self, "tokens", whole_number(self.tokens, "tokens"))
+            if self.overlap is None:
+                object.__setattr__(self, "overlap", self.tokens // 8)
             if isinstance(self.overlap, bool) or not isinstance(self.overlap, int) or not 0 <= self.overlap <= self.tokens // 2:
                 raise InputError(
                     f"overlap is {self.overlap!r}, but must be a whole number from 0 to half of tokens, {self.tokens // 2}."
@@ -124,8 +126,9 @@ def cut_parts(parts: Sequence[Part], how: Passages, tokenizer: Tokenizer) -> lis
         if isinstance(part, Picture):
             found[-1][1].append(part)
             continue
-        for start, end, tokens in _pieces(part, how.tokens, how.overlap, tokenizer):
-            if size + tokens > how.tokens and found[-1][0]:
+        for start, end, tokens in _pieces(part, how.tokens, how.overlap or 0, tokenizer):
+            spans = found[-1][0]
+            if spans and (size + tokens > how.tokens or spans[-1].part == number):
                 found.append(([], []))
                 size = 0
             found[-1][0].append(Span(number, start, end))
