@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from m0.engine.results import FailedDocument, RankedDocument, Ranking
     from m0.errors import M0Error
     from m0.inputs.document import Document
+    from m0.inputs.passages import Passages
     from m0.inputs.policy import SourcePolicy
     from m0.inputs.prompt import Limits
     from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
@@ -36,6 +37,7 @@ __all__ = [
     "Limits",
     "LoRAConfig",
     "M0Error",
+    "Passages",
     "RankedDocument",
     "Ranking",
     "Reranker",
@@ -55,6 +57,7 @@ _HOMES = {
     "engine.options": ("RunOptions",),
     "engine.results": ("FailedDocument", "RankedDocument", "Ranking"),
     "inputs.document": ("Document",),
+    "inputs.passages": ("Passages",),
     "inputs.policy": ("SourcePolicy",),
     "inputs.prompt": ("Limits",),
     "reranker": ("Reranker",),

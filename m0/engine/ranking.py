@@ -108,7 +108,8 @@ class _Ranker:
         if not self.waiting:
             return
         # A document of many passages advances the bar with each of them.
-        amount = sum(1 / (1 if passage is None else passage.count) for passage, _ in self.waiting.values())
+        is_whole = self.passages.score == "first"
+        amount = sum(1 / (1 if passage is None or is_whole else passage.count) for passage, _ in self.waiting.values())
         drafts, done = self.draft_scores(self.cascade, amount) if self.cascade else ({}, 0.0)
         full = [key for key in self.waiting if key not in drafts]
         encodings = [self.waiting[key][1] for key in full]
@@ -233,5 +234,5 @@ def check_ranking(
 
 def remove_documents(ranking: Ranking, errors: dict[int, str]) -> Ranking:
     """The ranking without some of its documents, which are listed as failed, with why."""
-    failed = [FailedDocument(r.index, errors[r.index], r.document) for r in ranking if r.index in errors]
+    failed = [FailedDocument(r.index, errors[r.index], r.document, r.id) for r in ranking if r.index in errors]
     return replace(ranking, results=[r for r in ranking if r.index not in errors], failed=[*ranking.failed, *failed])

@@ -17,7 +17,7 @@ from m0.explain import html as html
 from m0.explain import show as show
 from m0.explain.attention import attention_gradient, raw_attention, rollout
 from m0.explain.contrast import Difference, Evidence, minimal_evidence
-from m0.explain.explanation import Explanation, Interaction, PictureRelevance, Word
+from m0.explain.explanation import Explanation, Interaction, PageBox, PictureRelevance, Word
 from m0.explain.gradient import attnlrp, frozen_gradient, gradient_input, integrated_gradients, smooth_grad
 from m0.explain.perturb import occlusion, shapley
 from m0.inputs.passages import Passage
@@ -145,6 +145,7 @@ __all__ = [
     "Evidence",
     "Explanation",
     "Interaction",
+    "PageBox",
     "PictureRelevance",
     "Word",
     "explain",

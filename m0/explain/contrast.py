@@ -12,6 +12,7 @@ from m0.errors import InputError
 from m0.explain.explanation import Explanation
 from m0.explain.flow import logit_to_score
 from m0.explain.perturb import MaskedModel, Player, TextUnit, find_players
+from m0.inputs.passages import Passage
 from m0.inputs.prompt import Encoding
 
 
@@ -60,11 +61,15 @@ class Evidence:
     """Whether the score falls below the threshold at all, when everything is left out."""
     empty_score: float
     """Of the document with nothing left in it."""
+    passage: Passage | None = None
+    """Which page or piece of the document this is of; None: the document is one piece."""
 
     def __str__(self) -> str:
         sufficient = ", ".join(player.name for player in self.sufficient) or "nothing"
         necessary = ", ".join(player.name for player in self.necessary) or "nothing"
-        lines = [f"score {self.score:.4f}", f"  kept at {self.sufficient_score:.4f} by: {sufficient}"]
+        passage = self.passage if self.passage and self.passage.count > 1 else None
+        of = f" of passage {passage.number} of {passage.count}" if passage else ""
+        lines = [f"score {self.score:.4f}{of}", f"  kept at {self.sufficient_score:.4f} by: {sufficient}"]
         if self.reached and not self.necessary:
             lines.append("  below the threshold as it is")
         else:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from m0.inputs.passages import Passage
 from m0.inputs.prompt import Encoding, Side
 from m0.interp.positions import picture_tokens
 from m0.interp.words import Span, assign_tokens_to_spans, find_words
+
+if TYPE_CHECKING:
+    from m0.inputs.pages import PageInfo
 
 FORMATTERS: dict[str, Callable[..., Any]] = {}
 """What shows an explanation, by name: `m0.explain.show` and `m0.explain.html` put themselves in, for they come after this file."""
@@ -144,6 +147,15 @@ def _sum_by_group(values: Tensor, groups: Sequence[int | None], count: int) -> T
     return values.new_zeros(count, *values.shape[1:]).index_add_(0, places, values[known])
 
 
+class PageBox(NamedTuple):
+    """A cell of a page's picture as a place on the page."""
+
+    page: tuple[float, float, float, float]
+    """Left, top, right, bottom in points (1/72 inch) of the page as it is shown, from its top left corner, as in `PageInfo.size`."""
+    pdf: tuple[float, float, float, float]
+    """Left, bottom, right, top in the PDF's own coordinates: the page not turned, not cropped, UserUnit not applied."""
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Why a document got its score."""
@@ -205,6 +217,30 @@ class Explanation:
                 )
             )
         return found
+
+    def page_box(self, picture: int, row: int, column: int) -> PageBox:
+        """Where a cell of a page's picture lies on the page.
+
+        Args:
+            picture: its number in `pictures`.
+            row, column: of the cell, from 0 at the top left.
+
+        Raises InputError for a picture that is no page with a size in points, and ImageError for a cell outside the picture.
+        """
+        if isinstance(picture, bool) or not isinstance(picture, int) or not 0 <= picture < len(self.pictures):
+            raise InputError(f"picture is {picture!r}, but there are {len(self.pictures)} pictures, counted from 0.")
+        page = self.page_of(self.pictures[picture])
+        if page is None or page.size is None or page.scale is None or self.passage is None or self.passage.source is None:
+            raise InputError(f"picture {picture} is no page of a PDF; Picture.cell_box gives boxes in a picture's own pixels.")
+        # What is begun of a pixel is drawn, so that the picture may reach a little beyond the page.
+        left, top, right, bottom = (edge / page.scale for edge in self.pictures[picture].picture.cell_box(row, column))
+        width, height = page.size
+        box = min(left, width), min(top, height), min(right, width), min(bottom, height)
+        return PageBox(box, self.passage.source.pdf_box(box))
+
+    def page_of(self, picture: PictureRelevance) -> PageInfo | None:
+        """The page that a picture of the document shows; None: it shows none, or the document is a list of several."""
+        return None if self.passage is None or picture.side == "query" else self.passage.page
 
     @property
     def shares(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 from m0.engine.host import Host
@@ -13,8 +13,9 @@ from m0.engine.passages import encode_best_passage
 from m0.engine.results import Ranking
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence, of_passage
 from m0.explain.report import explain_ranking
+from m0.inputs.ahead import warn_if_files
 from m0.inputs.lists import to_list
-from m0.inputs.passages import Passages
+from m0.inputs.passages import Passage, Passages
 from m0.inputs.prompt import Encoding, Limits
 from m0.inputs.reading import read_parts_and_warn
 from m0.locks import uses_model
@@ -46,10 +47,7 @@ class ExplanationMixin(Host):
 
         Raises InputError.
         """
-        lengths, how = _pop_limits(limits, options), Passages.of(passages)
-        tokens = RunOptions().tokens(self.model.device)
-        asked = read_parts_and_warn(query, "query", self.image_settings)
-        encoding, passage = encode_best_passage(self, asked, document, lengths, tokens, how)
+        encoding, passage = self._encode_passage(query, document, _pop_limits(limits, options), passages)
         return of_passage(explain(self, encoding, method, target, **options), passage)
 
     @uses_model
@@ -94,7 +92,8 @@ class ExplanationMixin(Host):
     def explain_difference(
         self, query: Any, better: Any, worse: Any, method: str = DEFAULT_METHOD, **options: Any
     ) -> Difference:
-        """Why one document stands above another: both explained, side by side. Arguments and errors as for `explain`."""
+        """Why one document stands above another: both explained, side by side. Arguments (`limits`, `passages` and a method's options
+        among them) and errors as for `explain`."""
         return Difference(self.explain(query, better, method, **options), self.explain(query, worse, method, **options))
 
     @uses_model
@@ -106,11 +105,22 @@ class ExplanationMixin(Host):
         threshold: float | None = None,
         unit: Literal["word", "sentence"] = "word",
         method: str = DEFAULT_METHOD,
+        passages: Passages | Literal["pages"] | None = None,
     ) -> Evidence:
         """The least of a document that keeps the score, and the least whose loss drops it; see `m0.explain.minimal_evidence`. Words are
-        tried in the order of their relevance by `method`. Raises InputError."""
-        encoding = self.encode(query, document)
-        return minimal_evidence(self, encoding, explain(self, encoding, method).tokens.tolist(), keep, threshold, unit)
+        tried in the order of their relevance by `method`; of a document with several passages it is that of the one that `explain`
+        explains, which the result names. Raises InputError."""
+        encoding, passage = self._encode_passage(query, document, Limits(), passages)
+        order = explain(self, encoding, method).tokens.tolist()
+        return replace(minimal_evidence(self, encoding, order, keep, threshold, unit), passage=passage)
+
+    def _encode_passage(
+        self, query: Any, document: Any, limits: Limits, passages: Passages | Literal["pages"] | None
+    ) -> tuple[Encoding, Passage | None]:
+        how, tokens = Passages.of(passages), RunOptions().tokens(self.model.device)
+        warn_if_files([document], self.image_settings)
+        asked = read_parts_and_warn(query, "query", self.image_settings)
+        return encode_best_passage(self, asked, document, limits, tokens, how)
 
 
 def _pop_limits(limits: Limits | None, options: dict[str, Any]) -> Limits:

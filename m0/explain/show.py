@@ -140,6 +140,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
                 "part": picture.part,
                 "size": list(picture.picture.original_size),
                 "cells": picture.cells.tolist(),
+                **_page_of(explanation, picture),
             }
             for picture in explanation.pictures
         ],
@@ -156,6 +157,14 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             "values": values.tolist(),
         }
     return found
+
+
+def _page_of(explanation: Explanation, picture: PictureRelevance) -> dict[str, Any]:
+    """Of a page's picture which page it is; of a PDF's also its width and height in points, and how many pixels a point has."""
+    page = explanation.page_of(picture)
+    if page is None:
+        return {}
+    return {"page": page.number, "page_size": None if page.size is None else list(page.size), "scale": page.scale}
 
 
 def heat_map(picture: PictureRelevance, scale: float | None = None, strength: float = 0.8) -> Image.Image:

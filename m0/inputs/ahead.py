@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -62,50 +63,35 @@ def units_of(document: Any, settings: ImageSettings, how: Passages = PAGES, toke
         return _units_of_pages(pages, settings, how, tokenizer)
     parts = read_parts(content, "document", settings)
     if how.tokens is None or tokenizer is None:
-        return [Unit(None, lambda: parts)]
+        return [_opened(None, parts)]
     cut = cut_parts(parts, how, tokenizer)
     return [_opened(Passage(number, len(cut), spans), some) for number, (spans, some) in enumerate(cut, 1)]
 
 
-def _opened(passage: Passage, parts: list[Part]) -> Unit:
+def _opened(passage: Passage | None, parts: list[Part]) -> Unit:
     return Unit(passage, lambda: parts)
 
 
 def _units_of_pages(pages: Sequence[Page], settings: ImageSettings, how: Passages, tokenizer: Tokenizer | None) -> list[Unit]:
-    if how.tokens is None or tokenizer is None:
-        if len(pages) == 1:
-            parts = pages[0].parts(settings)
-            return [_opened(Passage(1, 1, (), pages[0].info_for(settings)), parts)]
-        return [
-            _unread(Passage(number, len(pages), (), page.info_for(settings)), page, settings)
-            for number, page in enumerate(pages, 1)
-        ]
-    found: list[tuple[Page, tuple[Span, ...], int]] = []
+    pieces: list[tuple[Page, tuple[Span, ...], Callable[[], list[Part]]]] = []
     for page in pages:
+        text = "" if how.tokens is None or tokenizer is None or page.as_ == "image" else page.text()
+        if not text.strip() or tokenizer is None:
+            pieces.append((page, (), partial(page.parts, settings)))
+            continue
         # Only the text decides where a page is cut; its picture goes with the first piece.
-        cut = [()] if page.as_ == "image" else [spans for spans, _ in cut_parts([page.text()], how, tokenizer)]
-        found += [(page, spans, number) for number, spans in enumerate(cut)]
-    return [
-        _piece(Passage(number, len(found), spans, page.info_for(settings)), page, place, settings)
-        for number, (page, spans, place) in enumerate(found, 1)
+        for number, (spans, some) in enumerate(cut_parts([text], how, tokenizer)):
+            pieces.append((page, spans, partial(_piece, page, settings, some, page.as_ == "both" and not number)))
+    found = [
+        Unit(Passage(number, len(pieces), spans, page.info_for(settings), page), read, True)
+        for number, (page, spans, read) in enumerate(pieces, 1)
     ]
+    return [_opened(unit.passage, unit.read()) for unit in found] if len(found) == 1 else found
 
 
-def _unread(passage: Passage, page: Page, settings: ImageSettings) -> Unit:
-    return Unit(passage, lambda: page.parts(settings), True)
-
-
-def _piece(passage: Passage, page: Page, place: int, settings: ImageSettings) -> Unit:
-    def read() -> list[Part]:
-        if page.as_ == "image":
-            return page.parts(settings)
-        text = [page.text()[span.start : span.end] for span in passage.spans]
-        pictures = (
-            [part for part in page.parts(settings) if not isinstance(part, str)] if page.as_ == "both" and not place else []
-        )
-        return [*pictures, *text]
-
-    return Unit(passage, read, True)
+def _piece(page: Page, settings: ImageSettings, text: list[Part], with_picture: bool) -> list[Part]:
+    pictures = [part for part in page.parts(settings) if not isinstance(part, str)] if with_picture else []
+    return [*pictures, *text]
 
 
 def read_ahead(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from m0.errors import InputError, M0Error
-from m0.inputs import fetching
+from m0.inputs.fetching import fetch
 from m0.inputs.hosts import HostPattern, host_pattern, is_public, parse_address, shown
 from m0.paths import path_of
 
@@ -111,7 +111,7 @@ class SourcePolicy:
             raise error(f"{shown(url)} is not fetched: the policy allows no addresses.")
         if not url[:8].lower().startswith(("http://", "https://")):
             raise error(f"{shown(url)} is not an http or https address.")
-        return fetching.fetch(url, self, accept, error)
+        return fetch(url, self, accept, error)
 
     @property
     def checks_addresses(self) -> bool:

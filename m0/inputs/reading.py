@@ -13,6 +13,7 @@ from PIL import Image
 
 from m0.errors import InputError
 from m0.inputs.document import Document
+from m0.inputs.hosts import shown
 from m0.inputs.images import ImageSettings, Picture, prepare_picture
 from m0.inputs.markup import MARKUP_SUFFIXES, read_markup
 from m0.inputs.opening import looks_like_picture, read_data_uri
@@ -67,13 +68,14 @@ def pages_of(value: Any, settings: ImageSettings) -> list[Page] | None:
     """
     if isinstance(value, Page):
         return [value]
-    if isinstance(value, Mapping) and "pdf" in value:
+    if _is_named_pdf(value):
         if unknown := [str(key) for key in value if key not in PAGE_KEYS]:
             raise InputError(
                 f'a part with "pdf" may also have {", ".join(PAGE_KEYS[1:])}, but has {", ".join(sorted(unknown))}.'
             )
-        source = _page_source(value["pdf"], settings)
-        return list(read_pages(source, value.get("pages"), value.get("as", "image"), value.get("password"), settings))
+        source, name = _page_source(value["pdf"], settings)
+        as_, password = value.get("as", "image"), value.get("password")
+        return list(read_pages(source, value.get("pages"), as_, password, settings, name=name))
     if isinstance(value, Mapping):
         if set(value) != {"image"}:
             return None
@@ -84,30 +86,38 @@ def pages_of(value: Any, settings: ImageSettings) -> list[Page] | None:
             return None
     elif isinstance(value, str):
         return None
-    if is_open_file(value):
-        value = b"" if is_opened_as_text(value) else read_open_file(value)
-    if not isinstance(value, str | PathLike | bytes | bytearray | memoryview):
+    try:
+        source, name = _page_source(value, settings)
+        if is_open_file(source):
+            data = b"" if is_opened_as_text(source) else read_open_file(source)
+            source, name = data, name_of_file(source)
+    except InputError:  # said by the reader of pictures and texts, which cannot read it either
         return None
-    if isinstance(value, str | PathLike) and not settings.policy.paths and not str(value).startswith("data:"):
-        return None  # refused by the reader of pictures and texts
-    source = _page_source(value, settings)
-    return list(read_pages(source, settings=settings)) if has_pages(source) else None
+    if not isinstance(source, PathLike | bytes) or not has_pages(source):
+        return None
+    return list(read_pages(source, settings=settings, name=name))
 
 
-def _page_source(source: Any, settings: ImageSettings) -> Any:
-    """What `read_pages` reads: a path where any file may be read, else bytes."""
+def _is_named_pdf(value: Any) -> bool:
+    """Whether it is {"pdf": ...}."""
+    return isinstance(value, Mapping) and "pdf" in value
+
+
+def _page_source(source: Any, settings: ImageSettings) -> tuple[Any, str | None]:
+    """What `read_pages` reads, a path where any file may be read, else bytes; and what to call it where that is not seen from it."""
     policy = settings.policy
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
-        return policy.fetch(source, "application/pdf, */*")[0]
+        return policy.fetch(source, "application/pdf, */*")[0], shown(source)
     if isinstance(source, str) and source[:5].lower() == "data:":
         policy.check_data(f"the data URI {source[:30]}...")
-        return read_data_uri(source)
+        return read_data_uri(source), None
     if isinstance(source, str | PathLike):
-        return policy.check_path(source) if policy.root is None else _read_bytes(source, settings)
+        path = policy.check_path(source)
+        return (path, None) if policy.root is None else (_read_bytes(source, settings), str(path))
     if isinstance(source, bytes | bytearray | memoryview):
         policy.check_data(f"the file of {len(source)} bytes")
-        return bytes(source)
-    return source
+        return bytes(source), None
+    return source, None
 
 
 def _read_bytes(path: str | PathLike[str], settings: ImageSettings) -> bytes:
@@ -127,7 +137,8 @@ def _read_part(value: Any, side: Side, settings: ImageSettings, alone: bool = Fa
         return [_check_unicode(value, side)]
     pages = pages_of(value, settings)
     # Of a TIFF that is not ranked page by page the first page is read, as of other pictures with several frames.
-    if pages is not None and not (len(pages) > 1 and pages[0].kind == "tiff" and alone):
+    as_picture = pages is not None and len(pages) > 1 and pages[0].kind == "tiff" and not _is_named_pdf(value)
+    if pages is not None and not as_picture:
         if alone and len(pages) > 1:
             raise InputError(
                 f'{pages[0].info.file} has {len(pages)} pages, which are a prompt each; name one as in "pages": "1", or give them in a list '

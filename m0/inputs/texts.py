@@ -53,12 +53,12 @@ def decode(data: bytes, name: str, expected: str = "text") -> str:
     Args:
         data: what a file holds.
         name: what to call it in messages.
-        wanted: what it might have been, for the message: "{name} is not {wanted} in UTF-8".
+        expected: what it might have been, for the message: "{name} is {expected} in UTF-8"; "text": "{name} is not text in UTF-8".
 
     Raises InputError, one sentence, for other encodings, for what holds a NUL character, and for PDF.
     """
     if data.startswith(b"%PDF-"):
-        raise InputError(f"{name} is a PDF, which m0 does not read; give its pages as pictures.")
+        raise InputError(f'{name} is a PDF, not text; give it as {{"pdf": ...}}, and for its text with "as": "text".')
     mark, encoding, codec = encoding_of(data)
     try:
         text = data[len(mark) :].decode(codec)

@@ -33,6 +33,10 @@ FILES = (
     "inputs/records/record.py",
     "inputs/records/shapes.py",
     "inputs/policy.py",
+    "inputs/passages.py",
+    "inputs/pages/page.py",
+    "inputs/pages/reading.py",
+    "inputs/pages/ranges.py",
 )
 AXIS = r"(?:\s*\.\.\.|[^(),.;:]{1,40})"
 SHAPE = re.compile(rf"\({AXIS},(?:{AXIS},)*(?:{AXIS})?\)|any shape|one number", re.IGNORECASE)

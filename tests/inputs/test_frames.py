@@ -10,6 +10,7 @@ from PIL import Image
 
 from m0.cli.main import main
 from m0.engine.cascade import Cascade
+from m0.errors import InputError
 from m0.inputs.frames import Frame, frame_of
 from m0.inputs.images import prepare_picture
 from m0.inputs.prompt import CutPages
@@ -121,9 +122,10 @@ def test_what_was_left_out_stands_in_the_results(nano):
     assert str(result.cut[0]) == "document part 1: only page or frame 1 of 3 was read"
     (result,) = nano.rank({"image": opened(scan, 2)}, ["red"])
     assert result.cut == (CutPages("query", 0, 1, 3, page=3),)
-    (result,) = nano.rank("red " * 99, [{"image": scan}], max_query_length=5)
+    animation = {"image": several("GIF")}
+    (result,) = nano.rank("red " * 99, [animation], max_query_length=5)
     assert [type(cut).__name__ for cut in result.cut] == ["CutPages", "Cut"]
-    explained = nano.explain("red", {"image": scan})
+    explained = nano.explain("red", animation)
     assert explained.notes[0] == "what was cut is not explained: document part 0: only page or frame 1 of 3 was read."
     assert explained.to_json()["cut"] == [{"side": "document", "part": 0, "kept": 1, "pages": 3, "page": 1}]
 
@@ -143,9 +145,35 @@ def test_a_cascade_keeps_the_frame():
     assert small.frame == large.frame == Frame(1, 3)
 
 
+@pytest.mark.parametrize("give", [lambda scan: scan, lambda scan: {"image": scan}, io.BytesIO], ids=["bytes", "part", "file"])
+def test_a_scan_by_itself_is_scored_by_its_best_page(nano, give):
+    """And with a text, in a list, as a query, or as Pillow has it open, by one page."""
+    document = give(several("TIFF"))
+    (result,) = nano.rank("red", [document])
+    alone = nano.logits([("red", page) for page in PAGES])
+    assert result.logit == pytest.approx(max(alone), abs=1e-5)
+    assert (result.page.number, result.page.pages, result.passage.number, result.passage.count) == (2, 3, 2, 3)
+    assert not result.cut
+    assert nano.logits([("red", document)]) == pytest.approx([max(alone)], abs=1e-5)
+    assert nano.compute_score([["red", document]], normalize_scores=False) == pytest.approx(max(alone), abs=1e-5)
+    assert nano.encode("red", document).cut == (CutPages("document", 0, 1, 3),)
+    assert nano.encode(document, "red").cut == (CutPages("query", 0, 1, 3),)
+    assert nano.encode("red", [document, document]).cut == tuple(CutPages("document", part, 1, 3) for part in range(2))
+
+
+def test_a_scan_that_is_named_a_file_of_pages_is_read_whole(nano):
+    scan = {"pdf": several("TIFF")}
+    assert len(nano.read([scan])) == 3
+    assert len(nano.read({**scan, "pages": "2"})) == 1
+    with pytest.raises(
+        InputError, match=r'has 3 pages, which are a prompt each; name one as in "pages": "1", or give them in a list'
+    ):
+        nano.read(scan)
+
+
 def test_the_command_line_says_it(tmp_path, capsys):
-    path = tmp_path / "scan.tif"
-    path.write_bytes(several("TIFF"))
+    path = tmp_path / "animation.gif"
+    path.write_bytes(several("GIF"))
     assert main(["rank", "red", str(path)]) == 0
     assert f"m0: {path}: document part 0: only page or frame 1 of 3 was read.\n" in capsys.readouterr().err
     for command in ("rank", "explain"):

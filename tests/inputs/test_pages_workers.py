@@ -199,7 +199,9 @@ def run(tmp_path, code, **options):
     """A program of its own, as users write them: without `if __name__`."""
     (tmp_path / "a.pdf").write_bytes(pages([words("one"), words("two")]))
     (tmp_path / "program.py").write_text(textwrap.dedent(code))
-    return subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, **options)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # else a line is two writes, between which a fork may write its own
+    command = [sys.executable, "program.py"]
+    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment, **options)
 
 
 def gone(number):

@@ -9,6 +9,7 @@ import socket
 import tempfile
 import threading
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_encodings_that_say_what_they_are(codec, text):
         ("no mark".encode("utf-16-be"), "x is not text, for it holds a NUL at character 0;"),
         (b"words\0", "x is not text, for it holds a NUL at character 5;"),
         (codecs.BOM_UTF16_LE + b"a\0\0\0", "x is not text, for it holds a NUL at character 1;"),
-        (b"%PDF-1.7\nobj", "x is a PDF, which m0 does not read; give its pages as pictures."),
+        (b"%PDF-1.7\nobj", 'x is a PDF, not text; give it as {"pdf": ...}, and for its text with "as": "text".'),
     ],
 )
 def test_what_is_not_text(data, sentence):
@@ -121,8 +122,8 @@ def test_a_path_to_a_picture(tmp_path, name):
         ("a.dat", b"\x89PNG and nothing", "{} is neither a picture nor text in UTF-8 at byte 0."),
         ("a.dat", b"\0\1\2", "{} is not text, for it holds a NUL at character 0;"),
         ("a.md", b"a\0", "{} is not text, for it holds a NUL at character 1;"),
-        ("a.pdf", b"%PDF-1.4", "{} is a PDF, which m0 does not read"),
-        ("a.docx", b"PK\3\4\x14\0\x06\0", "{} is not text, for it holds a NUL"),
+        ("a.pdf", b"%PDF-1.4", "{} is damaged, cut short or no PDF" if find_spec("pypdfium2") else "PDFs need pypdfium2"),
+        ("a.docx", b"PK\3\4\x14\0\x06\0", "{} is damaged" if find_spec("mammoth") else "DOCX needs mammoth"),
         ("a.png", b"words", "{} is not a picture that Pillow can open."),
         ("a.txt", b"", "the document is empty."),
         ("a.txt", b" \n", "the document is empty."),

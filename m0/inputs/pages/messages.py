@@ -13,7 +13,7 @@ class Request(NamedTuple):
     """What is asked of which PDF."""
 
     key: str
-    """Names the PDF as it was when its pages were to_list."""
+    """Names the PDF as it was when its pages were listed."""
     where: str | bytes | None
     """Its path or its bytes; None: bytes that were sent before."""
     password: str | None

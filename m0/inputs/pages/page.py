@@ -26,7 +26,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class PageLimits:
-    """What is refused before it is read. Raise them for files that you trust."""
+    """What is refused before it is read. Raise them for files that you trust. Raises InputError for fields that cannot be used."""
 
     max_file_bytes: int = 2**30
     """Of a file of pages, and of all files in an archive that are pages once unpacked."""
@@ -114,12 +114,15 @@ class PageFile(ABC):
         return "image"
 
     def text_of(self, number: int) -> str:
+        """The text layer of page `number`; empty where it has none. Raises InputError."""
         return ""
 
     def words_of(self, number: int) -> tuple[Word, ...]:
+        """The words of page `number`. Raises InputError."""
         return ()
 
     def pdf_box(self, number: int, box: Box) -> Box:
+        """As `Page.pdf_box`, of page `number`. Raises InputError for pages of other files."""
         raise InputError(f"{self.name} is no PDF, so that its pages have no coordinates of their own.")
 
 

@@ -63,7 +63,7 @@ class PdfFile(PageFile):
     def _ask(self, what: str, *args: Any, number: int | None = None) -> Any:
         called = self.name if number is None else f"{self.name}#{number}"
         if not isinstance(self._where, bytes) and self._key_now() != self._key:
-            raise InputError(f"{self.name} has changed since its pages were to_list; list them again.")
+            raise InputError(f"{self.name} has changed since its pages were listed; list them again.")
         try:
             answer = POOL.ask(Request(self._key, self._where, self._password, what, args))
         except Died as error:

@@ -38,6 +38,7 @@ def read_pages(
     password: str | None = None,
     settings: ImageSettings | None = None,
     limits: PageLimits | None = None,
+    name: str | None = None,
 ) -> Iterator[Page]:
     """The pages of a PDF, a TIFF, or a zip archive of pictures (CBZ): each is a document.
 
@@ -51,6 +52,7 @@ def read_pages(
         password: of a protected file. The empty one need not be given.
         settings: sizes and limits of pictures; None: the released model's.
         limits: how large a file may be, and how many pages are read.
+        name: what to call it in messages and results; None: its path, or how large it is.
 
     Raises InputError, one sentence, for what is no such file, is damaged, protected, too large or has no such pages, and
     MissingExtraError for a PDF where pypdfium2 is missing.
@@ -59,7 +61,7 @@ def read_pages(
     settings, limits = settings or ImageSettings(), limits or PageLimits()
     if password is not None and not isinstance(password, str):
         raise InputError(f"password is {type(password).__name__}, but must be text.")
-    file = _opened(source, password, limits)
+    file = _opened(source, password, limits, name)
     try:
         numbers = parse_page_range(pages, file.pages)
     except InputError as error:
@@ -127,8 +129,9 @@ def _kind(head: bytes) -> Kind | None:
     return "pdf" if b"%PDF-" in head[:HEAD] else None
 
 
-def _opened(source: Any, password: str | None, limits: PageLimits) -> PageFile:
+def _opened(source: Any, password: str | None, limits: PageLimits, called: str | None) -> PageFile:
     name, where, head = _located(source, limits)
+    name = called or name
     kind = _kind(head)
     if kind == "pdf":
         from m0.inputs.pages.pdf import PdfFile
