@@ -87,9 +87,11 @@ class Best:
         """The worst one first."""
 
     def add(self, logit: float, index: int, key: str, passage: Passage | None, metadata: Mapping[str, Any] | None) -> None:
+        """Rank one more document; `index` is its place among those given."""
         self.merge([(logit, -index, key, passage, metadata)])
 
     def merge(self, entries: Iterable[Entry]) -> None:
+        """Rank what another one has kept."""
         for entry in entries:
             self._add(entry)
 

@@ -33,6 +33,10 @@ DIFFERENCES = {
 }
 
 
+class _Damaged(Exception):
+    """A line is not as it was written."""
+
+
 class Scored(NamedTuple):
     """A document's logit for one query."""
 
@@ -77,7 +81,7 @@ class ScoreLog:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}.") from None
 
     def read(self) -> None:
-        """Find out what was scored before, by whatever process."""
+        """Find out what was scored before, by whatever process. Raises InputError where a log is of something else, or cannot be read."""
         for path in (self.first, *sorted(self.first.parent.glob(glob.escape(self.first.name) + "-*"))):
             if not path.exists():
                 continue
@@ -140,6 +144,7 @@ class ScoreLog:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}; what is there is kept.") from None
 
     def close(self) -> None:
+        """Let the files go. What is written later still is."""
         for file in self.files:
             file.close()
         self.files.clear()
@@ -156,7 +161,7 @@ class ScoreLog:
                     found = _passages(passages[0], len(logits)) if passages else [None] * len(logits)
                     pairs = zip(queries, map(_number, logits), found, strict=True)
                     return ScoredDocument(key, digest, {query: Scored(logit, passage) for query, logit, passage in pairs})
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError):
+        except (_Damaged, ValueError, TypeError, KeyError, RecursionError, OverflowError):
             pass
         return None
 
@@ -202,7 +207,7 @@ def _passages(value: Any, count: int) -> list[Passage | None]:
     told, places = value
     different = [None if one is None else _passage(one) for one in told]
     if len(places) != count or not all(0 <= place < len(different) for place in places):
-        raise ValueError(places)
+        raise _Damaged
     return [different[place] for place in places]
 
 
@@ -215,5 +220,5 @@ def _passage(value: Mapping[str, Any]) -> Passage:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(value)
+        raise _Damaged
     return float(value)
