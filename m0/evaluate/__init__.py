@@ -26,14 +26,14 @@ from m0.evaluate.evaluation import Evaluation, evaluate
 from m0.evaluate.many import rank_many
 from m0.evaluate.metrics import winoground
 from m0.evaluate.queries import read_queries
-from m0.evaluate.rankings import Hit, QueryRankings
+from m0.evaluate.rankings import QueryRankings, QueryResult
 from m0.evaluate.runs import read_run, write_run
 
 __all__ = [
     "Dataset",
     "Evaluation",
-    "Hit",
     "QueryRankings",
+    "QueryResult",
     "bm25_run",
     "evaluate",
     "evaluate_contrasts",

@@ -340,8 +340,8 @@ class _Work:
         if not any(best.heap for best in self.best):
             self.selection.refuse_nothing(self.failed)
         bias = self.host.model.config.logit_bias
-        hits = {key: best.hits(bias, self.dtype) for key, best in zip(self.keys, self.best, strict=True)}
-        return QueryRankings(hits, self.failed, tuple(self.selection.remarks()), self.scored, self.reused)
+        results = {key: best.results(bias, self.dtype) for key, best in zip(self.keys, self.best, strict=True)}
+        return QueryRankings(results, self.failed, tuple(self.selection.remarks()), self.scored, self.reused)
 
 
 def _passages_of(document: _Pending) -> int:

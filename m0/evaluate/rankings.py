@@ -23,7 +23,7 @@ Entry = tuple[float, int, str, Passage | None, Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
-class Hit:
+class QueryResult:
     """One document of a query's ranking."""
 
     id: str
@@ -44,7 +44,7 @@ class Hit:
 class QueryRankings:
     """The best documents of each query, and what could not be used."""
 
-    hits: dict[str, list[Hit]]
+    results: dict[str, list[QueryResult]]
     """By query, best first; ties keep the order given."""
     failed: dict[str, str] = field(default_factory=dict)
     """Documents, queries ("query ID") and pairs ("QUERY DOCUMENT") that could not be used, with the reason."""
@@ -58,16 +58,16 @@ class QueryRankings:
     @property
     def run(self) -> Run:
         """Raw logits by query and document, for `write_run` and `Evaluation.of`."""
-        return {query: {hit.id: hit.logit for hit in hits} for query, hits in self.hits.items()}
+        return {query: {result.id: result.logit for result in results} for query, results in self.results.items()}
 
     def lines(self, form: Format = "trec") -> Iterator[str]:
-        """As text, a line at a time: "trec" is a line for each hit, "jsonl" one for each query. Raises InputError for an id that a TREC
+        """As text, a line at a time: "trec" is a line for each result, "jsonl" one for each query. Raises InputError for an id that a TREC
         run cannot keep."""
         if form == "trec":
             yield from format_run(self.run)
             return
-        for query, hits in self.hits.items():
-            yield _dump({"query": query, "results": [_result(hit) for hit in hits]})
+        for query, results in self.results.items():
+            yield _dump({"query": query, "results": [_told(result) for result in results]})
 
     def write(self, path: Path, form: Format = "trec") -> None:
         """Write a file whole or not at all. Raises InputError where the disk refuses, and as `lines`."""
@@ -101,23 +101,23 @@ class Best:
         elif entry[:2] > self.heap[0][:2]:
             heapq.heapreplace(self.heap, entry)
 
-    def hits(self, logit_bias: float, dtype: torch.dtype) -> list[Hit]:
+    def results(self, logit_bias: float, dtype: torch.dtype) -> list[QueryResult]:
         """Best first."""
         entries = sorted(self.heap, key=lambda entry: entry[:2], reverse=True)
         scores = relevance(torch.tensor([entry[0] for entry in entries], dtype=dtype), logit_bias).tolist()
         return [
-            Hit(key, score, logit, -place, passage, metadata)
+            QueryResult(key, score, logit, -place, passage, metadata)
             for (logit, place, key, passage, metadata), score in zip(entries, scores, strict=True)
         ]
 
 
-def _result(hit: Hit) -> dict[str, Any]:
-    result: dict[str, Any] = {"id": hit.id, "score": hit.score, "logit": hit.logit}
-    if hit.passage is not None:
-        result["passage"] = hit.passage.to_json()
-    if hit.metadata is not None:
-        result["metadata"] = dict(hit.metadata)
-    return result
+def _told(result: QueryResult) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": result.id, "score": result.score, "logit": result.logit}
+    if result.passage is not None:
+        told["passage"] = result.passage.to_json()
+    if result.metadata is not None:
+        told["metadata"] = dict(result.metadata)
+    return told
 
 
 def _dump(value: Any) -> str:

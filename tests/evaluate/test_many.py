@@ -24,14 +24,14 @@ def as_rank_says(reranker, rankings, queries, documents, **options):
     """Every score is the one that `rank` gives for the query alone."""
     for query, content in queries.items():
         alone = {r.index: r for r in reranker.rank(content, list(documents.values()), **options)}
-        hits = rankings.hits[query]
-        assert {hit.index for hit in hits} == set(alone)
-        assert [list(documents)[hit.index] for hit in hits] == [hit.id for hit in hits]
-        for hit in hits:
-            assert hit.score == pytest.approx(alone[hit.index].score, abs=1e-6)
-            assert hit.logit == pytest.approx(alone[hit.index].logit, abs=1e-5)
-            assert hit.passage == alone[hit.index].passage
-        assert [hit.logit for hit in hits] == sorted((hit.logit for hit in hits), reverse=True)
+        results = rankings.results[query]
+        assert {result.index for result in results} == set(alone)
+        assert [list(documents)[result.index] for result in results] == [result.id for result in results]
+        for result in results:
+            assert result.score == pytest.approx(alone[result.index].score, abs=1e-6)
+            assert result.logit == pytest.approx(alone[result.index].logit, abs=1e-5)
+            assert result.passage == alone[result.index].passage
+        assert [result.logit for result in results] == sorted((result.logit for result in results), reverse=True)
 
 
 def rank_with(reranker, queries=QUERIES, documents=TEXTS, **options):
@@ -56,11 +56,11 @@ def test_pictures_among_documents_and_queries(tiny, tmp_path):
 
 def test_the_best_are_kept_and_ties_stay_as_given(tiny):
     documents = {"x": "the same", "y": "other words", "z": "the same", "w": "the same"}
-    whole = rank_many(tiny, {"q": "words"}, documents, top_n=None).hits["q"]
-    same = [hit.id for hit in whole if hit.id != "y"]
+    whole = rank_many(tiny, {"q": "words"}, documents, top_n=None).results["q"]
+    same = [result.id for result in whole if result.id != "y"]
     assert same == ["x", "z", "w"]
     for top_n in (1, 2, 3):
-        assert rank_many(tiny, {"q": "words"}, documents, top_n=top_n).hits["q"] == whole[:top_n]
+        assert rank_many(tiny, {"q": "words"}, documents, top_n=top_n).results["q"] == whole[:top_n]
 
 
 def test_passages(tiny, tmp_path):
@@ -68,11 +68,11 @@ def test_passages(tiny, tmp_path):
     for how in (Passages(tokens=40, overlap=8), Passages(tokens=40, overlap=8, score="mean", best=2)):
         rankings = rank_many(tiny, QUERIES, documents, out=tmp_path / f"{how.score}.trec", passages=how)
         as_rank_says(tiny, rankings, QUERIES, documents, passages=how)
-        found = next(hit.passage for hit in rankings.hits["q1"] if hit.id == "long")
+        found = next(result.passage for result in rankings.results["q1"] if result.id == "long")
         assert found.count > 3
         assert found.spans
         again = rank_many(tiny, QUERIES, documents, out=tmp_path / f"{how.score}.trec", passages=how)
-        assert (again.hits, again.scored) == (rankings.hits, 0)  # passages come out of the log as they went in
+        assert (again.results, again.scored) == (rankings.results, 0)  # passages come out of the log as they went in
 
 
 def test_pages_of_a_file(tiny, tmp_path):
@@ -84,9 +84,9 @@ def test_pages_of_a_file(tiny, tmp_path):
     line = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
     told = next(result for result in line["results"] if result["id"] == "file")
     assert told["passage"]["page"]["pages"] == told["passage"]["count"] == 3
-    assert rank_many(tiny, QUERIES, documents, out=tmp_path / "out.jsonl").hits == rankings.hits
+    assert rank_many(tiny, QUERIES, documents, out=tmp_path / "out.jsonl").results == rankings.results
     each = rank_many(tiny, QUERIES, read_pages(tmp_path / "scan.tif"))
-    assert {hit.id for hit in each.hits["q1"]} == {f"{tmp_path / 'scan.tif'}#{number}" for number in (1, 2, 3)}
+    assert {result.id for result in each.results["q1"]} == {f"{tmp_path / 'scan.tif'}#{number}" for number in (1, 2, 3)}
 
 
 # --- one schedule -------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_documents_are_not_held(tiny):
     rankings = rank_many(tiny, {"q": "number 7"}, Texts(), top_n=3, batch_tokens=32)
     assert len(most) == 1000
     assert max(most) < 200
-    assert [hit.metadata["number"] for hit in rankings.hits["q"]] == [hit.index for hit in rankings.hits["q"]]
+    assert [result.metadata["number"] for result in rankings.results["q"]] == [result.index for result in rankings.results["q"]]
 
 
 def test_a_document_with_too_many_prompts_for_one_step(tiny, tmp_path, monkeypatch):
@@ -139,8 +139,10 @@ def test_a_document_with_too_many_prompts_for_one_step(tiny, tmp_path, monkeypat
     whole = rank_many(tiny, queries, TEXTS)
     monkeypatch.setattr(many, "MAX_WAITING_TOKENS", 150)
     divided = rank_many(tiny, queries, TEXTS, out=tmp_path / "out.trec", batch_tokens=128)
-    for query, hits in whole.hits.items():
-        assert {hit.id: hit.logit for hit in divided.hits[query]} == pytest.approx({h.id: h.logit for h in hits}, abs=1e-5)
+    for query, results in whole.results.items():
+        assert {result.id: result.logit for result in divided.results[query]} == pytest.approx(
+            {h.id: h.logit for h in results}, abs=1e-5
+        )
     log = (tmp_path / "out.trec.scores").read_bytes().splitlines(keepends=True)
     assert log.count(END_OF_GROUP) == 24
 
@@ -177,7 +179,7 @@ def test_an_interrupted_ranking_goes_on_to_the_same_bit(tiny, tmp_path, watched)
     rest = rank_many(tiny, QUERIES, TEXTS, out=tmp_path / "out.trec", batch_tokens=64)
     assert 0 < rest.reused < 72
     assert rest.scored + rest.reused == watched["prompts"] == 72
-    assert rest.hits == whole.hits
+    assert rest.results == whole.results
     assert (tmp_path / "out.trec").read_bytes() == (tmp_path / "whole.trec").read_bytes()
     assert log.read_bytes() == (tmp_path / "whole.trec.scores").read_bytes()
 
@@ -193,7 +195,7 @@ def test_only_what_has_changed_is_scored_again(tiny, tmp_path, watched):
         before, watched["prompts"] = read_run(out), 0
         rankings = rank_many(tiny, QUERIES, documents, out=out, **options)
         assert rankings.scored == watched["prompts"]
-        changed = {hit.id for hit in rankings.hits["q1"] if before["q1"].get(hit.id) != hit.logit}
+        changed = {result.id for result in rankings.results["q1"] if before["q1"].get(result.id) != result.logit}
         as_rank_says(tiny, rankings, QUERIES, documents)
         return watched["prompts"], changed
 
@@ -225,7 +227,7 @@ def test_another_ranking_in_its_place_is_refused(tiny, tmp_path):
             rank_with(**{"reranker": tiny, "out": out, **options})
     assert out.read_bytes() == kept
     fewer = rank_many(tiny, QUERIES, TEXTS, top_n=2, out=out)
-    assert (fewer.scored, [len(hits) for hits in fewer.hits.values()]) == (0, [2, 2, 2])
+    assert (fewer.scored, [len(results) for results in fewer.results.values()]) == (0, [2, 2, 2])
 
 
 def test_a_damaged_log(tiny, tmp_path):
@@ -239,7 +241,7 @@ def test_a_damaged_log(tiny, tmp_path):
         again = rank_many(tiny, QUERIES, TEXTS, out=out)
     assert again.scored == 6
     as_rank_says(tiny, again, QUERIES, TEXTS)
-    assert [hit.id for hit in again.hits["q1"]] == [hit.id for hit in whole.hits["q1"]]
+    assert [result.id for result in again.results["q1"]] == [result.id for result in whole.results["q1"]]
     log.write_bytes(b'{"other": 1}\n' + b"".join(lines[1:]))
     with pytest.raises(InputError, match="is not a log of scores, or is damaged"):
         rank_many(tiny, QUERIES, TEXTS, out=out)
@@ -273,7 +275,7 @@ def test_what_a_digest_sees(tmp_path):
 def test_candidates(tiny, tmp_path, watched):
     candidates = {"q1": ["d1", "d3"], "q2": {"d1": 5.0, "gone": 3.0, "d2": 1.0}, "other": ["d9"]}
     rankings = rank_many(tiny, QUERIES, TEXTS, candidates, out=tmp_path / "out.trec")
-    assert {q: {h.id for h in hits} for q, hits in rankings.hits.items()} == {
+    assert {q: {h.id for h in results} for q, results in rankings.results.items()} == {
         "q1": {"d1", "d3"}, "q2": {"d1", "d2"}, "q3": set(),
     }  # fmt: skip
     assert watched["prompts"] == 4
@@ -285,7 +287,7 @@ def test_candidates(tiny, tmp_path, watched):
     more = {"q1": ["d1", "d3"], "q3": ["d3"]}
     again = rank_many(tiny, QUERIES, TEXTS, more, out=tmp_path / "out.trec")
     assert (again.scored, again.reused) == (1, 2)
-    assert again.hits["q1"] == rankings.hits["q1"]
+    assert again.results["q1"] == rankings.results["q1"]
     everything = rank_many(tiny, QUERIES, TEXTS, out=tmp_path / "out.trec")
     assert (everything.scored, everything.reused) == (67, 5)
     as_rank_says(tiny, everything, QUERIES, TEXTS)
@@ -313,7 +315,7 @@ def test_what_fails_is_listed_and_tried_again(tiny, tmp_path):
     assert set(rankings.failed) == {"query none", "bad", "q1 large", "q2 large", "q3 large"}
     assert "not a picture" in rankings.failed["bad"]
     assert "max_length is 80" in rankings.failed["q1 large"]
-    assert {query: [hit.id for hit in hits] for query, hits in rankings.hits.items()} == {
+    assert {query: [result.id for result in results] for query, results in rankings.results.items()} == {
         "q1": ["d"], "q2": ["d"], "q3": ["d"], "none": [],
     }  # fmt: skip
     noise(56, 56).save(tmp_path / "bad.png")
@@ -380,8 +382,8 @@ def test_half_precision_comes_back_to_the_bit(tiny_directory, tmp_path):
     reranker = Reranker.from_pretrained(tiny_directory, dtype="bfloat16")
     first = rank_many(reranker, QUERIES, TEXTS, out=tmp_path / "out.trec")
     again = rank_many(reranker, QUERIES, TEXTS, out=tmp_path / "out.trec")
-    assert (again.hits, again.scored) == (first.hits, 0)
-    assert all(hit.logit == torch.tensor(hit.logit).item() for hit in first.hits["q1"])
+    assert (again.results, again.scored) == (first.results, 0)
+    assert all(result.logit == torch.tensor(result.logit).item() for result in first.results["q1"])
 
 
 # --- files of queries ---------------------------------------------------------------------------------------------------
