@@ -10,6 +10,7 @@ from m0.cli.explain import run_explain
 from m0.cli.fetch import run_fetch
 from m0.cli.info import run_info
 from m0.cli.rank import run_rank
+from m0.cli.rank_many import CommandParser, add_many_arguments
 from m0.cli.train import run_train
 
 DOCUMENTS_HELP = (
@@ -22,7 +23,9 @@ DOCUMENTS_HELP = (
 def parser() -> argparse.ArgumentParser:
     """The whole. `parse_args` gives the function that runs the command as `run`."""
     parser = argparse.ArgumentParser(prog="m0", description="jina-reranker-m0 in pure PyTorch: rank texts and pictures.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands: argparse._SubParsersAction[argparse.ArgumentParser] = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=CommandParser
+    )
     _add_rank(commands)
     _add_explain(commands)
     _add_train(commands)
@@ -41,6 +44,7 @@ def _add_rank(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     _add_ranking_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_many_arguments(parser)
     parser.set_defaults(run=run_rank)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from m0.errors import InputError
@@ -43,19 +43,32 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
     Raises InputError where it cannot be written.
     """
     path = path_of(path)
-    lines = []
-    for query, scores in run.items():
-        for key in (query, tag, *scores):
-            if not is_id(key):
-                raise InputError(f"{path} cannot keep {key!r}, which is empty or holds blanks or lone surrogates.")
-        for document, score in scores.items():
-            if not math.isfinite(score):
-                raise InputError(f"the score of {document} for {query} is {score}.")
-        ranked = sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)
-        lines += [f"{query} Q0 {document} {rank} {float(score)!r} {tag}" for rank, (document, score) in enumerate(ranked, 1)]
+    try:
+        lines = list(format_run(run, tag))
+    except InputError as error:
+        raise InputError(f"{path} cannot be written: {error}") from None
     partial = path.with_suffix(".partial")
     try:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def format_run(run: Mapping[str, Mapping[str, float]], tag: str = "m0") -> Iterator[str]:
+    """The lines that `write_run` writes. Raises InputError for an id that they cannot keep, and a score that is not a number."""
+    for query, scores in run.items():
+        for key in (query, tag, *scores):
+            check_id(key)
+        for document, score in scores.items():
+            if not math.isfinite(score):
+                raise InputError(f"the score of {document} for {query} is {score}.")
+        ranked = sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)
+        for rank, (document, score) in enumerate(ranked, 1):
+            yield f"{query} Q0 {document} {rank} {float(score)!r} {tag}"
+
+
+def check_id(key: str) -> None:
+    """Raises InputError for an id that a TREC run cannot keep."""
+    if not is_id(key):
+        raise InputError(f"a TREC run cannot keep the id {key!r}, which is empty or holds blanks or lone surrogates.")
