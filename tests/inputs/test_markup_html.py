@@ -162,7 +162,7 @@ def test_another_encoding_declared_utf_8_is_not_believed():
         ("", "'' is not an encoding"),
         ("a\0b", "is not an encoding"),
         ("utf-8", r"x\.html is not text in utf-8 at byte 5\.$"),
-        ("utf-16", "x.html is not text in utf-16"),
+        ("ascii", "x.html is not text in ascii at byte 5.$"),
     ],
 )
 def test_a_wrong_encoding_gets_a_sentence(encoding, sentence):
@@ -312,7 +312,7 @@ def test_the_title_is_kept_once(title, page, text):
         ("<dl><dt>a</dt><dd>b</dd><dt>c</dt><dd><p>d</p><p>e</p></dd></dl>", "a\n:   b\n\nc\n:   d\n\n    e"),
         ("<p>水泵\n使用</p><p>רגל <b>שלום</b></p>", "水泵 使用\n\nרגל שלום"),
         ("<blockquote><p>a</p></blockquote>b", "a\n\nb"),
-        ("<p>&notanentity; &#x1F600; &#0; &copy;</p>", "&notanentity; \U0001f600 \ufffd ©"),
+        ("<p>&nosuch; &#x1F600; &#0; &copy;</p>", "&nosuch; \U0001f600 \ufffd ©"),
     ],
 )
 def test_words_and_lines_stay_as_they_are(page, text):
@@ -368,7 +368,7 @@ def test_tables_are_whole(page, text):
             b"<html><frameset><frame src='a.html'><frame src=b.html><noframes>use frames</noframes></frameset></html>",
             "x.html holds no text but frames, which are pages of their own: a.html, b.html.",
         ),
-        (b"<table>" * 300 + b"<tr><td><ul><li>x", "levels deep, which is too deep to read."),
+        (b"<ul><li>" * 300 + b"x", "levels deep, which is too deep to read."),
         (b"<ul><li>" * 20000 + b"x", "levels deep, which is too deep to read."),
         (b"%PDF-1.7 x", "x.html is named HTML, but holds a PDF."),
     ],
@@ -385,14 +385,14 @@ def test_wrappers_and_marks_do_not_count_as_depth():
 
 
 def test_a_page_of_five_megabytes_is_whole():
-    items = "".join(f"<li>word{number} is in a list of many</li>" for number in range(60_000))
-    cells = "".join(f"<tr><td>left{number}</td><td>right{number}</td></tr>" for number in range(60_000))
-    page = f"<ol>{items}</ol><table>{cells}</table><pre>{'x = 1' * 100_000}</pre>".encode()
+    items = "".join(f"<li>word{number} {'is in a list of many ' * 20}</li>" for number in range(5000))
+    cells = "".join(f"<tr><td>left{number}</td><td>right{number} {'x' * 400}</td></tr>" for number in range(5000))
+    page = f"<ol>{items}</ol><table>{cells}</table><pre>{'x = 1' * 200_000}</pre>".encode()
     assert len(page) > 5_000_000
     lines = read(page).split("\n")
-    assert "60000. word59999 is in a list of many" in lines
-    assert "| left59999 | right59999 |" in lines
-    assert "x = 1" * 100_000 in lines
+    assert ("5000. word4999 " + "is in a list of many " * 20).rstrip() in lines
+    assert f"| left4999 | right4999 {'x' * 400} |" in lines
+    assert "x = 1" * 200_000 in lines
 
 
 def test_missing_packages_are_named(monkeypatch):

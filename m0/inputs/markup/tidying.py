@@ -86,22 +86,29 @@ def _as_text(element: Any) -> None:
 
 
 def _make_lines(pre: Any) -> None:
-    """Breaks and blocks inside become line ends; numbers of lines go."""
+    """Its text alone: breaks and blocks inside become line ends; numbers of lines go."""
     for element in list(pre.iter()):
-        if element is pre or element.getparent() is None:
-            continue
-        if element.tag == "br":
-            element.tag, element.text = "span", "\n"
-        elif element.tag in BLOCKS and element.tag != "pre":
-            text = element.tail or ""
-            if not text.startswith("\n") and not "".join(element.itertext()).endswith("\n"):
-                element.tail = "\n" + text
-        elif _LINE_NUMBERS.fullmatch((element.get("class") or "").lower()) and re.fullmatch(r"[\s\d]*", words_of(element)):
+        classes = (element.get("class") or "").lower()
+        if element is not pre and _LINE_NUMBERS.fullmatch(classes) and re.fullmatch(r"[\s\d]*", words_of(element)):
             drop(element, apart=False)
-    text = "".join(pre.itertext())
+    pieces = [""]
+
+    def add(text: str | None) -> None:
+        if text:
+            pieces.append(text)
+
+    for event, element in lxml_etree().iterwalk(pre, events=("start", "end")):
+        block = element is not pre and element.tag in BLOCKS
+        ended = pieces[-1].endswith("\n") or len(pieces) == 1
+        if event == "start":
+            add("\n" if element.tag == "br" or (block and not ended) else "")
+            add(element.text)
+        elif element is not pre:
+            add("\n" if block and not ended and not (element.tail or "").startswith("\n") else "")
+            add(element.tail)
     for child in list(pre):
         pre.remove(child)
-    pre.text = text
+    pre.text = "".join(pieces)
 
 
 def _own_rows(table: Any) -> list[list[Any]]:
