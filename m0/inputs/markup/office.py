@@ -40,6 +40,7 @@ def read_docx(data: bytes, name: str) -> str:
         page = mammoth.convert_to_html(
             io.BytesIO(data),
             convert_image=mammoth.images.img_element(lambda image: {"src": ""}),
+            style_map=_STYLES,
             include_embedded_style_map=False,
         ).value
     except Exception as error:  # mammoth's own, zipfile's, those of two XML parsers
@@ -56,11 +57,17 @@ def read_pptx(data: bytes, name: str) -> str:
         from markitdown.converters import PptxConverter
     except ImportError:
         raise MissingExtraError("PPTX needs markitdown: pip install 'm0-reranker[office]'.") from None
+
+    class Converter(PptxConverter):  # type: ignore[misc]
+        def _convert_chart_to_markdown(self, chart: object) -> str:
+            """With a line end, or what follows joins its last row."""
+            return f"{super()._convert_chart_to_markdown(chart)}\n"
+
     with open_archive(data, name):
         pass
     try:
         text = (
-            PptxConverter()
+            Converter()
             .convert(io.BytesIO(data), StreamInfo(extension=".pptx"), escape_asterisks=False, escape_underscores=False)
             .markdown
         )

@@ -46,7 +46,7 @@ def tidy(root: Any) -> None:
             element.tag = "ul"
         elif element.tag in {"xmp", "listing", "plaintext"}:
             element.tag = "pre"
-        elif element.tag in {"sup", "img"} or (element.tag == "a" and element.get("role") == "doc-noteref"):
+        elif element.tag in {"sup", "img"} or (element.tag == "a" and _leads_to_note(element)):
             _as_text(element)
     for pre in list(root.iter("pre")):
         _make_lines(pre)
@@ -63,24 +63,26 @@ def tidy(root: Any) -> None:
                 del element.attrib[key]
 
 
+def _leads_to_note(link: Any) -> bool:
+    """As books say it, in XHTML and in HTML."""
+    kinds = (link.get("role"), link.get("epub:type"), link.get("{http://www.idpf.org/2007/ops}type"))
+    return "doc-noteref" in kinds or "noteref" in kinds
+
+
 def _as_text(element: Any) -> None:
     """A picture is its description. 10<sup>6</sup> is 10^6, and a note's number stands in brackets."""
     if element.tag == "img":
         element.text = element.get("alt")
         return
     words = words_of(element)
+    if element.tag == "a" and element.getparent().tag == "sup":
+        return  # which has its brackets
     if any(True for _ in element.iter("a")) and words.isalnum():
-        if element.tag == "sup":  # not a second time for the link
-            for link in element.iter("a"):
-                link.attrib.pop("role", None)
-        elif element.getparent().tag == "sup":
-            return
-        element.text, words = f"[{element.text or ''}", f"[{words}]"
-        last = element[-1] if len(element) else None
-        if last is None:
-            element.text += "]"
+        element.text = f"[{element.text or ''}"
+        if len(element):
+            element[-1].tail = f"{element[-1].tail or ''}]"
         else:
-            last.tail = (last.tail or "") + "]"
+            element.text += "]"
     elif re.fullmatch(r"[-+−]?\d+([.,/]\d+)?|[-+−]?[a-zA-Z]", words):
         element.text = "^" + (element.text or "")
 
