@@ -311,6 +311,8 @@ def test_the_title_is_kept_once(title, page, text):
         ("<ol><li>a<pre>x\n  y</pre></ol>", "1. a\n\n   ```\n   x\n     y\n   ```"),
         ("<dl><dt>a</dt><dd>b</dd><dt>c</dt><dd><p>d</p><p>e</p></dd></dl>", "a\n:   b\n\nc\n:   d\n\n    e"),
         ("<p>水泵\n使用</p><p>רגל <b>שלום</b></p>", "水泵 使用\n\nרגל שלום"),
+        ("<pre>a\x0cb\x1b[0m &#1;&#xD800;&#x110000;&#99999999;</pre>", "```\na b [0m \ufffd\ufffd\ufffd\ufffd\n```"),
+        ("<p>4 &#150; 5 bar&#x85; &#65;</p>", "4 – 5 bar… A"),
         ("<blockquote><p>a</p></blockquote>b", "a\n\nb"),
         ("<p>&nosuch; &#x1F600; &#0; &copy;</p>", "&nosuch; \U0001f600 \ufffd ©"),
     ],
@@ -346,6 +348,11 @@ def test_words_and_lines_stay_as_they_are(page, text):
         ('<table role="presentation"><tr><td>a<td>b</table>', "a\n\nb"),
         ("<table><tr><td>a</table>", "a"),
         ("<table></table><p>x</p>", "x"),
+        (
+            "<table><tr columns=999999999><td number=7 colspan=²>a<td colspan=" + "9" * 5000 + ">b</table>",
+            "| a | b |\n| --- | --- |",
+        ),
+        ('<p>a<b" c="d<e>f</b"></p>', "af"),
     ],
 )
 def test_tables_are_whole(page, text):

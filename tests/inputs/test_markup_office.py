@@ -316,7 +316,7 @@ def test_missing_packages_are_named(samples, monkeypatch, kind, package):
 # --- e-mails ------------------------------------------------------------------------------------------------------------
 
 MAILS = {
-    "msg_01.eml": ["# This is a test message", "From: bbb@ddd.com", "Do you like this message?"],
+    "msg_01.eml": ["# This is a test message", "From: bbb@ddd.com (John X. Doe)", "Do you like this message?"],
     "msg_02.eml": [
         "# Ppp digest, Vol 1 #2 - 5 msgs",
         "Attachment: [Ppp] testing #5",
@@ -378,3 +378,22 @@ def test_mails_that_hold_nothing_or_break_off():
     assert read_markup(b"Subject: only this\n\n", "x.eml") == "# only this"
     broken = mail(b"--b\r\n\r\ncut short", "multipart/mixed; boundary=b")
     assert read_markup(broken, "x.eml").endswith("cut short")
+
+
+def test_headers_that_are_not_quite_right():
+    damaged = b"From: a <b@c>: ;<\nTo: :<foo@\nSubject: =?no-such?q?x?= gr\xc3\xb6\xc3\x9fer\n\nwords"
+    assert read_markup(damaged, "x.eml") == "# =?no-such?q?x?= größer\nFrom: a <b@c>: ;<\nTo: :<foo@\n\nwords"
+    deep = b"Subject: x\n" + b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(2000))
+    assert refused(deep, "x.eml") == "x.eml has parts in parts, too deep to read."
+
+
+def test_what_is_attached_to_another_form_of_a_mail_is_named():
+    inner = b"--i\r\nContent-Type: text/html\r\n\r\n<p>rich</p>\r\n--i\r\nContent-Type: application/pdf; name=a.pdf\r\n\r\nx\r\n--i--\r\n"
+    body = (
+        b"--b\r\nContent-Type: text/plain\r\n\r\nplain\r\n--b\r\nContent-Type: multipart/mixed; boundary=i\r\n\r\n"
+        + inner
+        + b"--b--"
+    )
+    text = read_markup(mail(body, "multipart/alternative; boundary=b"), "x.eml")
+    assert text.endswith("\n\nplain\n\nAttachment: a.pdf")
+    assert "rich" not in text

@@ -31,7 +31,7 @@ def _converter() -> Any:
             """Asked of every element whether it is inside a pre, where a tidy tree has no elements; Beautiful Soup's takes long."""
             return next((parent for parent in self.parents if parent.name == name), None)
 
-    class Converter(MarkdownConverter):  # type: ignore[misc]
+    class Converter(MarkdownConverter):
         def convert_br(self, el: Any, text: str, parent_tags: set[str]) -> str:
             return " " if "_inline" in parent_tags else "\n"
 

@@ -29,6 +29,8 @@ BLOCKS = {"div", "p", "ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "td", "
 KEPT = {*BLOCKS, "br", "q"}
 APART = {"label", "button", "img", "option", "math"}
 """Parts of lines that a reader sees apart."""
+MOST_COLUMNS = 50
+"""That one cell takes."""
 _LINE_NUMBERS = re.compile(r"(line)?-?(nos?|numbers?|nums?)|linenodiv|linenos?")
 
 
@@ -36,6 +38,8 @@ def tidy(root: Any) -> None:
     """In place. `root` becomes a div."""
     root.tag = "div"
     for element in list(root.iter()):
+        for key in ("number", "columns"):  # which are this file's own
+            element.attrib.pop(key, None)
         if element is root:
             continue
         if element.tag in AS_DIV:
@@ -58,9 +62,11 @@ def tidy(root: Any) -> None:
         _number(items)
     _drop_wrappers(root)
     for element in root.iter():
-        for key in list(element.attrib):
-            if key not in {"number", "columns", "colspan"}:
-                del element.attrib[key]
+        kept = {key: element.get(key) for key in ("number", "columns") if element.get(key)}
+        if element.tag in {"td", "th"}:
+            kept["colspan"] = str(_span(element))
+        element.attrib.clear()  # damaged pages have names that cannot be taken out one by one
+        element.attrib.update(kept)
 
 
 def _leads_to_note(link: Any) -> bool:
@@ -160,8 +166,12 @@ def _even_table(table: Any) -> None:
 
 
 def _columns(row: Any) -> int:
-    spans = [cell.get("colspan") or "" for cell in row]
-    return sum(min(max(int(span), 1), 1000) if span.isascii() and span.isdigit() else 1 for span in spans)
+    return sum(map(_span, row))
+
+
+def _span(cell: Any) -> int:
+    span = cell.get("colspan") or ""
+    return min(max(int(span), 1), MOST_COLUMNS) if re.fullmatch("[0-9]{1,4}", span) else 1
 
 
 def _only_arranges(table: Any, rows: list[list[Any]]) -> bool:
@@ -178,22 +188,20 @@ def _only_arranges(table: Any, rows: list[list[Any]]) -> bool:
 
 def _flatten_lines(root: Any) -> None:
     """What stands in lines is its text. Custom elements are parted from their neighbours, for what they look like is not known."""
-    inline = set()
     for element in list(root.iter()):
         if element.tag in KEPT:
             empty = len(element) == 0 and not (element.text or "").strip() and element is not root
             if empty and element.tag in BLOCKS - {"td", "th"} and element.getparent().tag != "tr":
                 drop(element)
             continue
-        inline.add(element.tag)
         if element.tag in APART or "-" in element.tag:
             element.text = " " + (element.text or "")
             if len(element):
                 element[-1].tail = (element[-1].tail or "") + " "
             else:
                 element.text += " "
-    if inline:
-        lxml_etree().strip_tags(root, *inline)
+        element.tag = "span"  # damaged pages have names that strip_tags does not take
+    lxml_etree().strip_tags(root, "span")
 
 
 def _number(items: Any) -> None:
