@@ -383,6 +383,8 @@ def test_mails_that_hold_nothing_or_break_off():
 def test_headers_that_are_not_quite_right():
     damaged = b"From: a <b@c>: ;<\nTo: :<foo@\nSubject: =?no-such?q?x?= gr\xc3\xb6\xc3\x9fer\n\nwords"
     assert read_markup(damaged, "x.eml") == "# =?no-such?q?x?= größer\nFrom: a <b@c>: ;<\nTo: :<foo@\n\nwords"
+    nul = b"Subject: x\nContent-Type: multipart/mixed; boundary*=a\0b''%41\n\nx"
+    assert refused(nul, "x.eml") == "x.eml is damaged: embedded null character."
     deep = b"Subject: x\n" + b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(2000))
     assert refused(deep, "x.eml") == "x.eml has parts in parts, too deep to read."
 

@@ -8,7 +8,7 @@ from email.header import decode_header, make_header
 from email.message import Message
 from email.parser import BytesParser
 
-from m0.errors import InputError
+from m0.errors import InputError, M0Error
 from m0.inputs.markup.encodings import declared_encoding, decode_any
 from m0.inputs.markup.html import page_or_nothing
 
@@ -28,6 +28,10 @@ def read_email(data: bytes, name: str, encoding: str | None = None) -> str:
         parts = list(_parts(message, name, encoding))
     except RecursionError:
         raise InputError(f"{name} has parts in parts, too deep to read.") from None
+    except M0Error:
+        raise
+    except Exception as error:  # the standard library has many for what is damaged
+        raise InputError(f"{name} is damaged: {' '.join(str(error).split()).rstrip('.') or type(error).__name__}.") from None
     if not any(_header(message, header) for header in _TELLING):
         raise InputError(f"{name} is no e-mail: it begins with no header such as Subject or From.")
     lines = []

@@ -204,7 +204,7 @@ def _main_part(body: Any) -> Any:
     if measured.letters[mains[0]] < MAIN_SHARE * measured.letters[body]:
         return body
     main = mains[0]
-    inside = set(main.iter("h1"))
+    inside = {*main.iter("h1"), *main.iterancestors("h1")}
     for heading in reversed([heading for heading in body.iter("h1") if heading not in inside]):
         heading.tail = None
         main.insert(0, heading)
