@@ -30,7 +30,7 @@ WIDER = {
 NOT_DECLARABLE = {"utf-7", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
 UTF_16_AND_32 = {"utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"}
 _XML = re.compile(rb"^\s*<\?xml\b[^>]*?\bencoding\s*=\s*[\"']\s*([A-Za-z0-9._:-]+)")
-_ASIDE = re.compile(rb"<!--.*?-->|<(script|style|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_ASIDE = re.compile(rb"<!--|<(script|style|title)\b")
 _META = re.compile(rb"<meta\b[^>]*>", re.IGNORECASE)
 _CHARSET = re.compile(rb"[\s\"'/;]charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
 
@@ -68,12 +68,25 @@ def declared_encoding(data: bytes) -> str | None:
     head = data[:HEAD_BYTES]
     if found := _XML.match(head):
         return found[1].decode("ascii")
-    head = re.split(rb"<body\b", _ASIDE.sub(b"", head), maxsplit=1, flags=re.IGNORECASE)[0]
+    head = re.split(rb"<body\b", _without_asides(head.lower()), maxsplit=1)[0]
     for meta in _META.findall(head):
         plain = re.search(rb"http-equiv|\bcontent\s*=", meta, re.IGNORECASE) is None
         if (plain or re.search(rb"content-type", meta, re.IGNORECASE)) and (found := _CHARSET.search(meta)):
             return found[1].decode("ascii")
     return None
+
+
+def _without_asides(head: bytes) -> bytes:
+    """Without comments, scripts, styles and titles. What does not end takes the rest with it."""
+    kept, at = [], 0
+    while found := _ASIDE.search(head, at):
+        kept.append(head[at : found.start()])
+        end = b"</" + found[1] if found[1] else b"-->"
+        at = head.find(end, found.end())
+        if at < 0:
+            return b"".join(kept)
+        at += len(end)
+    return b"".join([*kept, head[at:]])
 
 
 def _codec(encoding: str) -> str:

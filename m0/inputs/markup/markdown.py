@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from m0.errors import InputError, MissingExtraError
@@ -21,10 +21,15 @@ _FENCE = re.compile(r"^\s*(`{3,})", re.MULTILINE)
 @cache
 def _converter() -> Any:
     try:
-        from bs4 import BeautifulSoup
+        from bs4 import BeautifulSoup, Tag
         from markdownify import ATX, MarkdownConverter
     except ImportError:
         raise MissingExtraError("HTML needs lxml and markdownify: pip install 'm0-reranker[html]'.") from None
+
+    class Element(Tag):
+        def find_parent(self, name: Any = None, *_: Any, **__: Any) -> Any:
+            """Asked of every element whether it is inside a pre, where a tidy tree has no elements; Beautiful Soup's takes long."""
+            return next((parent for parent in self.parents if parent.name == name), None)
 
     class Converter(MarkdownConverter):
         def convert_br(self, el: Any, text: str, parent_tags: set[str]) -> str:
@@ -56,14 +61,14 @@ def _converter() -> Any:
         "wrap": True,
         "wrap_width": None,
     }
-    return Converter(**settings), BeautifulSoup
+    return Converter(**settings), partial(BeautifulSoup, features="html.parser", element_classes={Tag: Element})
 
 
 def write_markdown(page: bytes, name: str) -> str:
     """A page that was pruned and tidied, as HTML in UTF-8 -> Markdown. Raises InputError where it is too deep to be written."""
     converter, parse = _converter()
     try:
-        text = converter.convert_soup(parse(page.decode("utf-8"), "html.parser"))
+        text = converter.convert_soup(parse(page.decode("utf-8")))
     except RecursionError:
         raise too_deep(name) from None
     text = _ZERO_WIDTH.sub("", text.translate(_SPACES))

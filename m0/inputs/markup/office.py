@@ -24,6 +24,7 @@ _STYLES = "\n".join(
 )
 """Styles that mammoth takes for plain paragraphs: a document's title, and code, whose blanks count."""
 _PICTURE = re.compile(r"^!\[(.*)\]\((\w*)\.jpg\)$", re.MULTILINE)
+_FILE = re.compile(r"\S+\.(png|jpe?g|gif|bmp|tiff?|svg|emf|wmf|webp)", re.IGNORECASE)
 _SLIDE = re.compile(r"^<!-- Slide number: \d+ -->\n?", re.MULTILINE)
 
 
@@ -40,6 +41,7 @@ def read_docx(data: bytes, name: str) -> str:
         page = mammoth.convert_to_html(
             io.BytesIO(data),
             convert_image=mammoth.images.img_element(lambda image: {"src": ""}),
+            style_map=_STYLES,
             include_embedded_style_map=False,
         ).value
     except Exception as error:  # mammoth's own, zipfile's, those of two XML parsers
@@ -56,11 +58,17 @@ def read_pptx(data: bytes, name: str) -> str:
         from markitdown.converters import PptxConverter
     except ImportError:
         raise MissingExtraError("PPTX needs markitdown: pip install 'm0-reranker[office]'.") from None
+
+    class Converter(PptxConverter):
+        def _convert_chart_to_markdown(self, chart: object) -> str:
+            """With a line end, or what follows joins its last row."""
+            return f"{super()._convert_chart_to_markdown(chart)}\n"
+
     with open_archive(data, name):
         pass
     try:
         text = (
-            PptxConverter()
+            Converter()
             .convert(io.BytesIO(data), StreamInfo(extension=".pptx"), escape_asterisks=False, escape_underscores=False)
             .markdown
         )
@@ -74,8 +82,8 @@ def read_pptx(data: bytes, name: str) -> str:
 
 
 def _described(found: re.Match[str]) -> str:
-    """A picture's description; where it has none, markitdown gives the name that the program gave it, such as "Picture 3"."""
-    return "" if re.sub(r"\W", "", found[1]) == found[2] else found[1]
+    """A picture's description; where it has none, there is the name of a file, or of the shape, such as "Picture 3"."""
+    return "" if re.sub(r"\W", "", found[1]) == found[2] or _FILE.fullmatch(found[1]) else found[1]
 
 
 def read_odt(data: bytes, name: str) -> str:

@@ -36,6 +36,7 @@ _MENU_TITLE = re.compile(
 )
 _AROUND = re.compile(r"(prev|previous|next|up|home|contents|table of contents|index|top|back|start|first|last|forward|toc)")
 _RELATIONS = {"prev", "previous", "next", "up", "contents", "toc", "start", "first", "last", "begin", "end", "home", "index"}
+_BOXES = {"table", "div", "td", "section", "aside"}
 _CONTENT = {"h1", "main", "article"}
 
 
@@ -76,10 +77,16 @@ def drop_navigation(body: Any) -> Any:
     """Take menus, bars and what stands around every page out. -> The element that holds the text: a main element, else `body`."""
     measured = Measured(body)
     whole = max(measured.letters[body], 1)
+    first = next(body.iter(*HEADINGS), None)
     for element in measured.elements:
+        first = None if element is first else first
         if element is body or not _is_inside(element, body):
             continue
-        if _is_named_navigation(element, measured, whole) or _is_bar(element, measured) or _is_logo(element, body, measured):
+        if (
+            _is_named_navigation(element, measured, whole)
+            or _is_bar(element, measured)
+            or (first is not None and _is_logo(element, body, measured))
+        ):
             drop(element)
         elif element.tag in {"header", "footer"} or element.get("role") in {"banner", "contentinfo"}:
             _keep_headings(element, measured, whole)
@@ -115,23 +122,22 @@ def _is_named_navigation(element: Any, measured: Measured, whole: int) -> bool:
         return True
     if element.get("role") in _ROLES:
         return True
-    if measured.letters[element] > MOST_SHARE * whole or any(True for _ in element.iter(*_CONTENT)):
+    names = list(_names(element))
+    sure = any(_SURE.fullmatch(name) for name in names)
+    vague = sure or any(_VAGUE.fullmatch(name) for name in names)
+    if not vague and element.tag not in _BOXES:
         return False
     linked = measured.share_linked(element) >= LINKED_SHARE
-    titled = any(True for _ in element.iter(*HEADINGS, "pre"))
-    names = list(_names(element))
-    if any(_SURE.fullmatch(name) for name in names):
-        return linked or not titled
-    if not linked or titled:
+    if not (sure or linked) or measured.letters[element] > MOST_SHARE * whole or any(True for _ in element.iter(*_CONTENT)):
         return False
-    return any(_VAGUE.fullmatch(name) for name in names) or _is_titled_menu(element)
+    if any(True for _ in element.iter(*HEADINGS, "pre")):
+        return sure and linked
+    return vague or _is_titled_menu(element)
 
 
 def _is_titled_menu(element: Any) -> bool:
     """A box of links that says what it is, as in pages that are laid out by tables."""
-    if element.tag not in {"table", "div", "td", "section", "aside"} or len(list(element.iter("a"))) < 3:
-        return False
-    return bool(_MENU_TITLE.fullmatch(next(iter(_pieces(element)), "")))
+    return len(list(element.iter("a"))) > 2 and bool(_MENU_TITLE.fullmatch(next(iter(_pieces(element)), "")))
 
 
 def _is_bar(element: Any, measured: Measured) -> bool:
@@ -167,14 +173,10 @@ def _pieces(element: Any) -> list[str]:
 
 
 def _is_logo(element: Any, body: Any, measured: Measured) -> bool:
-    """Links, and nothing but links, before the first heading: the way home, the publisher's sign."""
+    """Links, and nothing but links, in a part of the page that comes before the first heading: the way home, the publisher's sign."""
     if element.getparent() is not body or not measured.letters[element] or measured.share_linked(element) < 1:
         return False
-    if element.tag in HEADINGS or any(True for _ in element.iter(*HEADINGS, "pre", "li", "td")):
-        return False
-    return not any(True for before in element.itersiblings(preceding=True) for _ in before.iter(*HEADINGS)) and any(
-        True for after in element.itersiblings() for _ in after.iter(*HEADINGS)
-    )
+    return not any(True for _ in element.iter(*HEADINGS, "pre", "li", "td"))
 
 
 def _keep_headings(element: Any, measured: Measured, whole: int) -> None:
@@ -194,15 +196,15 @@ def _keep_headings(element: Any, measured: Measured, whole: int) -> None:
 
 def _main_part(body: Any) -> Any:
     """The one main element, with the page's first heading where that stands before it."""
-    mains = [element for element in body.iter() if element.tag == "main" or element.get("role") == "main"]
-    mains = [main for main in mains if not any(other in main.iterancestors() for other in mains)]
+    found = {element for element in body.iter() if element.tag == "main" or element.get("role") == "main"}
+    mains = [main for main in found if not any(ancestor in found for ancestor in main.iterancestors())]
     if len(mains) != 1 or mains[0] is body:
         return body
     measured = Measured(body)
     if measured.letters[mains[0]] < MAIN_SHARE * measured.letters[body]:
         return body
     main = mains[0]
-    inside = set(main.iter("h1"))
+    inside = {*main.iter("h1"), *main.iterancestors("h1")}
     for heading in reversed([heading for heading in body.iter("h1") if heading not in inside]):
         heading.tail = None
         main.insert(0, heading)

@@ -29,6 +29,8 @@ BLOCKS = {"div", "p", "ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "td", "
 KEPT = {*BLOCKS, "br", "q"}
 APART = {"label", "button", "img", "option", "math"}
 """Parts of lines that a reader sees apart."""
+MOST_COLUMNS = 50
+"""That one cell takes."""
 _LINE_NUMBERS = re.compile(r"(line)?-?(nos?|numbers?|nums?)|linenodiv|linenos?")
 
 
@@ -36,6 +38,8 @@ def tidy(root: Any) -> None:
     """In place. `root` becomes a div."""
     root.tag = "div"
     for element in list(root.iter()):
+        for key in ("number", "columns"):  # which are this file's own
+            element.attrib.pop(key, None)
         if element is root:
             continue
         if element.tag in AS_DIV:
@@ -46,7 +50,7 @@ def tidy(root: Any) -> None:
             element.tag = "ul"
         elif element.tag in {"xmp", "listing", "plaintext"}:
             element.tag = "pre"
-        elif element.tag in {"sup", "img"} or (element.tag == "a" and element.get("role") == "doc-noteref"):
+        elif element.tag in {"sup", "img"} or (element.tag == "a" and _leads_to_note(element)):
             _as_text(element)
     for pre in list(root.iter("pre")):
         _make_lines(pre)
@@ -58,9 +62,17 @@ def tidy(root: Any) -> None:
         _number(items)
     _drop_wrappers(root)
     for element in root.iter():
-        for key in list(element.attrib):
-            if key not in {"number", "columns", "colspan"}:
-                del element.attrib[key]
+        kept = {key: element.get(key) for key in ("number", "columns") if element.get(key)}
+        if element.tag in {"td", "th"}:
+            kept["colspan"] = str(_span(element))
+        element.attrib.clear()  # damaged pages have names that cannot be taken out one by one
+        element.attrib.update(kept)
+
+
+def _leads_to_note(link: Any) -> bool:
+    """As books say it, in XHTML and in HTML."""
+    kinds = (link.get("role"), link.get("epub:type"), link.get("{http://www.idpf.org/2007/ops}type"))
+    return "doc-noteref" in kinds or "noteref" in kinds
 
 
 def _as_text(element: Any) -> None:
@@ -69,39 +81,42 @@ def _as_text(element: Any) -> None:
         element.text = element.get("alt")
         return
     words = words_of(element)
+    if element.tag == "a" and element.getparent().tag == "sup":
+        return  # which has its brackets
     if any(True for _ in element.iter("a")) and words.isalnum():
-        if element.tag == "sup":  # not a second time for the link
-            for link in element.iter("a"):
-                link.attrib.pop("role", None)
-        elif element.getparent().tag == "sup":
-            return
-        element.text, words = f"[{element.text or ''}", f"[{words}]"
-        last = element[-1] if len(element) else None
-        if last is None:
-            element.text += "]"
+        element.text = f"[{element.text or ''}"
+        if len(element):
+            element[-1].tail = f"{element[-1].tail or ''}]"
         else:
-            last.tail = (last.tail or "") + "]"
+            element.text += "]"
     elif re.fullmatch(r"[-+−]?\d+([.,/]\d+)?|[-+−]?[a-zA-Z]", words):
         element.text = "^" + (element.text or "")
 
 
 def _make_lines(pre: Any) -> None:
-    """Breaks and blocks inside become line ends; numbers of lines go."""
+    """Its text alone: breaks and blocks inside become line ends; numbers of lines go."""
     for element in list(pre.iter()):
-        if element is pre or element.getparent() is None:
-            continue
-        if element.tag == "br":
-            element.tag, element.text = "span", "\n"
-        elif element.tag in BLOCKS and element.tag != "pre":
-            text = element.tail or ""
-            if not text.startswith("\n") and not "".join(element.itertext()).endswith("\n"):
-                element.tail = "\n" + text
-        elif _LINE_NUMBERS.fullmatch((element.get("class") or "").lower()) and re.fullmatch(r"[\s\d]*", words_of(element)):
+        classes = (element.get("class") or "").lower()
+        if element is not pre and _LINE_NUMBERS.fullmatch(classes) and re.fullmatch(r"[\s\d]*", words_of(element)):
             drop(element, apart=False)
-    text = "".join(pre.itertext())
+    pieces = [""]
+
+    def add(text: str | None) -> None:
+        if text:
+            pieces.append(text)
+
+    for event, element in lxml_etree().iterwalk(pre, events=("start", "end")):
+        block = element is not pre and element.tag in BLOCKS
+        ended = pieces[-1].endswith("\n") or len(pieces) == 1
+        if event == "start":
+            add("\n" if element.tag == "br" or (block and not ended) else "")
+            add(element.text)
+        elif element is not pre:
+            add("\n" if block and not ended and not (element.tail or "").startswith("\n") else "")
+            add(element.tail)
     for child in list(pre):
         pre.remove(child)
-    pre.text = text
+    pre.text = "".join(pieces)
 
 
 def _own_rows(table: Any) -> list[list[Any]]:
@@ -151,8 +166,12 @@ def _even_table(table: Any) -> None:
 
 
 def _columns(row: Any) -> int:
-    spans = [cell.get("colspan") or "" for cell in row]
-    return sum(min(max(int(span), 1), 1000) if span.isascii() and span.isdigit() else 1 for span in spans)
+    return sum(map(_span, row))
+
+
+def _span(cell: Any) -> int:
+    span = cell.get("colspan") or ""
+    return min(max(int(span), 1), MOST_COLUMNS) if re.fullmatch("[0-9]{1,4}", span) else 1
 
 
 def _only_arranges(table: Any, rows: list[list[Any]]) -> bool:
@@ -169,22 +188,20 @@ def _only_arranges(table: Any, rows: list[list[Any]]) -> bool:
 
 def _flatten_lines(root: Any) -> None:
     """What stands in lines is its text. Custom elements are parted from their neighbours, for what they look like is not known."""
-    inline = set()
     for element in list(root.iter()):
         if element.tag in KEPT:
             empty = len(element) == 0 and not (element.text or "").strip() and element is not root
             if empty and element.tag in BLOCKS - {"td", "th"} and element.getparent().tag != "tr":
                 drop(element)
             continue
-        inline.add(element.tag)
         if element.tag in APART or "-" in element.tag:
             element.text = " " + (element.text or "")
             if len(element):
                 element[-1].tail = (element[-1].tail or "") + " "
             else:
                 element.text += " "
-    if inline:
-        lxml_etree().strip_tags(root, *inline)
+        element.tag = "span"  # damaged pages have names that strip_tags does not take
+    lxml_etree().strip_tags(root, "span")
 
 
 def _number(items: Any) -> None:

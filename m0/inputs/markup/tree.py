@@ -11,6 +11,9 @@ from m0.inputs.markup.markdown import too_deep
 
 _DECLARATION = re.compile(r"^\s*<\?xml\b[^>]*\?>")
 _ENTITY = re.compile(r"&([A-Za-z][A-Za-z0-9]*);")
+_CODE = re.compile(r"&#(?:[xX]([0-9a-fA-F]{1,8})|([0-9]{1,9}));?")
+_NO_CHARACTER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
+"""What a tree of elements cannot hold."""
 _OF_XML = {"amp", "lt", "gt", "quot", "apos"}
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 
@@ -35,6 +38,7 @@ def parse_page(text: str, name: str, as_xml: bool = False) -> Any:
     Raises InputError where elements are nested so deeply that the parser leaves some out; MissingExtraError.
     """
     etree = lxml_etree()
+    text = _CODE.sub(_character, _NO_CHARACTER.sub(" ", text))
     declared = _DECLARATION.match(text)
     text = text[declared.end() :] if declared else text
     if as_xml or declared:
@@ -51,6 +55,16 @@ def parse_page(text: str, name: str, as_xml: bool = False) -> Any:
     if any("depth" in entry.message for entry in parser.error_log):
         raise too_deep(name)
     return root
+
+
+def _character(found: re.Match[str]) -> str:
+    """Numbers that stand for no character, and those that stand for one of cp1252, as browsers take them. Others stay as they are."""
+    code = int(found[1], 16) if found[1] else int(found[2])
+    if 0x80 <= code < 0xA0:
+        return bytes([code]).decode("cp1252", "replace")
+    if code > 0x10FFFF or (code != 0x0C and _NO_CHARACTER.match(chr(code))):
+        return "\ufffd"
+    return " " if code == 0x0C else found[0]
 
 
 def _as_xml(etree: Any, text: str) -> Any:
@@ -116,10 +130,13 @@ def drop(element: Any, apart: bool = True) -> None:
     parent = element.getparent()
     if parent is None:
         return
-    tail = (" " if apart else "") + (element.tail or "")
-    before = element.getprevious()
-    if before is not None:
-        before.tail = (before.tail or "") + tail
+    tail, before = element.tail or "", element.getprevious()
+    text = (parent.text if before is None else before.tail) or ""
+    if apart:  # one blank for all that go side by side, or the blanks of many would be copied for each
+        tail = tail if text.endswith(" ") else f" {tail}"
+        tail = "" if tail.isspace() and text.endswith(" ") else tail
+    if before is None:
+        parent.text = text + tail
     else:
-        parent.text = (parent.text or "") + tail
+        before.tail = text + tail
     parent.remove(element)
