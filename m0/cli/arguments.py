@@ -16,7 +16,9 @@ from m0.cli.train import run_train
 DOCUMENTS_HELP = (
     'A .jsonl file (or -, standard input) holds a document a line: a JSON string, {"text": ...}, '
     '{"image": path or URL} (paths relative to the file), or a list of these. On standard input, lines that are '
-    "not JSON are documents of plain text. A URL is a picture. Of a folder, text files, pictures and .jsonl files are read."
+    "not JSON are documents of plain text. A URL is a picture. Each page of a PDF, of a TIFF with several pages, and of a CBZ is a document. "
+    "Named .json, .csv, .tsv and .parquet files hold a document a record. Of a folder, text files, pictures, files with pages, HTML and office "
+    "files, e-mails and .jsonl files are read."
 )
 
 
@@ -131,7 +133,7 @@ def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", help="the query; with --image-query the path or URL of a picture")
-    parser.add_argument("documents", nargs="+", metavar="FILE|DIR|URL|DOCUMENTS.jsonl|-", help="what to rank")
+    parser.add_argument("documents", nargs="+", metavar="FILE|FILE#PAGES|DIR|URL|DOCUMENTS.jsonl|-", help="what to rank")
     parser.add_argument("--image-query", action="store_true", help="the query is a picture")
     parser.add_argument("--model", default="m0-nano", help="m0-nano (default), a directory, or a hub id")
     parser.add_argument("--adapter", help="directory of a LoRA adapter in peft's format")
@@ -146,7 +148,45 @@ def _add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("int8", "int8-weights", "float8"),
         help="linear layers in 8 bits, less exact: less memory, and with int8 on x86 CPUs more speed (float8: for GPUs that have it)",
     )
+    _add_reading_arguments(parser)
     parser.add_argument("--documents-folder", metavar="DIR", help="keep computed documents there for later queries")
+
+
+def _add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """How documents are read and cut, and where they may come from."""
+    pages = parser.add_argument_group("pages and long documents")
+    pages.add_argument("--pages", metavar="PAGES", help="of files with pages only these, such as 1-3,7 (also: FILE#1-3,7)")
+    pages.add_argument(
+        "--as",
+        dest="as_",
+        choices=("image", "text", "both", "auto"),
+        default="image",
+        help="a PDF's page is its picture (default), its text, both, or (auto) the text of pages that have text and no pictures",
+    )
+    pages.add_argument("--password", help="of protected PDFs and archives")
+    pages.add_argument(
+        "--whole",
+        action="store_true",
+        help="a file with pages is one document, scored by its best page (default: each page is one)",
+    )
+    pages.add_argument("--passages", type=int, metavar="N", help="cut texts into passages of N tokens; the best one counts")
+    pages.add_argument("--overlap", type=int, metavar="N", help="tokens that a passage shares with the one before (64, or N/8)")
+    pages.add_argument(
+        "--passage-score",
+        choices=("max", "first", "mean"),
+        default="max",
+        help="a document's score: of its best passage (default), of its first, or the mean of its best three",
+    )
+    records = parser.add_argument_group("records")
+    records.add_argument("--text-field", metavar="NAME", help="field of a record that holds the text")
+    records.add_argument("--image-field", metavar="NAME", help="field of a record that holds the picture")
+    records.add_argument("--id-field", metavar="NAME", help="field of a record that holds the id")
+    records.add_argument("--encoding", help="of texts and records that are not UTF-8, such as cp1252")
+    policy = parser.add_argument_group("where documents may come from")
+    policy.add_argument("--no-urls", action="store_true", help="fetch nothing from the web")
+    policy.add_argument("--allow-host", action="append", metavar="HOST", help="fetch from this host only (may be repeated)")
+    policy.add_argument("--root", metavar="DIR", help="read files of this folder only")
+    policy.add_argument("--no-private-addresses", action="store_true", help="fetch nothing from private and local addresses")
 
 
 def _add_running_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,16 +59,17 @@ def _explain_sources(
     options: argparse.Namespace, ranked: RankedSources, method: str, settings: dict[str, Any]
 ) -> tuple[RankedSources, list[Explanation]]:
     """The documents that could be explained, and their explanations; the others are failures, too."""
-    from m0.explain import note_ranking_score
+    from m0.engine.passages import encode_passage
+    from m0.explain import note_ranking_score, of_passage
+    from m0.inputs.prompt import Limits
 
+    query, limits = ranked.reranker.read(ranked.query, "query"), Limits(options.max_length, options.max_query_length)
     explanations, rows = [], []
     bar = Progress(len(ranked.rows), "explaining", needs_progress_bar(len(ranked.rows)))
     for number, source, result in ranked.rows:
         try:
-            encoding = ranked.reranker.encode(
-                ranked.query, source.document, max_length=options.max_length, max_query_length=options.max_query_length
-            )
-            explanation = ranked.reranker.explain_prompt(encoding, method, **settings)
+            encoding = encode_passage(ranked.reranker, query, source.document, limits, result.passage, ranked.passages)
+            explanation = of_passage(ranked.reranker.explain_prompt(encoding, method, **settings), result.passage)
         except InputError as error:
             ranked.failures.append((number, source.name, str(error)))
             continue

@@ -5,18 +5,37 @@ from __future__ import annotations
 import shutil
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from m0.cli.sources import Source
+from m0.inputs.pages import Page
+
+if TYPE_CHECKING:
+    from m0.engine.results import RankedDocument
+
+
+def display_name(source: Source, result: RankedDocument) -> str:
+    """What a document is called in the table: its name, and which of its passages its score is of."""
+    passage = result.passage
+    if passage is None or passage.count == 1:
+        return source.name
+    page = passage.page
+    return f"{source.name} ({f'page {page.number}' if page is not None and not passage.spans else f'passage {passage.number}'} of {passage.count})"
 
 
 def snippet(document: Any) -> str:
     """A document in few words, for the table."""
+    if isinstance(document, Page):
+        return "[page]"
     if isinstance(document, list):
         return " ".join(snippet(item) for item in document)
     if isinstance(document, str):
         return " ".join(document.split())
     words = []
     for key, value in document.items():
-        words.append("[picture]" if key == "image" else " ".join(str(value)[:400].split()))
+        if key in ("as", "pages", "password"):
+            continue
+        words.append("[picture]" if key == "image" else "[pages]" if key == "pdf" else " ".join(str(value)[:400].split()))
     return " ".join(words)
 
 

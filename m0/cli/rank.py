@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from m0.cli.formatting import format_table, snippet
+from m0.cli.formatting import display_name, format_table, snippet
 from m0.cli.output import format_json
 from m0.cli.ranking import RankedSources, rank_sources
 from m0.errors import InputError
@@ -38,13 +38,16 @@ def _show(options: argparse.Namespace, ranked: RankedSources) -> int:
                 "logit": result.logit,
                 "tokens": result.tokens,
                 "cut": [vars(cut) for cut in result.cut],
+                "id": source.id,
+                "metadata": source.metadata,
+                "passage": None if result.passage is None else result.passage.to_json(),
             }
             for number, source, result in ranked.rows
         ]
         failed = [{"index": number, "name": name, "error": error} for number, name, error in ranked.failures]
         print(format_json({"query": options.query, "model": options.model, "results": results, "failed": failed}))
     elif ranked.rows:
-        rows = [(result.score, source.name, snippet(source.document)) for _, source, result in ranked.rows]
+        rows = [(result.score, display_name(source, result), snippet(source.document)) for _, source, result in ranked.rows]
         print(format_table(rows, [result.logit for _, _, result in ranked.rows]))
         for _, source, result in ranked.rows:
             for cut in result.cut:

@@ -6,21 +6,22 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m0.cli.sources import Source, is_address, print_message, read_sources
+from m0.cli.ranking import passages_of
+from m0.cli.sources import PLAIN, ReadingOptions, Source, is_address, print_message, read_sources
 from m0.errors import InputError
+from m0.inputs.document import Document
 from m0.paths import path_of
 
 if TYPE_CHECKING:
     from m0.evaluate.rankings import Format, QueryRankings
-    from m0.inputs.document import Document
 
 DEFAULT_TOP_N = 100
 MAX_NAMED = 20
 """How many failures are named before the rest is counted."""
-PART_KEYS = {"text", "image", "pdf", "pages", "as", "password"}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -65,40 +66,25 @@ def add_many_arguments(parser: argparse.ArgumentParser) -> None:
 class Sources:
     """The documents of the command line, read anew each time they are gone through. What could not be read is in `failed`."""
 
-    def __init__(self, arguments: Sequence[str], notify: Callable[[str], None] = print_message) -> None:
-        self.arguments, self.notify = arguments, notify
+    def __init__(
+        self, arguments: Sequence[str], notify: Callable[[str], None] = print_message, reading: ReadingOptions = PLAIN
+    ) -> None:
+        self.arguments, self.notify, self.reading = arguments, notify, reading
         self.failed: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Document]:
         self.failed.clear()
         notify, self.notify = self.notify, lambda _: None  # once will do
         for argument in self.arguments:
-            for source in read_sources(argument, notify):
+            for source in read_sources(argument, notify, self.reading):
                 if source.error is not None:
                     self.failed[source.name] = source.error
-                elif (document := self._document(source)) is not None:
-                    yield document
-
-    def _document(self, source: Source) -> Document | None:
-        """With an id: its own, or its name."""
-        from m0.inputs.document import Document
-        from m0.inputs.records import document_of
-
-        found = source.document
-        if isinstance(found, Mapping) and not set(found) <= PART_KEYS:
-            try:
-                found = document_of(found, folder=_folder_of(source.name))
-            except InputError as error:
-                self.failed[source.name] = f"{source.name}: {error}"
-                return None
-        if not isinstance(found, Document):
-            return Document(found, source.name)
-        return found if found.id is not None else Document(found.content, source.name, found.metadata)
+                else:  # with an id: its own, or its name
+                    yield _with_id(source)
 
 
-def _folder_of(name: str) -> Path:
-    """Of the file that a record stands in: FILE:LINE."""
-    return path_of(name.rpartition(":")[0] or name).parent
+def _with_id(source: Source) -> Document:
+    return Document(source.document, source.name if source.id is None else source.id, source.metadata)
 
 
 def run_rank_many(options: argparse.Namespace) -> int:
@@ -119,7 +105,8 @@ def _rank(options: argparse.Namespace, first: bool) -> int:
 
     queries = read_queries(options.queries)
     candidates = None if options.candidates is None else read_run(options.candidates)
-    sources = Sources(options.documents)
+    reading = ReadingOptions.of(options)
+    sources = Sources(options.documents, reading=reading)
     form: Format = "jsonl" if options.json or str(options.write_run or "").lower().endswith(".jsonl") else "trec"
     use_cores(options.threads)
     reranker = Reranker.from_pretrained(
@@ -134,6 +121,7 @@ def _rank(options: argparse.Namespace, first: bool) -> int:
     )
     if options.documents_folder is not None:
         reranker.documents = DocumentCache(folder=options.documents_folder)
+    reranker.image_settings = replace(reranker.image_settings, policy=reading.settings.policy)
     rankings = rank_many(
         reranker,
         queries,
@@ -146,6 +134,7 @@ def _rank(options: argparse.Namespace, first: bool) -> int:
         progress=True,
         max_length=options.max_length,
         max_query_length=options.max_query_length,
+        passages=passages_of(options),
     )
     return _report(options, rankings, sources.failed, form) if first else 0
 
