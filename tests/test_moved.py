@@ -40,7 +40,7 @@ def test_the_warning_names_the_line_that_imports():
     with pytest.warns(DeprecationWarning, match="m0.images") as caught:
         from m0.images import ImageSettings
     assert caught[0].filename == __file__
-    assert ImageSettings.__module__ == "m0.inputs.images"
+    assert ImageSettings is importlib.import_module("m0.inputs.images").ImageSettings
 
 
 def test_the_model_and_the_public_names_need_no_warning():

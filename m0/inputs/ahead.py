@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from m0.errors import InputError
 from m0.inputs.document import Document
-from m0.inputs.images import ImageSettings
+from m0.inputs.images import ImageSettings, Picture
 from m0.inputs.lists import to_pairs
 from m0.inputs.pages import Page
 from m0.inputs.passages import PAGES, Passage, Passages, Span, cut_parts
@@ -77,7 +77,7 @@ def _units_of_pages(pages: Sequence[Page], settings: ImageSettings, how: Passage
     for page in pages:
         text = "" if how.tokens is None or tokenizer is None or page.as_ == "image" else page.text()
         if not text.strip() or tokenizer is None:
-            pieces.append((page, (), partial(page.parts, settings)))
+            pieces.append((page, (), partial(page.read, settings)))
             continue
         # Only the text decides where a page is cut; its picture goes with the first piece.
         for number, (spans, some) in enumerate(cut_parts([text], how, tokenizer)):
@@ -90,7 +90,7 @@ def _units_of_pages(pages: Sequence[Page], settings: ImageSettings, how: Passage
 
 
 def _piece(page: Page, settings: ImageSettings, text: list[Part], with_picture: bool) -> list[Part]:
-    pictures = [part for part in page.parts(settings) if not isinstance(part, str)] if with_picture else []
+    pictures = [part for part in page.read(settings) if not isinstance(part, str)] if with_picture else []
     return [*pictures, *text]
 
 
@@ -147,11 +147,17 @@ def _read_document(
             ahead.append(pool.submit(_read_unit, following) if following.is_light else _done(_read_unit(following)))
         parts = ahead.popleft().result()
         failed = isinstance(parts, InputError)
+        if unit.passage is not None and unit.passage.source is not None and _has_picture(parts):
+            unit.passage.source.warn()
         yield ReadUnit(index, document, unit.passage, parts, failed or number == len(units))
         if failed:
             for future in ahead:
                 future.cancel()
             return
+
+
+def _has_picture(parts: list[Part] | InputError) -> bool:
+    return isinstance(parts, list) and any(isinstance(part, Picture) for part in parts)
 
 
 def _read_unit(unit: Unit) -> list[Part] | InputError:

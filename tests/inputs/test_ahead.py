@@ -122,6 +122,16 @@ def test_a_page_without_text(nano_prompt):
         assert [len(unit.parts) for unit in opened([{"pdf": data, "as": "both"}], how, nano_prompt.tokenizer)] == [2, 1, 2]
 
 
+def test_what_is_to_be_known_of_a_page_is_said_once_and_by_this_thread(nano_prompt):
+    pytest.importorskip("pypdfium2")
+    white = [f"1 1 1 rg {words(text)}" for text in ("one word after another", "more")]
+    document = {"pdf": pages(white), "as": "both"}
+    for how, given in ((PAGES, document), (Passages(tokens=2), document), (PAGES, {**document, "pages": "1"})):
+        with pytest.warns(UserWarning, match="nothing dark is drawn of it") as said:
+            opened([given], how, nano_prompt.tokenizer)
+        assert [warning.filename for warning in said] == [__file__] * (1 if "pages" in given else 2)
+
+
 def test_only_the_first_passage_is_read(nano_prompt):
     how = Passages(tokens=8, overlap=0, score="first")
     found = opened([tiff(3, broken=3), "word " * 50], how, nano_prompt.tokenizer)

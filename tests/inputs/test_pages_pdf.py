@@ -428,7 +428,7 @@ def test_a_file_that_changes_is_not_mixed_up(tmp_path):
     found = only(tmp_path / "a.pdf")
     found.parts()
     (tmp_path / "a.pdf").write_bytes(page(words("newer")))
-    with pytest.raises(InputError, match=r"a.pdf has changed since its pages were to_list"):
+    with pytest.raises(InputError, match=r"a.pdf has changed since its pages were listed"):
         found.parts()
     assert only(tmp_path / "a.pdf").text() == "newer"
     (tmp_path / "a.pdf").unlink()

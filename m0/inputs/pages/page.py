@@ -156,11 +156,20 @@ class Page:
 
         Raises InputError (ImageError for a page that is too large), one sentence. Warns, once a call, of what `notes` then holds.
         """
+        parts = self.read(settings)
+        self.warn()
+        return parts
+
+    def warn(self) -> None:
+        """Warn of what `notes` holds."""
+        for note in self.notes:
+            warnings.warn(note, stacklevel=level_of_caller())
+
+    def read(self, settings: ImageSettings | None = None) -> list[Part]:
+        """As `parts`, without warnings, for threads in which these are not to be trusted. Raises InputError."""
         settings = settings or self._settings
         content = self._file.read(self.info.number, self.as_, settings)
         self.notes = tuple(content.notes)
-        for note in self.notes:
-            warnings.warn(note, stacklevel=level_of_caller())
         parts: list[Part] = []
         if content.drawn is not None:
             parts.append(_picture(content.drawn, settings))
