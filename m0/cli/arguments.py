@@ -170,7 +170,9 @@ def _add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file with pages is one document, scored by its best page (default: each page is one)",
     )
     pages.add_argument("--passages", type=int, metavar="N", help="cut texts into passages of N tokens; the best one counts")
-    pages.add_argument("--overlap", type=int, metavar="N", help="tokens that a passage shares with the one before (64, or N/8)")
+    pages.add_argument(
+        "--overlap", type=int, metavar="N", help="tokens that a passage shares with the one before (an eighth of N)"
+    )
     pages.add_argument(
         "--passage-score",
         choices=("max", "first", "mean"),

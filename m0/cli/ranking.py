@@ -121,8 +121,7 @@ def passages_of(options: argparse.Namespace) -> Passages:
         if options.overlap is not None:
             raise InputError("--overlap goes with --passages.")
         return replace(PAGES, score=options.passage_score)
-    overlap = min(64, options.passages // 8) if options.overlap is None else options.overlap
-    return Passages(options.passages, overlap, options.passage_score)
+    return Passages(options.passages, options.overlap, options.passage_score)
 
 
 def _usable_sources(

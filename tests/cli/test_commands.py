@@ -79,8 +79,9 @@ def test_standard_input(capsys, tiny_directory, monkeypatch):
     status, report, err = rank_json(capsys, tiny_directory, "q", "-")
     assert status == 1
     assert len(report["results"]) == 4
-    assert report["failed"][0]["name"] == "-:5"
-    assert "-:5 is not a line of JSON" in err
+    assert report["failed"][0]["name"] == "-"
+    assert "-, line 5: the line is not JSON" in err
+    assert "1 of its 5 records cannot be used." in err
 
 
 def test_a_full_disk_for_kept_documents_is_told_and_nothing_else_changes(
@@ -242,7 +243,7 @@ def test_odd_names_and_bytes_get_a_sentence(capsys, tiny_directory, folder, monk
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xe9 words\n")))
     status, _, err = run(capsys, "rank", "q", "-", "--model", tiny_directory)
     assert status == 2
-    assert "standard input is not text in UTF-8 at byte 0" in err
+    assert "-, line 1: the line is not UTF-8 at its byte 0" in err
 
 
 def test_line_separators_and_deep_json(capsys, tiny_directory, tmp_path):
@@ -251,7 +252,7 @@ def test_line_separators_and_deep_json(capsys, tiny_directory, tmp_path):
     status, report, err = rank_json(capsys, tiny_directory, "q", lines)
     assert status == 1
     assert [result["name"] for result in report["results"]] == [f"{lines}:1"]
-    assert f"{lines}:2 is not a line of JSON" in err
+    assert f"{lines}, line 2: the record" in err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])

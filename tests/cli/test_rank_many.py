@@ -91,7 +91,7 @@ def test_standard_input(run, folder, monkeypatch):
     status, trec, err = run("rank", "--queries", folder / "queries.jsonl", "-")
     assert status == 1
     assert {line.split()[2] for line in trec.splitlines()} == {"-:1", "x"}
-    assert "-:3 is not a line of JSON" in err
+    assert "-, line 3: the line is not JSON" in err
 
 
 def test_candidates_name_what_is_not_there(run, folder):
@@ -114,8 +114,8 @@ def test_what_fails_is_named_and_the_rest_ranked(run, folder):
     assert {line.split()[2] for line in trec.splitlines()} == {"g"}
     for words in (
         "absent.png",
-        "more.jsonl:2: the record has no field",
-        "more.jsonl:3 holds a JSON number",
+        "more.jsonl, line 2: the record has no field",
+        "2 of its 4 records cannot be used",
         "absent.txt does not exist",
     ):
         assert words in err

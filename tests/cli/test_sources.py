@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
+from m0.cli.folders import MAX_NAMED_KINDS
 from m0.cli.main import main
-from m0.cli.sources import MAX_NAMED_KINDS, is_address, read_sources
+from m0.cli.sources import is_address, read_sources
 from tests.conftest import noise
 
 
@@ -28,7 +29,7 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path):
     (folder / "sub" / ".git").mkdir(parents=True)
     (folder / ".hidden").mkdir()
     elsewhere.mkdir()
-    for name in ("a.pdf", "b.PDF", "sub/c.pdf", "d.docx", "Makefile", "sub/LICENSE", "x.\x1b[31m", "y.averylongsuffix"):
+    for name in ("a.mp4", "b.MP4", "sub/c.mp4", "d.xls", "Makefile", "sub/LICENSE", "x.\x1b[31m", "y.averylongsuffix"):
         (folder / name).write_text("words")
     for name in (".env", "sub/.DS_Store", "a.txt", "sub/.git/b.txt", ".hidden/c.txt"):
         (folder / name).write_text("words")
@@ -42,7 +43,7 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path):
     assert list(documents) == [str(folder / "a.txt"), str(folder / "e.txt")]
     assert errors == []
     assert said == [
-        f"{folder}: 3 PDF, 1 DOCX, 2 files of other kinds, 2 files without a suffix, 3 hidden folders, 2 hidden files, "
+        f"{folder}: 3 MP4, 1 XLS, 2 files of other kinds, 2 files without a suffix, 3 hidden folders, 2 hidden files, "
         "2 linked folders, 1 device, pipe or socket left out."
     ]
 
@@ -51,11 +52,11 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path):
     ("names", "words"),
     [
         (["a.txt"], []),
-        (["a.txt", "b.pdf"], ["1 PDF left out."]),
+        (["a.txt", "b.mp4"], ["1 MP4 left out."]),
         (["a.txt", "b"], ["1 file without a suffix left out."]),
         (["a.txt", ".b"], ["1 hidden file left out."]),
         (["a.txt", ".b/c"], ["1 hidden folder left out."]),
-        (["a.jsonl", "b.pdf", "c.xlsx", "d.xlsx"], ["2 XLSX, 1 PDF left out."]),
+        (["a.jsonl", "b.mp4", "c.xlsx", "d.xlsx"], ["2 XLSX, 1 MP4 left out."]),
         (["a.txt", *(f"{n}.{k}" for n, k in enumerate("abcdefghij"))], ["1 A, 1 B, 1 C, 1 D, 1 E, 1 F, 1 G, 1 H, 2 files of other kinds left out."]),
     ],
 )  # fmt: skip
@@ -72,12 +73,12 @@ def test_how_it_is_said(tmp_path, names, words):
 
 @pytest.mark.parametrize(
     ("names", "words"),
-    [([], "."), (["a.pdf", "b.pdf"], " (2 PDF left out)."), ([".a.txt"], " (1 hidden file left out).")],
+    [([], "."), (["a.mp4", "b.mp4"], " (2 MP4 left out)."), ([".a.txt"], " (1 hidden file left out).")],
 )
 def test_a_folder_of_nothing_that_is_read(tmp_path, names, words):
     for name in names:
         (tmp_path / name).write_text("words")
-    assert read(tmp_path) == ({}, [f"{tmp_path} holds no text files or pictures{words}"], [])
+    assert read(tmp_path) == ({}, [f"{tmp_path} holds no text files, pictures or pages{words}"], [])
 
 
 def test_links_as_arguments_are_followed(tmp_path):
@@ -89,11 +90,11 @@ def test_links_as_arguments_are_followed(tmp_path):
 
 def test_it_is_said_on_stderr_beside_the_ranking(tmp_path, tiny_directory, capsys):
     (tmp_path / "a.txt").write_text("words")
-    (tmp_path / "b.pdf").write_text("words")
+    (tmp_path / "b.mp4").write_text("words")
     assert main(["rank", "q", str(tmp_path), "--model", str(tiny_directory), "--json"]) == 0
     output = capsys.readouterr()
     assert len(json.loads(output.out)["results"]) == 1
-    assert output.err == f"m0: {tmp_path}: 1 PDF left out.\n"
+    assert output.err == f"m0: {tmp_path}: 1 MP4 left out.\n"
 
 
 def test_a_file_that_cannot_be_looked_at(tmp_path, monkeypatch):
@@ -134,10 +135,10 @@ def test_byte_order_marks(tmp_path, codec, monkeypatch):
             b"a\0b",
             "{} is not text, for it holds a NUL at character 1; UTF-16 is read where it begins with a byte order mark.",
         ),
-        ("a.jsonl", "no mark".encode("utf-16-le"), "{} is not text, for it holds a NUL at character 1; UTF-16"),
+        ("a.jsonl", "no mark".encode("utf-16-le"), "{}, line 1: the line is not JSON"),
         ("a.txt", b"\xe9", "{} is neither a picture by its name nor text in UTF-8 at byte 0."),
         ("a", b"\xe9", "{} is neither a picture by its name nor text in UTF-8 at byte 0."),
-        ("a.pdf", b"%PDF-1.4", "{} is a PDF, which m0 does not read; give its pages as pictures."),
+        ("a.pdf", b"%PDF-1.4", "{} is damaged, cut short or no PDF"),
     ],
 )
 def test_what_is_not_text(tmp_path, name, data, sentence):
@@ -148,8 +149,8 @@ def test_what_is_not_text(tmp_path, name, data, sentence):
 
 def test_standard_input_that_is_not_text(monkeypatch):
     for data, words in (
-        (b"a\0b", "standard input is not text, for it holds a NUL"),
-        (b"\xe9", "standard input is not text in UTF-8 at byte 0."),
+        (b"a\0b", "-, line 1: "),
+        (b"\xe9", "-, line 1: the line is not UTF-8 at its byte 0"),
     ):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert read("-")[1][0].startswith(words)
@@ -189,9 +190,9 @@ def test_json_lines_too_deep_and_with_addresses(tmp_path):
     assert list(documents.values())[-3:] == [
         {"image": "HTTPS://host/x.png"},
         {"image": str(tmp_path / "x.png")},
-        {"image": "gone.png"},
+        {"image": str(tmp_path / "gone.png")},
     ]
-    assert all("too deep" in error or "not a line of JSON" in error for error in errors)
+    assert all("too deep" in error or "not JSON" in error for error in errors)
 
 
 # --- addresses ----------------------------------------------------------------------------------------------------------
