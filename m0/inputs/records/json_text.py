@@ -84,6 +84,9 @@ def _read_lines(lines: Iterable[Line], make: MakeDocument, plain_text: bool = Fa
                 continue
         if plain_text and not isinstance(value, str | dict | list):
             value = line.rstrip("\r\n")
+        if "\0" in stripped:  # JSON writes it as \\u0000
+            yield Record(number, "line", InputError("the line holds a NUL, so that it is no text in this encoding."))
+            continue
         yield Record(number, "line", _made(value, make))
 
 
