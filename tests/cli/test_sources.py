@@ -192,7 +192,7 @@ def test_json_lines_too_deep_and_with_addresses(tmp_path):
         {"image": str(tmp_path / "x.png")},
         {"image": str(tmp_path / "gone.png")},
     ]
-    assert [error.partition(", line 1: ")[2][:40] for error in errors] == ["a part of the record is a list, but must "]
+    assert [error.partition(", line 1: ")[2][:40] for error in errors] == ["a part of the record is a list, but must"]
 
 
 # --- addresses ----------------------------------------------------------------------------------------------------------
