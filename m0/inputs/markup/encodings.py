@@ -29,10 +29,18 @@ WIDER = {
 }
 """What browsers read in place of what a page declares (WHATWG Encoding Standard, section 4.2): each holds what the other holds."""
 OF_THE_WEB = (
-    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "koi8_r", "cp866"),
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874", "koi8_r", "cp866"),
     *("cp932", "euc_jp", "gb18030", "big5hkscs", "cp949"),
 )
 """What is guessed among: those that pages are written in."""
+LATIN = {
+    "cp1252": "äöüßéèêëàâçîïôœùûñáíóúåøæãõìò",
+    "cp1250": "áéíóúýčďěňřšťůžąćęłńśźżőűöüäăâîşţđ",
+    "cp1254": "çğıöşüâîû\u0307",
+    "cp1257": "āčēėęģīįķļņšūųžõäöüąćłńóśźż",
+}
+"""Letters that are frequent in what is written in each. charset-normalizer takes French for Polish, as few bytes tell them apart."""
+SIGNS = set("«»“”„‘’‚–—…•·°€§©®™¿¡×\xa0\xad")
 NOT_DECLARABLE = {"utf-7", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
 UTF_16_AND_32 = {"utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"}
 _XML = re.compile(rb"^\s*<\?xml\b[^>]*?\bencoding\s*=\s*[\"']\s*([A-Za-z0-9._:-]+)")
@@ -144,6 +152,15 @@ def _as_declared(data: bytes, declared: str) -> str | None:
     return None
 
 
+def _likeliest(data: bytes) -> str:
+    """The one of LATIN in which most of the letters are frequent ones, the first of equals."""
+    shares = {}
+    for codec, frequent in LATIN.items():
+        letters = [letter for letter in data.decode(codec, "replace").lower() if letter > "\x7f" and letter not in SIGNS]
+        shares[codec] = sum(letter in frequent for letter in letters) / max(len(letters), 1)
+    return max(shares, key=lambda codec: shares[codec])
+
+
 def _guessed(data: bytes, name: str) -> str:
     try:
         from charset_normalizer import from_bytes
@@ -156,5 +173,5 @@ def _guessed(data: bytes, name: str) -> str:
     best = from_bytes(plain, cp_isolation=list(OF_THE_WEB)).best()
     if best is not None:
         with contextlib.suppress(UnicodeError):
-            return data.decode(best.encoding)
+            return data.decode(_likeliest(plain) if best.encoding in LATIN else best.encoding)
     raise InputError(f"{name} is not text in UTF-8, and no other encoding is declared or recognised; give its encoding.")
