@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tokenizers import Tokenizer
 
-from m0.errors import InputError
+from m0.errors import InputError, MissingExtraError
 from m0.inputs.document import Document
 from m0.inputs.images import ImageSettings, Picture
 from m0.inputs.lists import to_pairs
@@ -107,6 +107,8 @@ def read_ahead(
             return found[:1] if how.score == "first" else found
         except InputError as error:
             return error
+        except MissingExtraError as error:  # of this document alone
+            return InputError(str(error))
 
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[tuple[int, Any, Future[list[Unit] | InputError]]] = deque()
@@ -165,6 +167,8 @@ def _read_unit(unit: Unit) -> list[Part] | InputError:
         return unit.read()
     except InputError as error:
         return error
+    except MissingExtraError as error:
+        return InputError(str(error))
 
 
 def encode_document(prompt: PromptEncoder, query: Sequence[Part], read: list[Part] | InputError, limits: Limits) -> Encoding:

@@ -3,7 +3,7 @@
 Each heading, code block, cell, paragraph, item and part of the navigation is given a word of its own, and looked for in the result.
 The manuals are those of Debian's packages python3.11-doc, postgresql-doc-15, git-doc, debian-handbook and debian-reference-en.
 
-    python scripts/bench/markup.py [--pages N] [--scores]
+    python scripts/bench/markup.py [--pages SHARE] [--scores | --encodings]
 """
 
 from __future__ import annotations
@@ -254,11 +254,56 @@ def print_scores() -> None:
         print(f"| {Path(path).name} | {columns[0]:.3f} | {columns[1]:.3f} | {places[0]} | {places[1]} |")
 
 
+LEGACY = (
+    *(
+        ("de-DE", "cp1252"),
+        ("fr-FR", "cp1252"),
+        ("es-ES", "cp1252"),
+        ("pl-PL", "cp1250"),
+        ("cs-CZ", "cp1250"),
+        ("ru-RU", "cp1251"),
+    ),
+    *(
+        ("ru-RU", "koi8-r"),
+        ("el-GR", "cp1253"),
+        ("tr-TR", "cp1254"),
+        ("fa-IR", "cp1256"),
+        ("ja-JP", "shift_jis"),
+        ("ja-JP", "euc_jp"),
+    ),
+    *(("zh-CN", "gb18030"), ("zh-TW", "big5"), ("ko-KR", "euc_kr")),
+)
+
+
+def print_encodings() -> None:
+    """Pages of the Debian handbook in older encodings, their declarations taken out."""
+    from m0.errors import InputError
+    from m0.inputs.markup import decode_any
+
+    print("| handbook | encoding | pages | read right | refused | read wrong |\n| --- | --- | --- | --- | --- | --- |")
+    for language, encoding in LEGACY:
+        counts: Counter[str] = Counter()
+        for path in sorted((DOC / "debian-handbook/html" / language).glob("sect*.html"))[:30]:
+            text = re.sub(r"<meta[^>]*charset[^>]*>|<\?xml[^>]*>", "", path.read_text(encoding="utf-8"))
+            data = text.encode(encoding, "ignore")
+            try:
+                counts["right" if decode_any(data, "page") == data.decode(encoding) else "wrong"] += 1
+            except InputError:
+                counts["refused"] += 1
+        print(f"| {language} | {encoding} | {counts.total()} | {counts['right']} | {counts['refused']} | {counts['wrong']} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pages", type=float, default=1.0, help="share of the pages that are taken")
     parser.add_argument("--scores", action="store_true", help="m0-nano's scores of eight pages instead")
+    parser.add_argument(
+        "--encodings", action="store_true", help="how often an encoding that is not declared is guessed right instead"
+    )
     options = parser.parse_args()
+    if options.encodings:
+        print_encodings()
+        return
     if options.scores:
         print_scores()
         return

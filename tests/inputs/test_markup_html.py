@@ -140,9 +140,36 @@ def test_xhtml_with_an_encoding_declaration():
     assert read(page.encode("latin-1"), "x.html") == "Größe – 4 bar"
 
 
-def test_undeclared_bytes_are_guessed():
-    words = "Насос крепится четырьмя винтами, уплотнение обращено ко входу, а давление не должно превышать четырёх бар."
-    assert read(f"<p>{words}</p><p>{words.upper()}</p>".encode("cp1251")) == f"{words}\n\n{words.upper()}"
+@pytest.mark.parametrize(
+    ("codec", "words"),
+    [
+        (
+            "cp1251",
+            "Насос крепится четырьмя винтами, уплотнение обращено ко входу, а давление не должно превышать четырёх бар.",
+        ),
+        (
+            "koi8-r",
+            "Насос крепится четырьмя винтами, уплотнение обращено ко входу, а давление не должно превышать четырёх бар.",
+        ),
+        ("cp1253", "Η αντλία στερεώνεται με τέσσερις βίδες και η φλάντζα είναι στραμμένη προς την είσοδο του νερού."),
+        ("cp1252", "La pompe est fixée à l’aide de quatre vis, et le côté « entrée » reçoit l’étanchéité; où est-elle?"),
+        ("cp1252", "La bomba se fija con cuatro tornillos. ¿Cuál es la presión máxima del año? El niño la leyó aquí."),
+        ("cp1250", "Čerpadlo je upevněno čtyřmi šrouby a těsnění směřuje k přívodu, tlak nesmí přesáhnout čtyři bary."),
+        ("cp1250", "Pompa jest przymocowana czterema śrubami, a uszczelka zwrócona jest ku wlotowi; żółć, gęś, ciśnienie."),
+        ("cp1254", "Pompa dört vidayla sabitlenir ve contası girişe bakar; İlk basınç dört barı aşmamalıdır, ığşç."),
+        ("cp949", "펌프는 나사 네 개로 고정하고 밀봉재는 입구를 향해야 합니다. 압력은 네 바를 넘지 않아야 합니다."),
+        ("cp932", "ポンプは四本のねじで固定し、シールは入口に向けてください。圧力は四バールを超えないこと。"),
+        ("gb18030", "水泵用四颗螺钉固定，密封面朝向入口，压力不得超过四巴。请先阅读使用说明。"),
+    ],
+)
+def test_undeclared_bytes_are_guessed_by_their_text_not_their_markup(codec, words):
+    page = f"<html><head><style>{'p { color: red } ' * 300}</style></head><body><p class='x'>{words}</p></body></html>"
+    assert read(page.encode(codec)) == words
+
+
+def test_bytes_that_are_no_text_are_not_guessed():
+    with pytest.raises(InputError, match="no other encoding is declared or recognised; give its encoding"):
+        read(b"<p>" + bytes(range(128, 256)) * 3 + b"</p>")
 
 
 def test_a_stray_byte_does_not_spoil_a_page_declared_utf_8():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
 
 from m0.errors import InputError, MissingExtraError
@@ -27,10 +28,23 @@ WIDER = {
     "x-user-defined": "cp1252",
 }
 """What browsers read in place of what a page declares (WHATWG Encoding Standard, section 4.2): each holds what the other holds."""
+OF_THE_WEB = (
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874", "koi8_r", "cp866"),
+    *("cp932", "euc_jp", "gb18030", "big5hkscs", "cp949"),
+)
+"""What is guessed among: those that pages are written in."""
+LATIN = {
+    "cp1252": "äöüßéèêëàâçîïôœùûñáíóúåøæãõìò",
+    "cp1250": "áéíóúýčďěňřšťůžąćęłńśźżőűöüäăâîşţđ",
+    "cp1254": "çğıöşüâîû\u0307",
+    "cp1257": "āčēėęģīįķļņšūųžõäöüąćłńóśźż",
+}
+"""Letters that are frequent in what is written in each. charset-normalizer takes French for Polish, as few bytes tell them apart."""
+SIGNS = set("«»“”„‘’‚–—…•·°€§©®™¿¡×\xa0\xad")
 NOT_DECLARABLE = {"utf-7", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
 UTF_16_AND_32 = {"utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"}
 _XML = re.compile(rb"^\s*<\?xml\b[^>]*?\bencoding\s*=\s*[\"']\s*([A-Za-z0-9._:-]+)")
-_ASIDE = re.compile(rb"<!--|<(script|style|title)\b")
+_ASIDE = re.compile(rb"<!--|<(script|style|title)\b", re.IGNORECASE)
 _META = re.compile(rb"<meta\b[^>]*>", re.IGNORECASE)
 _CHARSET = re.compile(rb"[\s\"'/;]charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
 
@@ -81,11 +95,10 @@ def _without_asides(head: bytes) -> bytes:
     kept, at = [], 0
     while found := _ASIDE.search(head, at):
         kept.append(head[at : found.start()])
-        end = b"</" + found[1] if found[1] else b"-->"
-        at = head.find(end, found.end())
-        if at < 0:
+        end = re.compile(b"</" + found[1] if found[1] else b"-->", re.IGNORECASE).search(head, found.end())
+        if end is None:
             return b"".join(kept)
-        at += len(end)
+        at = end.end()
     return b"".join([*kept, head[at:]])
 
 
@@ -139,6 +152,15 @@ def _as_declared(data: bytes, declared: str) -> str | None:
     return None
 
 
+def _likeliest(data: bytes) -> str:
+    """The one of LATIN in which most of the letters are frequent ones, the first of equals."""
+    shares = {}
+    for codec, frequent in LATIN.items():
+        letters = [letter for letter in data.decode(codec, "replace").lower() if letter > "\x7f" and letter not in SIGNS]
+        shares[codec] = sum(letter in frequent for letter in letters) / max(len(letters), 1)
+    return max(shares, key=lambda codec: shares[codec])
+
+
 def _guessed(data: bytes, name: str) -> str:
     try:
         from charset_normalizer import from_bytes
@@ -147,7 +169,9 @@ def _guessed(data: bytes, name: str) -> str:
             f"{name} is not in UTF-8 and declares no encoding; guessing it needs charset-normalizer: "
             "pip install 'm0-reranker[html]'; or give the encoding."
         ) from None
-    best = from_bytes(data).best()
-    if best is None or best.encoding in UTF_16_AND_32:
-        raise InputError(f"{name} is not text in UTF-8, and no other encoding is declared or recognised; give its encoding.")
-    return str(best)
+    plain = b" ".join(re.sub(rb"<[^>]*>", b" ", _without_asides(data)).split())  # markup is ASCII and hides what is to be seen
+    best = from_bytes(plain, cp_isolation=list(OF_THE_WEB)).best()
+    if best is not None:
+        with contextlib.suppress(UnicodeError):
+            return data.decode(_likeliest(plain) if best.encoding in LATIN else best.encoding)
+    raise InputError(f"{name} is not text in UTF-8, and no other encoding is declared or recognised; give its encoding.")
