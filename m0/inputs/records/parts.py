@@ -12,7 +12,7 @@ from typing import Any
 
 from m0.errors import InputError
 from m0.inputs.records.fields import is_absent, kind_of
-from m0.paths import as_literal, path_of
+from m0.paths import path_of
 
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")
 """What is base64 and no path, as `m0.inputs.opening` tells them apart."""
@@ -137,16 +137,13 @@ def resolve(image: str, folder: Path) -> str:
 
 
 def _beside(path: str, folder: Path) -> Path:
-    try:
-        return path_of(path, folder=folder)
-    except InputError:  # of a user whom nobody knows: then it is a file of that name, as for a shell, and it is not there
-        return as_literal(folder / path)
+    return path_of(path, folder=folder)
 
 
 def _exists(path: str, folder: Path) -> bool:
     try:
         return os.path.exists(_beside(path, folder))
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # InputError among them
         return False
 
 
