@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -42,6 +43,7 @@ from m0.inputs.ahead import encode_pairs
 from m0.inputs.images import ImageSettings
 from m0.inputs.lists import to_list, to_pairs
 from m0.inputs.passages import Passages
+from m0.inputs.policy import SourcePolicy
 from m0.inputs.prompt import Encoding, Limits, PromptEncoder, load_tokenizer
 from m0.inputs.reading import read_parts_and_warn
 from m0.inputs.stream import Part
@@ -133,6 +135,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
         min_pixels: int | None = None,
         max_image_pixels: int | None = None,
         quantization: Quantization | None = None,
+        policy: SourcePolicy | None = None,
     ) -> Reranker:
         """Load a model.
 
@@ -146,6 +149,7 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
             max_pixels, min_pixels: limits of the resized picture; None: the checkpoint's (the released model's: 602112 and 3136).
             max_image_pixels: refuse larger pictures before decoding them.
             quantization: "int8", "int8-weights" or "float8", see `quantize`.
+            policy: where pictures and files may come from; None: from everywhere (`m0.inputs.policy`).
 
         Raises M0Error: DownloadError, ConfigError, CheckpointError, AdapterError or InputError, one sentence each.
         """
@@ -153,6 +157,8 @@ class Reranker(ExplanationMixin, InspectionMixin, Copied):
         model = load_checkpoint(directory, parse_dtype(dtype, where, directory), where)
         limits = {"max_pixels": max_pixels, "min_pixels": min_pixels, "max_image_pixels": max_image_pixels}
         settings = load_image_settings(directory, model.config, limits)
+        if policy is not None:
+            settings = replace(settings, policy=policy)
         reranker = cls(model, load_tokenizer(directory / TOKENIZER), settings, str(name))
         reranker.prompt.check_tokenizer(directory / TOKENIZER)
         reranker._tokenizer_file = directory / TOKENIZER

@@ -22,7 +22,7 @@ def run_rank(options: argparse.Namespace) -> int:
         shared = dist.is_initialized()
         if shared and "-" in options.documents:
             raise InputError("several processes cannot share the standard input; give a file.")
-        ranked = rank_sources(options, shared, verbose=first)
+        ranked = rank_sources(options, shared, verbose=first, once=True)
         return exit_status(_show(options, ranked)) if first else 0
 
 

@@ -56,12 +56,12 @@ class RankedSources:
 
 
 def rank_sources(
-    options: argparse.Namespace, shared: bool = False, report: Path | None = None, verbose: bool = True
+    options: argparse.Namespace, shared: bool = False, report: Path | None = None, verbose: bool = True, once: bool = False
 ) -> RankedSources:
     """Rank what the command line names.
 
     `report`: a file that will be written, and so must not be one of the documents. `verbose`: whether this process says how far it
-    has come.
+    has come. `once`: nothing is asked of the documents afterwards, so that none need be kept.
     """
     reading = ReadingOptions.of(options)
     passages = passages_of(options)
@@ -94,6 +94,8 @@ def rank_sources(
     )
     if options.documents_folder is not None:
         reranker.documents = DocumentCache(folder=options.documents_folder)
+    elif once:
+        reranker.documents = DocumentCache(max_bytes=0)
     query = {"image": options.query} if options.image_query else {"text": options.query}
     policy = reading.settings.policy
     reranker.image_settings = replace(reranker.image_settings, policy=policy)

@@ -170,7 +170,12 @@ class DocumentCache:
             return key in self._prefixes or (self.folder is not None and self._path(key).exists())
 
     def note_request(self, key: Key, call: CacheCall) -> bool:
-        """Note that a document is asked for. Returns whether it was before: then it is worth caching."""
+        """Note that a document is asked for. Returns whether it was before: then it is worth caching.
+
+        A cache that can hold nothing notes nothing, so that a ranking of ever so many documents takes no memory for them.
+        """
+        if not self.max_bytes and self.folder is None:
+            return False
         with self._lock:
             if call.owner is not self._owner:
                 return False

@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from m0.engine.progress import Progress
 from m0.engine.visual_features import VisualFeatures
-from m0.errors import InputError, M0Error, TooLongError
+from m0.errors import InputError, M0Error
 from m0.evaluate.candidates import Candidates
-from m0.evaluate.cuts import Cuts, CutSummary, cuts_of
+from m0.evaluate.chunks import remarks_on_pages, score_chunk, split_into_chunks
+from m0.evaluate.cuts import Cuts, CutSummary
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.files import format_count, format_ids
 from m0.evaluate.metrics import (
@@ -35,13 +36,10 @@ from m0.evaluate.metrics import (
 )
 from m0.evaluate.runs import Run, write_run
 from m0.evaluate.store import Scores, ScoreStore
-from m0.inputs.prompt import Encoding
 from m0.locks import uses_model
 from m0.paths import path_of
 from m0.reranker import Reranker
 
-MIN_CHUNK_PAIRS = 256
-"""Least number of pairs that are scored between two writes to disk; a document's pairs stay together."""
 RUN_FILE, REPORT_FILE = "run.trec", "report.json"
 
 
@@ -220,7 +218,7 @@ def evaluate(
         raise dataset.refusal(f"nothing could be scored, beginning with {what}: {why}")
     failed = {**dataset.unusable, **selected.missing_documents, **scores.failed}
     cut_summary = CutSummary(cuts)
-    remarks = [*selected.remarks(dataset), *cut_summary.remarks()]
+    remarks = [*selected.remarks(dataset), *cut_summary.remarks(), *remarks_on_pages(dataset, reranker.image_settings)]
     name = reranker.name or "the model"
     evaluation = Evaluation.of(dataset, run, measures, failed, ignore_identical_ids, remarks, name, cut_summary.counts())
     if store is not None and (not dist.is_initialized() or dist.get_rank() == 0):
@@ -242,7 +240,13 @@ def _score_or_resume(
     if world > 1 and out is None:
         raise InputError("an evaluation in several processes needs out, a directory to share results in.")
     store = (
-        ScoreStore(path_of(out), _describe_evaluation(reranker, dataset, queries_by_document, options), rank, dataset)
+        ScoreStore(
+            path_of(out),
+            _describe_evaluation(reranker, dataset, queries_by_document, options),
+            rank,
+            dataset,
+            reranker.image_settings.policy,
+        )
         if out is not None
         else None
     )
@@ -258,10 +262,10 @@ def _score_or_resume(
     unscored = [(document, queries) for document, queries in unscored if queries][rank::world]
     bar = Progress(sum(len(queries) for _, queries in unscored), "scoring", progress and rank == 0)
     pictures = VisualFeatures(reranker.model, reranker.sessions)
-    for chunk in _split_into_chunks(unscored):
+    for chunk in split_into_chunks(unscored):
         if store is not None:
             store.begin((query, document) for document, queries in chunk for query in queries)
-        chunk_scores = _score_chunk(reranker, dataset, chunk, options, pictures)
+        chunk_scores = score_chunk(reranker, dataset, chunk, options, pictures)
         scores.add(chunk_scores)
         if store is not None:
             store.write(chunk_scores)
@@ -299,57 +303,6 @@ def _remarks_on_identical_ids(dataset: Dataset) -> Iterator[str]:
             f"the document with the query's own id is left out for {format_count(len(queries), 'queries')}, as BEIR does (ignore_identical_ids)"
             + (f", though judged relevant, and so counted as not found, for {format_ids(relevant)}." if relevant else ".")
         )
-
-
-def _split_into_chunks(unscored: list[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
-    chunk: list[tuple[str, list[str]]] = []
-    count = 0
-    for item in unscored:
-        chunk.append(item)
-        count += len(item[1])
-        if count >= MIN_CHUNK_PAIRS:
-            yield chunk
-            chunk, count = [], 0
-    if chunk:
-        yield chunk
-
-
-def _score_chunk(
-    reranker: Reranker,
-    dataset: Dataset,
-    chunk: list[tuple[str, list[str]]],
-    options: Mapping[str, Any],
-    pictures: VisualFeatures,
-) -> Scores:
-    """Scores of a chunk's pairs."""
-    failed: dict[str, str] = {}
-    opened_queries: dict[str, Any] = {}
-    for query in dict.fromkeys(query for _, queries in chunk for query in queries):
-        try:
-            opened_queries[query] = reranker.read(dataset.queries[query], "query")
-        except InputError as error:
-            failed[f"query {query}"] = str(error)
-    limits = {name: value for name, value in options.items() if name.startswith("max_")}
-    run_options = {name: value for name, value in options.items() if name not in limits}
-    encodings: dict[tuple[str, str], Encoding] = {}
-    for document, queries in chunk:
-        try:
-            opened_document = reranker.read(dataset.corpus[document], "document")  # pictures are opened once
-        except InputError as error:
-            failed[document] = str(error)
-            continue
-        for query in queries:
-            if query not in opened_queries:
-                continue
-            try:
-                encodings[query, document] = reranker.encode(opened_queries[query], opened_document, **limits)
-            except TooLongError as error:
-                failed[f"{query} {document}"] = str(error)
-    if not encodings:
-        return Scores(failed=failed)
-    logits = reranker.logits_of(list(encodings.values()), pictures=pictures, **run_options)
-    cuts: dict[tuple[str, str], Cuts | None] = {pair: cuts_of(encoding) for pair, encoding in encodings.items() if encoding.cut}
-    return Scores(dict(zip(encodings, logits, strict=True)), cuts, failed)
 
 
 def _describe_evaluation(

@@ -80,8 +80,13 @@ def is_id(key: str) -> bool:
 
 def row_content(row: dict[str, Any], directory: Path, where: str) -> Any:
     """A line's query or document as `Reranker.rank` takes it; None where it has neither words nor a picture. Raises InputError."""
-    title, text, image = (_text(row.get(name), name, where) for name in ("title", "text", "image"))
+    title, text, image, pdf = (_text(row.get(name), name, where) for name in ("title", "text", "image", "pdf"))
     words = f"{title}\n{text}".strip() if title else text
+    if pdf:
+        if words.strip() or image:
+            raise InputError(f'{where}: has "pdf" beside other content; a PDF is a document by itself.')
+        file = {"pdf": resolve_picture(pdf, directory)}
+        return file if row.get("pages") is None else {**file, "pages": row["pages"]}
     if not image:
         return words if words.strip() else None
     image_part = {"image": resolve_picture(image, directory)}

@@ -1,4 +1,4 @@
-"""Hashes of the pictures that a document or query shows, which lie outside the dataset's own files and may change between two runs."""
+"""Hashes of the pictures and PDFs that a document or query shows, which lie outside the dataset's own files and may change between two runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from PIL import Image
 from m0.errors import InputError
 from m0.inputs.images import Picture
 from m0.inputs.opening import read_encoded
+from m0.inputs.policy import EVERYTHING, SourcePolicy
 
 UNKNOWN_HASH = ""
 """The hash of what cannot be read, or only once."""
 
 
-def hash_pictures(content: Any) -> str | None:
+def hash_pictures(content: Any, policy: SourcePolicy = EVERYTHING) -> str | None:
     """SHA-256 of all that a document or query shows besides its words; None: words alone; UNKNOWN_HASH where it cannot be known.
 
-    Raises nothing: what cannot be read is UNKNOWN_HASH.
+    `policy`: what may be read. Raises nothing: what cannot be read, or may not, is UNKNOWN_HASH.
 
     Of a URL that is the address, for the server may be asked once only: what lies there is taken to stay.
     """
-    hashes = [_hash(source) for source in _sources(content)]
+    hashes = [_hash(source, policy) for source in _sources(content)]
     if not hashes:
         return None
     if UNKNOWN_HASH in hashes:
@@ -37,19 +38,21 @@ def _sources(content: Any) -> Iterator[Any]:
         for part in content:
             yield from _sources(part)
     elif isinstance(content, Mapping):
-        yield from (part for name, part in content.items() if name == "image" or not isinstance(part, str))
+        yield from (
+            part for name, part in content.items() if name in ("image", "pdf") or not isinstance(part, str | int | None)
+        )
     elif not isinstance(content, str):
         yield content
 
 
-def _hash(source: Any) -> str:
+def _hash(source: Any, policy: SourcePolicy) -> str:
     try:
-        return sha256(_bytes(source)).hexdigest()
+        return sha256(_bytes(source, policy)).hexdigest()
     except Exception:  # whatever an unreadable picture raises, scoring it says what is wrong
         return UNKNOWN_HASH
 
 
-def _bytes(source: Any) -> bytes:
+def _bytes(source: Any, policy: SourcePolicy) -> bytes:
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         return source.encode("utf-8", "surrogatepass")
     if isinstance(source, Picture):
@@ -60,4 +63,4 @@ def _bytes(source: Any) -> bytes:
         return repr((source.shape, source.dtype)).encode() + source.tobytes()
     if hasattr(source, "read"):
         raise InputError("an open file is read once, when it is scored.")
-    return read_encoded(source)[0]
+    return read_encoded(source, policy)[0]

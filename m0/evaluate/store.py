@@ -16,6 +16,7 @@ from m0.evaluate.cuts import Cuts, are_cuts
 from m0.evaluate.dataset import Dataset
 from m0.evaluate.files import format_count
 from m0.evaluate.picture_hashes import UNKNOWN_HASH, hash_pictures
+from m0.inputs.policy import EVERYTHING, SourcePolicy
 from m0.locks import level_of_caller
 
 DESCRIPTION_FILE = "about.json"
@@ -58,7 +59,10 @@ class ScoreStore:
     Raises InputError where the directory holds an evaluation of something else, or cannot be used.
     """
 
-    def __init__(self, directory: Path, description: Mapping[str, Any], rank: int, dataset: Dataset) -> None:
+    def __init__(
+        self, directory: Path, description: Mapping[str, Any], rank: int, dataset: Dataset, policy: SourcePolicy = EVERYTHING
+    ) -> None:
+        self.policy = policy
         self.directory, self.path, self.dataset = directory, directory / f"scores-{rank}.jsonl", dataset
         self.written_hashes: dict[str, str] = {}
         """Hashes that this process or an earlier one has written down."""
@@ -134,7 +138,7 @@ class ScoreStore:
         """The hash of a "document ID" or "query ID" as it is now."""
         side, _, key = what.partition(" ")
         contents = {"document": self.dataset.corpus, "query": self.dataset.queries}.get(side, {})
-        return hash_pictures(contents[key]) if key in contents else UNKNOWN_HASH
+        return hash_pictures(contents[key], self.policy) if key in contents else UNKNOWN_HASH
 
     def read(self) -> Scores:
         """What all processes have scored, now or before. Raises InputError where a file cannot be read."""

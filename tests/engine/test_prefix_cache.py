@@ -563,3 +563,13 @@ def test_parts_of_a_set_asked_for_several_times_in_a_row(fresh, times):
         for start in range(0, 40, 5):
             found += sum(hits(fresh, f"query {number}", documents[start : start + 5]) for number in range(times))
         assert found >= 0.65 * times * len(documents)
+
+
+def test_a_cache_of_nothing_remembers_no_document(fresh, documents):
+    fresh.documents = DocumentCache(max_bytes=0)
+    for _ in range(2):
+        fresh.rank("a question", documents)
+    assert not fresh.documents._calls_by_document
+    fresh.documents = DocumentCache()
+    fresh.rank("a question", documents)
+    assert len(fresh.documents._calls_by_document) == len(documents)

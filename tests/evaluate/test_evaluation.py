@@ -16,6 +16,7 @@ from m0.evaluate import (
     Dataset,
     Evaluation,
     bm25_run,
+    chunks,
     evaluate,
     evaluate_contrasts,
     evaluation,
@@ -95,10 +96,10 @@ def test_only_the_candidates_are_scored(tiny, dataset):
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(tiny, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "MIN_CHUNK_PAIRS", 8)
+    monkeypatch.setattr(chunks, "MIN_CHUNK_PAIRS", 8)
     whole = evaluate(tiny, dataset, out=tmp_path / "whole")
     scored = []
-    original = evaluation._score_chunk
+    original = evaluation.score_chunk
 
     def watched(reranker, dataset, chunk, options, pictures):
         scored.extend(chunk)
@@ -106,13 +107,13 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(tiny, dataset, tmp_path, m
             raise KeyboardInterrupt
         return original(reranker, dataset, chunk, options, pictures)
 
-    monkeypatch.setattr(evaluation, "_score_chunk", watched)
+    monkeypatch.setattr(evaluation, "score_chunk", watched)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny, dataset, out=tmp_path / "broken")
     with (tmp_path / "broken" / "scores-0.jsonl").open("a", encoding="utf-8") as file:
         file.write('["q1", "d')  # what a killed process may leave
     again = []
-    monkeypatch.setattr(evaluation, "_score_chunk", lambda *a: again.extend(a[2]) or original(*a))
+    monkeypatch.setattr(evaluation, "score_chunk", lambda *a: again.extend(a[2]) or original(*a))
     rest = evaluate(tiny, dataset, out=tmp_path / "broken")
     assert 0 < len(again) < 12
     assert rest.run == whole.run
@@ -155,7 +156,9 @@ def test_two_processes_do_as_one(tiny, tiny_directory, dataset, folder, tmp_path
 
 def test_kill_nine(tiny, tiny_directory, folder, dataset, tmp_path):
     """A real process, really killed."""
-    code = "import sys, m0.evaluate.evaluation as e; e.MIN_CHUNK_PAIRS = 1; from m0.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys, m0.evaluate.chunks as e; e.MIN_CHUNK_PAIRS = 1; from m0.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "evaluate", str(folder), "--model", str(tiny_directory), "--dtype", "float32"]
     command += ["--out", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -31,13 +31,13 @@ def folder(tmp_path):
 @pytest.fixture
 def scored(monkeypatch):
     """The pairs that are scored, as they are."""
-    seen, original = [], evaluation._score_chunk
+    seen, original = [], evaluation.score_chunk
 
     def watched(reranker, dataset, chunk, options, pictures):
         seen.extend((query, document) for document, queries in chunk for query in queries)
         return original(reranker, dataset, chunk, options, pictures)
 
-    monkeypatch.setattr(evaluation, "_score_chunk", watched)
+    monkeypatch.setattr(evaluation, "score_chunk", watched)
     return seen
 
 
