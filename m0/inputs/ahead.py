@@ -74,14 +74,27 @@ def _opened(passage: Passage | None, parts: list[Part]) -> Unit:
 
 def _units_of_pages(pages: Sequence[Page], settings: ImageSettings, how: Passages, tokenizer: Tokenizer | None) -> list[Unit]:
     pieces: list[tuple[Page, tuple[Span, ...], Callable[[], list[Part]]]] = []
+    blank: list[Page] = []
     for page in pages:
-        text = "" if how.tokens is None or tokenizer is None or page.as_ == "image" else page.text()
-        if not text.strip() or tokenizer is None:
+        is_cut = how.tokens is not None and tokenizer is not None and page.as_ != "image"
+        text = page.text() if is_cut or (page.as_ == "text" and len(pages) > 1) else ""
+        if page.as_ == "text" and len(pages) > 1 and not text.strip():
+            blank.append(page)
+            continue
+        if not is_cut or not text.strip() or how.tokens is None or tokenizer is None:
             pieces.append((page, (), partial(page.read, settings)))
             continue
         # Only the text decides where a page is cut; its picture goes with the first piece.
         for number, (spans, some) in enumerate(cut_parts([text], how, tokenizer)):
             pieces.append((page, spans, partial(_piece, page, settings, some, page.as_ == "both" and not number)))
+    if blank and not pieces:
+        raise InputError(f"{blank[0].info.file} has no text on any page; read it as pictures.")
+    if blank:
+        numbers = ", ".join(str(page.info.number) for page in blank)
+        one = len(blank) == 1
+        pieces[0][
+            0
+        ].left_out = f"{blank[0].info.file}: page{'' if one else 's'} {numbers} {'has' if one else 'have'} no text and {'is' if one else 'are'} left out."
     found = [
         Unit(Passage(number, len(pieces), spans, page.info_for(settings), page), read, True)
         for number, (page, spans, read) in enumerate(pieces, 1)
@@ -149,8 +162,8 @@ def _read_document(
             ahead.append(pool.submit(_read_unit, following) if following.is_light else _done(_read_unit(following)))
         parts = ahead.popleft().result()
         failed = isinstance(parts, InputError)
-        if unit.passage is not None and unit.passage.source is not None and _has_picture(parts):
-            unit.passage.source.warn()
+        if unit.passage is not None and unit.passage.source is not None and (number == 1 or _has_picture(parts)):
+            unit.passage.source.warn(of_file=number == 1 and not isinstance(document, Page))
         yield ReadUnit(index, document, unit.passage, parts, failed or number == len(units))
         if failed:
             for future in ahead:

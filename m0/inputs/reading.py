@@ -17,7 +17,7 @@ from m0.inputs.hosts import shown
 from m0.inputs.images import ImageSettings, Picture, prepare_picture
 from m0.inputs.markup import MARKUP_SUFFIXES, read_markup
 from m0.inputs.opening import looks_like_picture, read_data_uri
-from m0.inputs.pages import Page, has_pages, read_pages
+from m0.inputs.pages import Page, has_pages, open_pages
 from m0.inputs.stream import Part, Side
 from m0.inputs.texts import (
     NEITHER_PICTURE_NOR_TEXT,
@@ -64,7 +64,7 @@ def read_parts(value: Any, side: Side, settings: ImageSettings) -> list[Part]:
 def pages_of(value: Any, settings: ImageSettings) -> list[Page] | None:
     """The pages of what has some: a `Page`, {"pdf": ...}, and files and bytes of PDFs, TIFFs with several pages, and zip archives of pictures.
 
-    None: it is read as a whole. Raises InputError.
+    None: it is read as a whole. Warns of nothing: what is to be said is in the pages' notes and their file's. Raises InputError.
     """
     if isinstance(value, Page):
         return [value]
@@ -75,7 +75,7 @@ def pages_of(value: Any, settings: ImageSettings) -> list[Page] | None:
             )
         source, name = _page_source(value["pdf"], settings)
         as_, password = value.get("as", "image"), value.get("password")
-        return list(read_pages(source, value.get("pages"), as_, password, settings, name=name))
+        return list(open_pages(source, value.get("pages"), as_, password, settings, name=name)[1])
     if isinstance(value, Mapping):
         if set(value) != {"image"}:
             return None
@@ -95,7 +95,7 @@ def pages_of(value: Any, settings: ImageSettings) -> list[Page] | None:
         return None
     if not isinstance(source, PathLike | bytes) or not has_pages(source):
         return None
-    return list(read_pages(source, settings=settings, name=name))
+    return list(open_pages(source, settings=settings, name=name)[1])
 
 
 def _is_named_pdf(value: Any) -> bool:
@@ -144,7 +144,10 @@ def _read_part(value: Any, side: Side, settings: ImageSettings, alone: bool = Fa
                 f'{pages[0].info.file} has {len(pages)} pages, which are a prompt each; name one as in "pages": "1", or give them in a list '
                 "to have all in one prompt."
             )
-        return [part for page in pages for part in page.parts(settings)]
+        found = [part for page in pages for part in page.read(settings)]
+        for number, page in enumerate(pages):
+            page.warn(of_file=not number and not isinstance(value, Page))
+        return found
     if isinstance(value, PathLike) or is_open_file(value):
         return [_read_file(value, side, settings)]
     if isinstance(value, bytes | bytearray | memoryview | Image.Image | np.ndarray):

@@ -112,14 +112,47 @@ def test_texts_that_fit_are_the_pages_as_they_are(nano_prompt):
 
 
 def test_a_page_without_text(nano_prompt):
-    """It cannot be read as text, and as both it is its picture; cut or not."""
+    """Read as text it is left out, which is said once; as both it is its picture; cut or not."""
     pytest.importorskip("pypdfium2")
-    data = pages([words("first"), "", words("third")])
+    data = pages([words("first"), "", words("third"), ""])
     for how in (Passages(tokens=None), Passages(tokens=64)):
-        *_, last = opened([{"pdf": data, "as": "text"}], how, nano_prompt.tokenizer)
-        assert str(last.parts).endswith("#2 has no text; read it as a picture.")
-        assert last.is_last
-        assert [len(unit.parts) for unit in opened([{"pdf": data, "as": "both"}], how, nano_prompt.tokenizer)] == [2, 1, 2]
+        with pytest.warns(UserWarning, match=r"bytes: pages 2, 4 have no text and are left out\.$") as said:
+            found = opened([{"pdf": data, "as": "text"}], how, nano_prompt.tokenizer)
+        assert [warning.filename for warning in said] == [__file__]
+        assert [unit.passage.page.number for unit in found] == [1, 3]
+        assert [unit.is_last for unit in found] == [False, True]
+        assert [len(unit.parts) for unit in opened([{"pdf": data, "as": "both"}], how, nano_prompt.tokenizer)] == [2, 1, 2, 1]
+
+
+def test_no_page_with_text(nano_prompt):
+    pytest.importorskip("pypdfium2")
+    for how in (Passages(tokens=None), Passages(tokens=64)):
+        (found,) = opened([{"pdf": pages(["", ""]), "as": "text"}], how, nano_prompt.tokenizer)
+        assert str(found.parts).endswith("has no text on any page; read it as pictures.")
+        (found,) = opened([{"pdf": pages([words("first"), ""]), "as": "text", "pages": "2"}], how, nano_prompt.tokenizer)
+        assert str(found.parts).endswith("#2 has no text; read it as a picture.")
+
+
+def test_what_is_to_be_known_of_a_file_is_said_once_and_by_this_thread(nano_prompt, monkeypatch):
+    pytest.importorskip("pypdfium2")
+    from m0.inputs.pages.pdf import PdfFile
+
+    ask = PdfFile._ask
+
+    def with_note(self, what, *args, **keywords):
+        answer = ask(self, what, *args, **keywords)
+        return (answer[0], ["is a form."], answer[2]) if what == "count" else answer
+
+    monkeypatch.setattr(PdfFile, "_ask", with_note)
+    data = pages([words("first"), words("second"), words("third")])
+    for document in ({"pdf": data}, {"pdf": data, "as": "text"}, {"pdf": data, "pages": "2"}):
+        for how in (PAGES, Passages(tokens=1, overlap=0)):
+            with pytest.warns(UserWarning, match=r"bytes is a form\.$") as said:
+                opened([document], how, nano_prompt.tokenizer)
+            assert [warning.filename for warning in said] == [__file__]
+    with pytest.warns(UserWarning, match=r"bytes is a form\.$") as said:
+        opened(list(read_pages(data)), PAGES, nano_prompt.tokenizer)
+    assert len(said) == 1
 
 
 def test_what_is_to_be_known_of_a_page_is_said_once_and_by_this_thread(nano_prompt):

@@ -6,6 +6,6 @@ import this package: it must bring neither PyTorch nor PDFium.
 
 from m0.inputs.pages.page import Page, PageInfo, PageLimits, Word
 from m0.inputs.pages.ranges import parse_page_range
-from m0.inputs.pages.reading import has_pages, read_pages
+from m0.inputs.pages.reading import has_pages, open_pages, read_pages
 
-__all__ = ["Page", "PageInfo", "PageLimits", "Word", "has_pages", "parse_page_range", "read_pages"]
+__all__ = ["Page", "PageInfo", "PageLimits", "Word", "has_pages", "open_pages", "parse_page_range", "read_pages"]

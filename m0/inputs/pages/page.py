@@ -133,6 +133,8 @@ class Page:
         self.info, self.as_ = info, as_
         self.notes: tuple[str, ...] = ()
         """What `parts` had to say of the page, such as that it has text and is white all the same."""
+        self.left_out: str | None = None
+        """What its reader left out of the file, one sentence."""
         self._file, self._settings = file, settings
 
     def __repr__(self) -> str:
@@ -160,9 +162,10 @@ class Page:
         self.warn()
         return parts
 
-    def warn(self) -> None:
-        """Warn of what `notes` holds."""
-        for note in self.notes:
+    def warn(self, of_file: bool = False) -> None:
+        """Warn of what `notes` holds, before it of what is to be known of the whole file where `of_file` is set."""
+        of_others = (*self._file.notes, *([self.left_out] if self.left_out else [])) if of_file else ()
+        for note in (*of_others, *self.notes):
             warnings.warn(note, stacklevel=level_of_caller())
 
     def read(self, settings: ImageSettings | None = None) -> list[Part]:

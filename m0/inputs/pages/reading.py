@@ -57,6 +57,22 @@ def read_pages(
     Raises InputError, one sentence, for what is no such file, is damaged, protected, too large or has no such pages, and
     MissingExtraError for a PDF where pypdfium2 is missing.
     """
+    file, found = open_pages(source, pages, as_, password, settings, limits, name)
+    for note in file.notes:
+        warnings.warn(note, stacklevel=level_of_caller())
+    return found
+
+
+def open_pages(
+    source: str | PathLike[str] | bytes | Any,
+    pages: str | int | Iterable[int] | None = None,
+    as_: Wanted = "image",
+    password: str | None = None,
+    settings: ImageSettings | None = None,
+    limits: PageLimits | None = None,
+    name: str | None = None,
+) -> tuple[PageFile, Iterator[Page]]:
+    """As `read_pages`, without warnings, for threads in which these are not to be trusted; the file's notes hold them."""
     wanted = checked_as(as_)
     settings, limits = settings or ImageSettings(), limits or PageLimits()
     if password is not None and not isinstance(password, str):
@@ -70,9 +86,7 @@ def read_pages(
         raise InputError(
             f"{file.name}: {len(numbers)} pages were asked for, above the limit of {limits.max_pages}; name fewer, or raise max_pages."
         )
-    for note in file.notes:
-        warnings.warn(note, stacklevel=level_of_caller())
-    return _pages(file, numbers, wanted, settings)
+    return file, _pages(file, numbers, wanted, settings)
 
 
 def _pages(file: PageFile, numbers: list[int], wanted: Wanted, settings: ImageSettings) -> Iterator[Page]:
