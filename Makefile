@@ -30,7 +30,7 @@ test: $(VENV)/.dev  ## everything but full size: lint, types, unit tests, tiny p
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-gpu: $(VENV)/.dev  ## on a CUDA GPU, with a PyTorch that knows it (`make clean`, then `make TORCH=torch test-gpu`)
 	$(BIN)/python -m pytest -m gpu

@@ -1,6 +1,7 @@
 """Pages and records, beside the same pages as decoded arrays, beside pdftoppm, and in memory.
 
-    python scripts/bench/documents.py [--only released nano poppler records] [--pdf FILE] [--runs 3] [--folder DIR]
+    python scripts/bench/documents.py [--only released nano poppler records] [--pdf FILE] [--runs 3]
+        [--records 100000] [--folder DIR]
 
 | row | what | compared with | goal |
 | --- | --- | --- | --- |
@@ -146,9 +147,9 @@ def poppler(folder: Path, pdf: Path, runs: int) -> None:
     )
 
 
-def records(folder: Path) -> None:
+def records(folder: Path, most: int) -> None:
     peaks = {}
-    for count in (1, 50_000, 100_000):
+    for count in (1, most // 2, most):
         path = folder / f"{count}.jsonl"
         with path.open("w", encoding="utf-8") as file:
             for number in range(count):
@@ -158,10 +159,10 @@ def records(folder: Path) -> None:
             [sys.executable, __file__, "--stage", "rank", "--folder", str(path)], check=True, capture_output=True, text=True
         ).stdout
         peaks[count] = json.loads(output.strip().splitlines()[-1])
-    above = peaks[100_000]["MiB"] - peaks[1]["MiB"]
-    slope = (peaks[100_000]["MiB"] - peaks[50_000]["MiB"]) * 2**20 / 50_000
+    above = peaks[most]["MiB"] - peaks[1]["MiB"]
+    slope = (peaks[most]["MiB"] - peaks[most // 2]["MiB"]) * 2**20 / (most - most // 2)
     print(
-        f"| records | 100,000 records | {peaks[100_000]['seconds']:.0f} s | the model and one record: {peaks[1]['MiB']:.0f} MiB | "
+        f"| records | {most:,} records | {peaks[most]['seconds']:.0f} s | the model and one record: {peaks[1]['MiB']:.0f} MiB | "
         f"{above:.0f} MiB more | {slope:.0f} bytes a further record |",
         flush=True,
     )
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--pdf", type=Path, help="a PDF of at least 200 pages; default: one is made with typst")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--records", type=int, default=100_000, help="how many records; half of them is measured, too")
     parser.add_argument("--folder", type=Path, help="where to put files; default: a temporary folder")
     parser.add_argument("--stage", choices=["write", "rank"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -208,7 +210,7 @@ def main() -> None:
         if "poppler" in options.only:
             poppler(folder, pdf, options.runs)
         if "records" in options.only:
-            records(folder)
+            records(folder, options.records)
     return None
 
 

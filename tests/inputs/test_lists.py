@@ -274,7 +274,7 @@ def test_one_pair_and_two_pairs_are_told_apart(tiny):
         io.StringIO("a"),
         iter(()),
     ],
-    ids=str,
+    ids=lambda pairs: type(pairs[0] if isinstance(pairs, list) else pairs).__name__,
 )
 def test_what_is_no_list_of_pairs(tiny, pairs):
     with pytest.raises(InputError, match="pair") as caught:

@@ -72,7 +72,10 @@ def open_pages(
     limits: PageLimits | None = None,
     name: str | None = None,
 ) -> tuple[PageFile, Iterator[Page]]:
-    """As `read_pages`, without warnings, for threads in which these are not to be trusted; the file's notes hold them."""
+    """As `read_pages`, without warnings, for threads in which these are not to be trusted; the file's notes hold them.
+
+    Raises InputError and MissingExtraError.
+    """
     wanted = checked_as(as_)
     settings, limits = settings or ImageSettings(), limits or PageLimits()
     if password is not None and not isinstance(password, str):
