@@ -249,6 +249,8 @@ def warn_if_files(documents: Sequence[Any], settings: ImageSettings) -> None:
 
 def _has_open_file(document: Any) -> bool:
     """Whether there is a picture in it that Pillow has opened, or an open file."""
+    if isinstance(document, Page):  # which can be read, too, and by any thread
+        return False
     if isinstance(document, Document):
         return _has_open_file(document.content)
     if isinstance(document, Mapping):

@@ -237,3 +237,20 @@ def test_a_pair_that_cannot_be_used_is_named(nano_prompt):
         encode_pairs(nano_prompt, [("q", "x"), ("q", tiff(3, broken=2))], Limits(), SETTINGS, first=10)
     with pytest.raises(InputError, match=r"^pair 0: the query is empty"):
         encode_pairs(nano_prompt, [("", tiff(3))], Limits(), SETTINGS)
+
+
+def test_pages_given_one_by_one_are_read_by_other_threads(monkeypatch):
+    """A page has a method `read`, as an open file has; it is none, and need not wait for this thread."""
+    pytest.importorskip("pypdfium2")
+    from m0.inputs.pages import Page
+
+    read, threads = Page.read, set()
+
+    def watched(self, settings=None):
+        threads.add(threading.current_thread())
+        return read(self, settings)
+
+    monkeypatch.setattr(Page, "read", watched)
+    assert len(opened([*read_pages(manual()), Document(next(read_pages(manual())))])) == 4
+    assert threads
+    assert threading.current_thread() not in threads
