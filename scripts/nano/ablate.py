@@ -31,26 +31,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nano.checks import HeldOutChecks
 from nano.circuit import write_circuit
+from nano.course import Course, StageLength, log
 from nano.latent import concept_numbers
 from nano.lists import Lists, Pair
 from nano.material import Material
-from nano.pages import fonts
+from nano.pages import Faces
+from nano.reading import Reading
+from nano.scoring import score_grids
 from nano.seeing import VisionTraining
+from nano.spelling import Spelling
 from nano.tokens import Piece, Writer
-from nano.train import (
-    HeldOutChecks,
-    StageLength,
-    cross_encoder_rates,
-    initialise,
-    list_loss,
-    log,
-    nano_config,
-    pointwise,
-    run_stage,
-    score_grids,
-    whiten_patch_embedding,
-)
+from nano.train import cross_encoder_rates, initialise, list_loss, nano_config, pointwise
 from nano.words import WordBags
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -115,7 +108,8 @@ class Ablations:
     def __init__(self, data: Path, steps: int, minutes: float) -> None:
         self.data, self.steps, self.minutes = data, steps, minutes
         self.material = Material(data)
-        self.checks = HeldOutChecks(self.material)
+        self.faces = Faces(data)
+        self.checks = HeldOutChecks(self.material, self.faces)
         self.tokenizer = Tokenizer.from_file(str(data / "circuit" / "tokenizer.json"))
         self.results: dict[str, dict[str, Any]] = {}
 
@@ -131,7 +125,7 @@ class Ablations:
 
     def _from_circuit(self, name: str, model: RerankerModel) -> dict[str, Any]:
         writer = (OneAxisWriter if name == "one axis" else Writer)(self.tokenizer, model.config)
-        lists = Lists(self.material, 2)
+        lists = Lists(self.material, self.faces, 2)
         losses = {"pairwise": partial(sum_losses, ranknet), "pointwise": partial(sum_losses, pointwise)}
         loss = losses.get(name, list_loss)
 
@@ -168,22 +162,25 @@ class Ablations:
         config = config.replace(vision=replace(config.vision, spatial_merge_size=merge))
         model = RerankerModel(config)
         initialise(model, generator)
-        writer, lists = Writer(self.tokenizer, config), Lists(self.material, 1)
-        whiten_patch_embedding(model, writer, self.material, generator)
+        writer, lists = Writer(self.tokenizer, config), Lists(self.material, self.faces, 1)
         numbers, table = concept_numbers(self.material), model.decoder.embed_tokens.weight
         table.data.copy_(load_checkpoint(self.data / "circuit", torch.float32).decoder.embed_tokens.weight)
         words = WordBags(self.material, writer, numbers, 1)
         vectors = F.normalize(words.mean_vectors(table.detach(), len(numbers)), dim=1)
-        languages = sorted({section.language for section in self.material.sections})
-        seeing = VisionTraining(model, writer, self.material, words, vectors, languages, fonts(self.data), 1)
-        tower = {1.5e-3: list(model.vision.parameters())}
-        seen = run_stage(
-            "seeing", tower, lambda _: seeing.loss(seeing.batch(0.25)), StageLength(seconds=60 * self.minutes), lambda: None
+        hidden = config.decoder.hidden_size
+        reading = Reading(self.material, writer, Spelling(self.material.texts()), self.faces, hidden, 1)
+        seeing = VisionTraining(model, writer, self.material, words, vectors, reading, 1)
+        course = Course(self.data / f"ablation-{merge}.pt", {"model": model})
+        course.run_stage(
+            "seeing",
+            {1.5e-3: list(model.vision.parameters())},
+            lambda _: seeing.loss(seeing.batch(0.25)),
+            StageLength(seconds=60 * self.minutes),
         )
         write_circuit(model, writer, generator)
         seconds = self._train_cross(model, writer, lists, list_loss)
         model.eval()
-        return {"seconds a step": round(seconds, 2), "steps of seeing": seen, **self._measure(model, writer)}
+        return {"seconds a step": round(seconds, 2), "steps of seeing": course.done["seeing"], **self._measure(model, writer)}
 
     def _train_cross(
         self, model: RerankerModel, writer: Writer, lists: Lists, loss: Callable[..., tuple[Tensor, dict]]

@@ -6,18 +6,19 @@
 | --- | --- | --- | --- |
 | emoji-datasource-google 16.0.0 | npm | Noto emoji pictures, 64 px | Apache-2.0 (pictures), MIT (data) |
 | cldr-annotations-full 48.2.0 | npm | names and keywords of emoji, 72 languages | Unicode-3.0 |
-| debian-handbook | Debian | headings, sections and figures, 26 languages | GPL-2+ or CC BY-SA 3.0 |
-| developers-reference(-*), maint-guide(-*), debian-faq(-*) | Debian | headings and sections | GPL-2+ |
+| debian-handbook | Debian | headings, sections and figures, 26 languages | CC BY-SA 3.0 (or GPL-2+) |
+| gnome-user-docs | Debian | headings and sections, 39 languages | CC BY-SA 3.0 |
+| python3.11-doc | Debian | headings and sections | PSF-2.0 |
 | openclipart-png | Debian | drawings with their names | public domain (CC0) |
-| fonts-noto-core, fonts-noto-cjk | Debian | type for page pictures (not distributed) | OFL-1.1 |
+| fonts-noto-core, -noto-cjk, -dejavu-core, -liberation2, -lato, -roboto-unhinted, -ebgaramond, -cantarell, -open-sans, -linuxlibertine | Debian | type for page pictures (not distributed) | OFL-1.1; Roboto Apache-2.0; DejaVu the Bitstream Vera licence |
 | Python's standard library | the running Python | docstrings and functions | PSF-2.0 |
 
 Needs `npm`, `apt-get` and `dpkg-deb` on the PATH. Writes, under --out:
 
     emoji/*.png        the pictures
     emoji.jsonl        {"emoji", "image", "category", "names": {language: name}, "keywords": {language: [...]}, "held_out": [language...]}
-    sections.jsonl     {"id", "language", "heading", "text", "figure"?, "page", "held_out"}
-    pages/*.png        each section's opening as a page
+    sections.jsonl     {"id", "source", "language", "heading", "text", "figure"?, "held_out"}
+    fonts.jsonl        {"file", "index", "family", "style", "scripts", "vietnamese"?, "held_out"}
     figures/*.png      figures of the handbook
     clipart/*.png      drawings, at most 112 px
     clipart.jsonl      {"image", "name", "folder", "held_out"}
@@ -25,7 +26,7 @@ Needs `npm`, `apt-get` and `dpkg-deb` on the PATH. Writes, under --out:
 
 Held out, by a hash of the id with a fixed seed, so that the split does not move when material is added: in every language
 the names of a tenth of the emoji (their keywords stay in training), a tenth of the sections, whole, in all languages at
-once, with their pages; a tenth of the drawings' names with every drawing of that name; a tenth of the functions.
+once; two families of type; a tenth of the drawings' names with every drawing of that name; a tenth of the functions.
 """
 
 from __future__ import annotations
@@ -41,25 +42,14 @@ import sys
 import sysconfig
 import tarfile
 from collections import Counter, defaultdict
-from html.parser import HTMLParser
 from pathlib import Path
 
-from nano.pages import draw_page
+from nano import manuals, typefaces
+from nano.manuals import clean
 from PIL import Image
 
 NPM_PACKAGES = {"emoji": "emoji-datasource-google@16.0.0", "cldr": "cldr-annotations-full@48.2.0"}
-MANUALS = {
-    "developers-reference": " de fr it ja ru",
-    "maint-guide": " ca de es fr it ja ru vi zh-cn zh-tw",
-    "debian-faq": " de fr it ja nl ru zh-cn",
-}
-DEBIAN_PACKAGES = [
-    "debian-handbook",
-    "openclipart-png",
-    "fonts-noto-core",
-    "fonts-noto-cjk",
-    *(f"{name}-{language}".rstrip("-") for name, languages in MANUALS.items() for language in languages.split(" ")),
-]
+DEBIAN_PACKAGES = [*manuals.PACKAGES, "openclipart-png", *typefaces.PACKAGES]
 HELD_OUT_SHARE = 0.10
 SPLIT_SEED = "m0-nano split 1"
 # The manuals' languages and others that many people write; CLDR locale codes.
@@ -67,9 +57,6 @@ LANGUAGES = """
     af am ar az be bg bn bs ca cs cy da de el en es et eu fa fi fil fr ga gl gu he hi hr hu hy id is it ja ka kk km kn ko
     lt lv mk ml mn mr ms my ne nl no pa pl pt ro ru si sk sl sq sr sv sw ta te th tr uk ur uz vi zh zh-Hant
 """.split()
-# The manuals' codes that CLDR writes otherwise.
-CODES = {"nb": "no", "zh-cn": "zh", "zh-tw": "zh-Hant"}
-MIN_SECTION_CHARACTERS = 150
 MAX_DRAWINGS_OF_A_NAME = 4
 DRAWING_SIDE = 112
 NO_DRAWINGS = re.compile(r"/(special|unsorted/patterns)/|shapes/stars/star_\d|shapes/flowchart")
@@ -140,157 +127,6 @@ def build_emoji(folders: dict[str, Path], out: Path) -> list[dict]:
         row["held_out"] = [language for language in names[emoji] if held_out("emoji", emoji, language)]
         rows.append(row)
     return rows
-
-
-# --- manuals ----------------------------------------------------------------------------------------------------------
-
-
-class SectionParser(HTMLParser):
-    """Splits a manual's page at its headings: anchor -> (heading, paragraphs, figures). DocBook's and Sphinx's pages."""
-
-    SKIP = ("script", "style", "head", "nav", "footer")
-    BLOCKS = ("div", "p", "li", "pre", "dt", "dd", "td", "section")
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.sections: dict[str, tuple[str, list[str], list[str]]] = {}
-        self.anchor, self.section_anchor, self.heading = "", "", ""
-        self.paragraphs: list[str] = []
-        self.figures: list[str] = []
-        self.in_heading = self.in_body = False
-        self.skipping = 0
-        self.buffer: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        classes = values.get("class") or ""
-        if tag in self.SKIP:
-            self.skipping += 1
-        if tag == "section":
-            self.section_anchor = values.get("id") or ""
-        if re.fullmatch(r"h[1-6]", tag) and (classes == "title" or self.section_anchor):
-            self.finish()
-            self.in_heading, self.in_body = True, True
-            self.anchor, self.section_anchor = self.section_anchor, ""
-        elif self.in_heading and tag == "a" and values.get("id"):
-            self.anchor = values["id"] or ""
-        elif tag in self.BLOCKS:
-            self.paragraph()
-        if tag == "img" and self.in_body and (values.get("src") or "").startswith("images/inst"):
-            self.figures.append(values["src"] or "")
-        if "docnav" in classes or "navfooter" in classes or "sphinxsidebar" in classes or classes == "footer":
-            self.finish()
-            self.in_body = False
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.SKIP:
-            self.skipping -= 1
-        if re.fullmatch(r"h[1-6]", tag) and self.in_heading:
-            self.heading, self.buffer, self.in_heading = clean("".join(self.buffer)), [], False
-        elif tag in self.BLOCKS:
-            self.paragraph()
-
-    def handle_data(self, data: str) -> None:
-        if not self.skipping and (self.in_heading or self.in_body):
-            self.buffer.append(data)
-
-    def paragraph(self) -> None:
-        if not self.in_heading:
-            text = clean("".join(self.buffer))
-            if text and self.in_body:
-                self.paragraphs.append(text)
-            self.buffer = []
-
-    def finish(self) -> None:
-        self.paragraph()
-        # "6.2.1. Initialising" and "Chapter 4. Tools" -> the words; Sphinx ends headings with a pilcrow link.
-        heading = re.sub(r"^\D{0,12}?[A-Z]?\d+(\.\d+)*\.?\s+", "", self.heading).rstrip("¶ ")
-        if heading and self.anchor and not re.match(r"id-|id\d|idm\d", self.anchor):
-            self.sections.setdefault(self.anchor, (heading, self.paragraphs, self.figures))
-        self.anchor, self.heading, self.paragraphs, self.figures = "", "", [], []
-
-
-def clean(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
-
-
-def manual_pages(folders: dict[str, Path]) -> dict[str, dict[str, list[Path]]]:
-    """Pages of each manual in each language."""
-    html = folders["debian-handbook"] / "usr" / "share" / "doc" / "debian-handbook" / "html"
-    found = {"handbook": {language_code(folder.name): sorted(folder.glob("*.html")) for folder in sorted(html.iterdir())}}
-    for manual, languages in MANUALS.items():
-        found[manual] = {}
-        for language in languages.split(" "):
-            folder = folders[f"{manual}-{language}".rstrip("-")]
-            pages = sorted(
-                page
-                for page in folder.rglob("*.html")
-                if page.name not in ("search.html", "genindex.html", "developers-reference.html")
-                and (language or re.search(r"^[^.]+(\.en)?\.html$", page.name))
-            )
-            found[manual][language_code(language or "en")] = pages
-    return found
-
-
-def language_code(folder: str) -> str:
-    lower = folder.lower()
-    return CODES.get(lower) or CODES.get(lower.split("-")[0]) or lower.split("-")[0]
-
-
-def build_sections(folders: dict[str, Path], out: Path) -> list[dict]:
-    rows = []
-    (out / "figures").mkdir(exist_ok=True)
-    for manual, by_language in manual_pages(folders).items():
-        parsed: dict[str, dict[str, tuple[str, list[str], list[str]]]] = {}
-        for language, pages in by_language.items():
-            parsed[language] = {}
-            for page in pages:
-                parser = SectionParser()
-                parser.feed(page.read_text(encoding="utf-8"))
-                parser.close()
-                parser.finish()
-                for anchor, (heading, paragraphs, figures) in parser.sections.items():
-                    kept = [figure_copy(page.parent / figure, language, out) for figure in figures]
-                    parsed[language].setdefault(anchor, (heading, paragraphs, [figure for figure in kept if figure]))
-        english = parsed["en"]
-        for language, sections in parsed.items():
-            for anchor, (heading, paragraphs, figures) in sections.items():
-                text = " ".join(paragraphs)
-                if len(text) < MIN_SECTION_CHARACTERS:
-                    continue
-                if language != "en":
-                    # Many translations are partial: a section that is mostly English still is left out.
-                    original = set(english.get(anchor, ("", [], []))[1])
-                    if heading == english.get(anchor, ("", [], []))[0]:
-                        continue
-                    if sum(len(p) for p in paragraphs if p in original) > 0.3 * len(text):
-                        continue
-                row = {"id": anchor if manual == "handbook" else f"{manual}/{anchor}", "language": language}
-                row |= {"heading": heading, "text": text, "held_out": held_out("section", row["id"])}
-                rows.append(row | ({"figure": figures[0]} if figures else {}))
-    return rows
-
-
-def figure_copy(path: Path, language: str, out: Path) -> str | None:
-    if not path.exists():
-        return None
-    name = f"figures/{language}-{path.name}"
-    if not (out / name).exists():
-        picture = Image.open(path).convert("RGB")
-        picture.thumbnail((280, 280), Image.Resampling.LANCZOS)
-        picture.save(out / name)
-    return name
-
-
-def build_pages(rows: list[dict], folders: dict[str, Path], out: Path) -> None:
-    """Each section's opening as the picture of a page."""
-    (out / "pages").mkdir(exist_ok=True)
-    fonts = [folders["fonts-noto-core"], folders["fonts-noto-cjk"]]
-    for number, row in enumerate(rows):
-        row["page"] = f"pages/{number:05d}.png"
-        if not (out / row["page"]).exists():
-            figure = Image.open(out / row["figure"]) if "figure" in row else None
-            draw_page(row["heading"], row["text"], row["language"], fonts, row["id"], figure).save(out / row["page"])
 
 
 # --- drawings ---------------------------------------------------------------------------------------------------------
@@ -386,10 +222,10 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     folders = fetch((options.packages or options.out / "packages").resolve())
-    emoji, sections = build_emoji(folders, options.out), build_sections(folders, options.out)
-    build_pages(sections, folders, options.out)
+    emoji, sections = build_emoji(folders, options.out), manuals.build_sections(folders, options.out, held_out)
+    faces = typefaces.list_faces(folders, options.out.resolve())
     clipart, code = build_clipart(folders, options.out), build_code()
-    for name, rows in (("emoji", emoji), ("sections", sections), ("clipart", clipart), ("code", code)):
+    for name, rows in (("emoji", emoji), ("sections", sections), ("clipart", clipart), ("code", code), ("fonts", faces)):
         write(options.out / f"{name}.jsonl", rows)
     languages = {row["language"] for row in sections}
     print(f"{len(emoji)} emoji in {len(LANGUAGES)} languages, {sum(len(row['held_out']) for row in emoji)} names held out")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from nano.material import SECTION_CHARACTERS, Concept, Content, Material, Section, draw_random_sheet
+from nano.pages import Faces, choose_style, degrade, draw_page, script_of
 from torch import Tensor
 
 from m0.evaluate.bm25 import BM25
@@ -22,7 +23,8 @@ class Pair:
 
 
 class Lists:
-    def __init__(self, material: Material, seed: int) -> None:
+    def __init__(self, material: Material, faces: Faces, seed: int) -> None:
+        self.faces = faces
         self.material, self.rng = material, random.Random(seed)
         self.unchanged_chance = 0.25
         """How many pictures are shown as their files are, the others as a screen might show them."""
@@ -119,8 +121,19 @@ class Lists:
         return [Pair(*function.pair(self.rng), function) for function in self.rng.sample(self.material.functions, count)]
 
     def pages(self, count: int) -> list[Pair]:
-        pool = self.by_language[self.language()] if self.rng.random() < 0.5 else self.material.fresh
-        return [Pair(section.heading, section.page(), section) for section in self.rng.sample(pool, count)]
+        """Upper parts of pages, asked for by their heading or by words that stand on them."""
+        rng = self.rng
+        pool = self.by_language[self.language()] if rng.random() < 0.5 else self.material.fresh
+        pool = [section for section in pool if script_of(section.language) in ("latin", "cyrillic", "greek")]
+        pairs = []
+        for section in rng.sample(pool, min(count, len(pool))):
+            style = choose_style(section.language, self.faces, rng)
+            style.size = (28 * rng.randint(12, 16), 28 * rng.randint(8, 14))
+            picture, drawn = draw_page(section.heading, section.text_, section.language, style, rng)
+            long = [word for word in drawn.words if len(word) > 3]
+            asked = section.heading if rng.random() < 0.5 or len(long) < 2 else " ".join(rng.sample(long, 2))
+            pairs.append(Pair(asked, degrade(picture, drawn, rng)[0], section))
+        return pairs
 
     def figures(self, count: int) -> list[Pair]:
         chosen = self.rng.sample(self.figured, min(count, len(self.figured)))
@@ -141,8 +154,8 @@ class Lists:
             lists.append(self.functions(9))
         elif kind < 0.65:
             lists.append(self.sheets(5))
-        elif kind < 0.7:
-            lists.append(self.pages(4))
+        elif kind < 0.72:
+            lists.append(self.pages(6))
         elif kind < 0.75:
             lists.append([*self.figures(3), *self.sections(4)])
         else:  # pictures and texts of all kinds in one list

@@ -66,7 +66,7 @@ class Section:
 
     def __init__(self, row: dict, folder: Path) -> None:
         self.id, self.language, self.heading, self.text_ = row["id"], row["language"], row["heading"], row["text"]
-        self.folder, self.page_file, self.figure_file = folder, row["page"], row.get("figure")
+        self.folder, self.figure_file = folder, row.get("figure")
         sentences, start = [], 0
         for i, character in enumerate(self.text_):
             if character in SENTENCE_ENDS and i - start > 30:
@@ -96,9 +96,6 @@ class Section:
         asked = rng.randrange(min(3, len(self.sentences)))
         rest = [s for i, s in enumerate(self.sentences) if i != asked or rng.random() < 0.3]
         return self.sentences[asked][:120], " ".join(rest)[:length]
-
-    def page(self) -> Image.Image:
-        return Image.open(self.folder / self.page_file).convert("RGB")
 
     def mixed(self, rng: random.Random) -> list:
         """Its figure and the text around it."""

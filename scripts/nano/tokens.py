@@ -19,19 +19,20 @@ from m0.model.config import RerankerConfig
 from m0.model.reranker_model import RerankerModel
 from m0.model.rotary import Grid, mrope_positions
 
-IMAGE_SETTINGS = ImageSettings(min_pixels=84 * 84, max_pixels=128 * 28 * 28)
+IMAGE_SETTINGS = ImageSettings(min_pixels=84 * 84, max_pixels=768 * 28 * 28)
 """Small pictures are enlarged to 3 x 3 visual tokens, so that most that the tower sees come at one scale; large ones are
-reduced to what it has been trained on."""
+reduced to what the released model takes."""
 VOCABULARY_SIZE = 24_000  # without the special tokens
 SPECIAL_TOKENS = """
     <|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
     <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>
 """.split()
 SCORE_TOKEN = 100
-# Words with the blank before them, Chinese and Japanese characters one by one, single digits, punctuation, blanks.
-PRETOKEN_PATTERN = r"[\p{Han}]| ?[^\s\p{Han}\p{P}\p{S}\p{N}]+|\p{N}| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Words with the blank before them, Chinese and Japanese characters one by one, numbers by up to three digits with the blank
+# before them, punctuation, blanks.
+PRETOKEN_PATTERN = r"[\p{Han}]| ?[^\s\p{Han}\p{P}\p{S}\p{N}]+| ?\p{N}{1,3}| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # The first word of a line is written like any other word, with a blank before it: one token for one word.
-LINE_START_PATTERN = r"\n(?=[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Myanmar}\p{P}\p{S}\p{N}])"
+LINE_START_PATTERN = r"\n(?=[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Myanmar}\p{P}\p{S}])"
 
 
 def train_tokenizer(texts: Iterable[str], out: Path) -> Tokenizer:

@@ -1,24 +1,28 @@
 """Train m0-nano from nothing on the data of `nano/build_data.py`, on two CPU cores.
 
-    PYTHONPATH=scripts python -m nano.train [--data build/nano-data] [--out weights/m0-nano] [--steps WORDS SEEING AGAIN CROSS | --minutes 90]
+    PYTHONPATH=scripts python -m nano.train [--data build/nano-data] [--out weights/m0-nano] [--steps … | --minutes 90]
 
-1. A byte-level BPE is trained on the training texts (what is held out is left out).
-2. Meanings of tokens and concepts in closed form (`nano/latent.py`): which tokens occur with which emoji, sections and folders
+1. A byte-level BPE is trained on the training texts (what is held out is left out), and the spelling of every token is written down
+   (`nano/spelling.py`).
+2. Reading (`nano/reading.py`): the vision tower learns to show the spelling of the text that it sees.
+3. Meanings of tokens and concepts in closed form (`nano/latent.py`): which tokens occur with which emoji, sections and folders
    of drawings; how rare each token is, and for which languages it speaks.
-3. Words (`nano/words.py`): bags of tokens by the thousand name their concepts. Half of the sections are left out
+4. Words (`nano/words.py`): bags of tokens by the thousand name their concepts. Half of the sections are left out
    of this and of the step before.
-4. Seeing (`nano/seeing.py`): the vision tower learns to show what it sees in the words' meanings: emoji, drawings, and words on
-   pages. No decoder layer takes part, so a step costs little.
-5. Words again, towards where the pictures have come to lie.
-6. `nano/circuit.py` writes all this into a decoder that compares means and matches words.
-7. Cross-encoder: all but the vision tower is trained on lists of documents and queries, every query against every document of
+5. Seeing (`nano/seeing.py`): the vision tower goes on reading and learns to show emoji and drawings in the words' meanings.
+   No decoder layer has taken part so far, so a step costs little.
+6. Words again, towards where the pictures have come to lie.
+7. `nano/circuit.py` writes all this into a decoder that compares means and matches words and their spelling.
+8. Cross-encoder: all but the vision tower is trained on lists of documents and queries, every query against every document of
    its list. Its sections are those that the words have not learned by heart, for else it would never need to match words. Each
    document is read once and is the parent of all its queries (`m0.model.attention.Packing`). Loss: listwise softmax over each query's
    documents (ListNet top-1, Cao et al. 2007), plus a tenth of binary cross-entropy on `logit - 2.65`, which fixes the scale that
    softmax leaves open.
 
 Seeds are fixed. With `--steps` every machine makes the same updates; with `--minutes` learning rates follow the clock, so that a slower
-machine trains less but always anneals, and the log says how many updates it made.
+machine trains less but always anneals, and the log says how many updates it made. Where the course stands is kept in `--course`: the same
+command goes on from there after an interruption; and `--again STAGE…` runs stages that are over once more, from the weights as they are,
+for a longer course in several goes.
 """
 
 from __future__ import annotations
@@ -27,54 +31,67 @@ import argparse
 import json
 import math
 import random
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from nano.circuit import IMPORTANCE, LANGUAGE, MEANING, MEANINGS, RARITY, RARITY_SCALE, write_circuit
+from nano.checks import HeldOutChecks
+from nano.circuit import (
+    IMPORTANCE,
+    LANGUAGE,
+    MEANING,
+    MEANINGS,
+    RARITY,
+    RARITY_SCALE,
+    ROPE_THETA,
+    SPELLING,
+    write_circuit,
+)
+from nano.course import Course, StageLength, at_most_every, log
 from nano.latent import concept_numbers, count_occurrences, factorize_counts, inverse_document_frequency, language_shares
 from nano.lists import Lists, Pair
-from nano.material import SECTION_CHARACTERS, Material, open_on_white
-from nano.pages import fonts
-from nano.seeing import LANGUAGE_STRENGTH, VisionTraining, mean_meanings
-from nano.tokens import IMAGE_SETTINGS, SCORE_TOKEN, Piece, Writer, pack, train_tokenizer
+from nano.material import Material
+from nano.pages import Faces
+from nano.reading import Reading
+from nano.scoring import score_grids
+from nano.seeing import VisionTraining, mean_meanings, tower_tokens
+from nano.spelling import Spelling
+from nano.tokens import IMAGE_SETTINGS, SCORE_TOKEN, Writer, train_tokenizer
 from nano.words import WordBags
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m0.checkpoints.files import load_checkpoint, save_checkpoint
+from m0.checkpoints.files import save_checkpoint
 from m0.model.config import DecoderConfig, RerankerConfig, VisionConfig
 from m0.model.reranker_model import RerankerModel
 
-STAGE_TIME_SHARES = {"words": 0.07, "seeing": 0.65, "words again": 0.06, "cross-encoder": 0.22}
+STAGE_TIME_SHARES = {"reading": 0.55, "words": 0.06, "seeing": 0.27, "words again": 0.03, "cross-encoder": 0.09}
 """Of the time."""
-STAGE_STEPS = {"words": 500, "seeing": 2000, "words again": 500, "cross-encoder": 1100}
-"""Updates unless told otherwise: about two hours on two cores that do nothing else."""
-COUNTED_COLUMNS = [RARITY, *range(LANGUAGE.start, LANGUAGE.stop)]
+STAGE_STEPS = {"reading": 6000, "words": 400, "seeing": 1500, "words again": 200, "cross-encoder": 400}
+"""Updates unless told otherwise: about ninety minutes on two cores that do nothing else."""
+LANGUAGE_STRENGTH = 0.5
+"""How much a token of one language alone speaks for it."""
+CROPS_PER_STEP = 14
+PLAIN_SHARE, LETTERS_SHARE = 0.2, 0.6
+"""Of the reading stage: plain type at first, and letters alone at first, for trigrams are learned from letters that are known."""
+COUNTED_COLUMNS = [RARITY, *range(LANGUAGE.start, LANGUAGE.stop), *range(SPELLING.start, SPELLING.stop)]
 """Columns of the embeddings that are counted, not learned."""
-
-
-def log(message: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)
 
 
 def nano_config(tokenizer: Tokenizer) -> RerankerConfig:
     return RerankerConfig(
         vision=VisionConfig(depth=4, hidden_size=192, num_heads=4),
         decoder=DecoderConfig(
-            hidden_size=256,
+            hidden_size=384,
             num_layers=6,
-            num_heads=4,
-            num_kv_heads=2,
+            num_heads=3,
+            num_kv_heads=3,
             intermediate_size=768,
+            rope_theta=ROPE_THETA,
             vocab_size=math.ceil(tokenizer.get_vocab_size() / 64) * 64,
-            mrope_section=(8, 12, 12),
         ),
         vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
         vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
@@ -85,7 +102,7 @@ def nano_config(tokenizer: Tokenizer) -> RerankerConfig:
 
 def initialise(model: RerankerModel, generator: torch.Generator) -> None:
     """Weights that keep the scale of their input (std 1 / sqrt(fan-in)), a third of that where a branch joins the residual
-    stream, and 0.15 of it out of the vision tower, so that visual tokens are as long as words; embeddings at std 0.1, biases zero.
+    stream; embeddings at std 0.1, biases zero. Patches are not whitened: reading then takes twice as many updates to begin.
     """
     joining = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight")
     for name, parameter in model.named_parameters():
@@ -94,31 +111,13 @@ def initialise(model: RerankerModel, generator: torch.Generator) -> None:
             parameter.data.normal_(0.0, std, generator=generator)
         elif not name.endswith("weight"):
             parameter.data.zero_()
-    model.vision.merger.mlp[2].weight.data.mul_(0.15)
-
-
-def whiten_patch_embedding(model: RerankerModel, writer: Writer, material: Material, generator: torch.Generator) -> None:
-    """Patches of pictures differ mostly in brightness. The patch embedding starts with their principal components, brought
-    to like size, so that edges and colours count from the first step."""
-    rng = random.Random(0)
-    shown = [emoji.picture(rng, 0.3) for emoji in material.emoji]
-    shown += [drawing.picture(rng, 0.3) for drawing in rng.sample(material.drawings, 800)]
-    patches = torch.cat([writer.picture(picture).patches for picture in shown])
-    patches -= patches.mean(0)
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-    weight = model.vision.patch_embed.proj.weight
-    size = weight.shape[0]
-    values, vectors = values.flip(0)[:size], vectors.flip(1)[:, :size]
-    components = 0.7 * (vectors / (values + 2e-4 * values[0]).sqrt()).T
-    turned = torch.linalg.qr(torch.randn(size, size, generator=generator)).Q @ components
-    weight.data.copy_(turned.view_as(weight))
 
 
 # --- before the decoder takes part ------------------------------------------------------------------------------------
 
 
 def write_counted_embeddings(
-    model: RerankerModel, writer: Writer, material: Material, numbers: dict[object, int]
+    model: RerankerModel, writer: Writer, material: Material, numbers: dict[object, int], spelling: Tensor
 ) -> tuple[Tensor, list[str]]:
     """What can be counted goes into the embeddings. Returns where the concepts lie, and the languages in their order."""
     words, importance, vectors = factorize_counts(count_occurrences(material, writer, numbers), MEANINGS)
@@ -128,6 +127,7 @@ def write_counted_embeddings(
     table[:, RARITY] = RARITY_SCALE * inverse_document_frequency(material, writer).log()
     table[:, LANGUAGE] = 0.0
     table[:, LANGUAGE.start : LANGUAGE.start + len(languages)] = LANGUAGE_STRENGTH * shares
+    table[:, SPELLING] = spelling
     last = model.vision.merger.mlp[2]
     last.weight.data[RARITY], last.bias.data[RARITY] = 0.0, 0.0  # as rare for every visual token
     return vectors, languages
@@ -163,24 +163,6 @@ def picture_vectors(
 # --- cross-encoder ----------------------------------------------------------------------------------------------------
 
 
-def score_grids(model: RerankerModel, grids: list[tuple[list[Piece], list[Piece]]]) -> list[Tensor]:
-    """Logits of every query against every document of its list, (queries, documents), each document computed once."""
-    pieces: list[Piece] = []
-    parents: list[int | None] = []
-    spans = []
-    for queries, documents in grids:
-        first = len(pieces)
-        pieces += [*documents, *queries * len(documents)]
-        parents += [None] * len(documents)
-        parents += [first + document for document in range(len(documents)) for _ in queries]
-        spans.append((first + len(documents), len(pieces)))
-    logits = model.head(model.decoder(*pack(model, pieces, parents)))
-    return [
-        logits[start:end].view(len(documents), len(queries)).T
-        for (start, end), (queries, documents) in zip(spans, grids, strict=True)
-    ]
-
-
 def pointwise(logits: Tensor, labels: Tensor, clash: Tensor) -> Tensor:
     """Binary cross-entropy of each relevance, what is wanted weighing as much as all the rest of its list."""
     weight = torch.where(labels.bool(), len(labels) - 1.0, 1.0).masked_fill(clash, 0.0)
@@ -212,158 +194,194 @@ def cross_encoder_rates(model: RerankerModel) -> dict[float, list[nn.Parameter]]
     }
 
 
-# --- the plain loop ---------------------------------------------------------------------------------------------------
+# --- the course ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StageLength:
-    """Of a stage: by the clock, or in updates."""
+class Training:
+    """All stages, one after another, on one model."""
 
-    seconds: float = math.inf
-    steps: float = math.inf
+    def __init__(self, options: argparse.Namespace, lengths: dict[str, StageLength]) -> None:
+        self.options, self.length = options, lengths
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.material = material = Material(options.data)
+        tokenizer = train_tokenizer(material.texts(), options.out)
+        self.tokenizer_file = options.out / "tokenizer.json"
+        config = nano_config(tokenizer)
+        self.model = model = RerankerModel(config)
+        initialise(model, self.generator)
+        log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, vocabulary {config.decoder.vocab_size}")
+        self.writer = writer = Writer(tokenizer, config)
+        self.spelling = Spelling(material.texts())
+        hidden = config.decoder.hidden_size
+        self.reading = Reading(material, writer, self.spelling, Faces(options.data), hidden, options.seed)
+        self.course = Course(options.course or options.data / "course.pt", {"model": model, "letters": self.reading.letters})
+        self.table = model.decoder.embed_tokens.weight
+        self.save(options.data / "untrained")
+        self.course.load()
+        for stage in options.again:
+            self.course.done.pop(stage, None)
 
-    def share(self, seconds: float, steps: int) -> float:
-        """How much of it is over, in [0, 1]."""
-        return min(1.0, max(seconds / self.seconds if self.seconds else 1.0, steps / self.steps if self.steps else 1.0))
-
-    def __bool__(self) -> bool:
-        return self.share(0.0, 0) < 1
-
-
-def run_stage(
-    name: str,
-    rates: dict[float, list[nn.Parameter]],
-    loss_of: Callable[[float], tuple[Tensor, dict[str, float]]],
-    length: StageLength,
-    check: Callable[[], None],
-    matrices: Sequence[nn.Parameter] = (),
-    matrix_rate: float = 2e-3,
-) -> int:
-    """AdamW, each group of parameters at its rate, and Muon (Jordan et al. 2024) for `matrices`; warm-up over the first 3 %, then
-    cosine to zero. Returns the number of updates."""
-    groups = []
-    for rate, members in rates.items():
-        groups.append({"params": [p for p in members if p.ndim > 1], "weight_decay": 0.02, "rate": rate})
-        groups.append({"params": [p for p in members if p.ndim <= 1], "weight_decay": 0.0, "rate": rate})
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)]
-    if matrices:
-        group = {"params": list(matrices), "weight_decay": 0.02, "rate": matrix_rate}
-        optimizers.append(torch.optim.Muon([group], adjust_lr_fn="match_rms_adamw"))
-    parameters = [p for members in rates.values() for p in members]  # Muon's updates are of one size whatever the gradients'
-    begin = last_log = time.monotonic()
-    steps, notes_since_log = 0, defaultdict(list)
-    while (share := length.share(time.monotonic() - begin, steps)) < 1:
-        factor = min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share))
-        loss, notes = loss_of(share)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * factor
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        steps += 1
-        for key, value in {"loss": loss.item(), **notes}.items():
-            notes_since_log[key].append(value)
-        if time.monotonic() - last_log > 60:
-            text = ", ".join(f"{key} {sum(values) / len(values):.3f}" for key, values in notes_since_log.items())
-            log(f"{name}: {share:.0%}, step {steps}, {text}")
-            notes_since_log.clear()
-            check()
-            last_log = time.monotonic()
-    return steps
-
-
-def at_most_every(check: Callable[[], None], seconds: float = 290) -> Callable[[], None]:
-    """Called often, the check is made only when so much time has passed since the last."""
-    last_check = time.monotonic()
-
-    def check_if_due() -> None:
-        nonlocal last_check
-        if time.monotonic() - last_check > seconds:
-            check()
-            last_check = time.monotonic()
-
-    return check_if_due
-
-
-# --- checks on the way ------------------------------------------------------------------------------------------------
-
-
-class HeldOutChecks:
-    """Success@1 on a small part of the held-out material; the full figures come from `nano/evaluate.py`."""
-
-    def __init__(self, material: Material) -> None:
-        rng = random.Random(5)
-        folder = material.folder
-        names = [(row, language) for row in material.emoji_rows for language in row["held_out"]]
-        drawings = list({row["name"]: row for row in material.held_drawings}.values())
-        by_language = defaultdict(list)
-        for row in material.held_sections:
-            by_language[row["language"]].append(row)
-        self.groups: dict[str, list[tuple[list, list]]] = defaultdict(list)
-        for _ in range(10):
-            chosen = rng.sample(names, 20)
-            pictures = [Image.open(folder / row["image"]) for row, _ in chosen]
-            self.groups["emoji"].append(([row["names"][language] for row, language in chosen], pictures))
-        for _ in range(5):
-            some = rng.sample(drawings, 20)
-            self.groups["drawing"].append(
-                ([row["name"] for row in some], [open_on_white(folder / row["image"]) for row in some])
-            )
-        for rows in by_language.values():
-            if len(rows) >= 10:
-                some = rng.sample(rows, 10)
-                texts = [row["text"][:SECTION_CHARACTERS] for row in some]
-                self.groups["section"].append(([row["heading"] for row in some], texts))
-        ids = defaultdict(list)
-        for row in material.held_sections:
-            ids[row["id"]].append(row)
-        several = [rows for rows in ids.values() if len(rows) >= 2]
-        for _ in range(6):
-            two = [rng.sample(rows, 2) for rows in rng.sample(several, 20)]
-            self.groups["translation"].append(
-                ([a["heading"] for a, _ in two], [b["text"][:SECTION_CHARACTERS] for _, b in two])
-            )
-            some = rng.sample(material.held_sections, 20)
-            pages = [Image.open(folder / row["page"]) for row in some]
-            self.groups["page"].append(([row["heading"] for row in some], pages))
-
-    @torch.no_grad()
-    def score_by_bags(self, model: RerankerModel, writer: Writer) -> str:
-        return self._report(
-            lambda queries, documents: mean_meanings(model, writer, queries) @ mean_meanings(model, writer, documents).T
+    def save(self, folder: Path) -> None:
+        save_checkpoint(
+            self.model, folder, tokenizer_file=self.tokenizer_file, dtype=torch.bfloat16, image_settings=IMAGE_SETTINGS
         )
 
-    @torch.no_grad()
-    def score_by_model(self, model: RerankerModel, writer: Writer) -> str:
-        def grid(queries: list, documents: list) -> Tensor:
-            return score_grids(model, [([writer.query(q) for q in queries], [writer.document(d) for d in documents])])[0]
+    def tower(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What Muon trains, and the rest: convolution, norms and biases, and one matrix too large to be made orthogonal in time."""
+        large = self.model.vision.merger.mlp[0].weight
+        parameters = [*self.model.vision.parameters(), *self.reading.letters.parameters()]
+        matrices = [p for p in self.model.vision.parameters() if p.ndim == 2 and p is not large]
+        return matrices, [p for p in parameters if not any(p is matrix for matrix in matrices)]
 
-        return self._report(grid)
+    def run(self) -> None:
+        self.read()
+        words, vectors = self.learn_words()
+        self.see(words, vectors)
+        self.learn_words_again(words, vectors)
+        self.train_cross_encoder()
+        log(f"updates: {self.course.done}")
+        self.save(self.options.out)
+        (self.options.data / "steps.json").write_text(json.dumps(self.course.done), encoding="utf-8")
 
-    def _report(self, grid: Callable[[list, list], Tensor]) -> str:
-        parts = []
-        for kind, groups in self.groups.items():
-            hits = [(grid(queries, documents).argmax(1) == torch.arange(len(queries))).float() for queries, documents in groups]
-            parts.append(f"{kind} {torch.cat(hits).mean():.3f}")
-        return "held out: " + ", ".join(parts)
+    def read(self) -> None:
+        def draw(share: float) -> tuple:
+            """Few and plain crops first: many small updates are what the first letters take. Then more, and as pages show them."""
+            if share < PLAIN_SHARE:
+                return self.reading.batch(4, 0, (16, 24), noise=0.0)
+            if share < 0.4:
+                return self.reading.batch(8, 0, (15, 28), noise=0.5)
+            pages = int(self.reading.rng.random() < 0.25)
+            return self.reading.batch(CROPS_PER_STEP - 4 * pages, pages, (12, 34), noise=1.0)
+
+        matrices, others = self.tower()
+        with Beside(draw) as drawn:
+
+            def loss(share: float) -> tuple[Tensor, dict[str, float]]:
+                pictures, read = drawn.next(share)
+                ramp = min(1.0, max(0.0, (share - LETTERS_SHARE) / 0.1))
+                late = min(1.0, max(0.0, (share - 0.7) / 0.15))
+                tokens = torch.cat(tower_tokens(self.model, pictures))
+                return self.reading.loss(tokens, read, 1.0 - 0.5 * late, 2.0 * ramp, 0.3 * late, late)
+
+            self.course.run_stage("reading", {2e-3: others}, loss, self.length["reading"], matrices=matrices)
+
+    def learn_words(self) -> tuple[WordBags, Tensor]:
+        model, material, writer = self.model, self.material, self.writer
+        numbers = concept_numbers(material)
+        trained = self.table.detach().clone()
+        last = model.vision.merger.mlp[2]
+        spelled = self.spelling.of_tokens(writer.tokenizer, material.texts(), len(self.table))
+        tower_state = {name: value.clone() for name, value in last.state_dict().items()}
+        vectors, _ = write_counted_embeddings(model, writer, material, numbers, spelled)
+        last.load_state_dict(tower_state)
+        self.counted = self.table.detach()[:, COUNTED_COLUMNS].clone()
+        self.checks = HeldOutChecks(material, self.reading.faces)
+        words = WordBags(material, writer, numbers, self.options.seed)
+        if "words" in self.course.done:  # the course's own table, not what was counted again
+            self.table.data.copy_(trained)
+            return words, self.course.extra["vectors"]
+        concepts = nn.Parameter(vectors)
+        self.course.run_stage(
+            "words",
+            {3e-3: [self.table], 2e-3: [concepts]},
+            lambda _: words.loss(self.table, F.normalize(concepts, dim=1)),
+            self.length["words"],
+        )
+        self.course.extra["vectors"] = F.normalize(concepts.detach(), dim=1)
+        self.course.save()
+        log(f"words, {self.checks.score_by_bags(model, writer)}")
+        return words, self.course.extra["vectors"]
+
+    def see(self, words: WordBags, vectors: Tensor) -> None:
+        seeing = VisionTraining(self.model, self.writer, self.material, words, vectors, self.reading, self.options.seed)
+        matrices, others = self.tower()
+        # First as the files are, then more and more as a screen might show them.
+        with Beside(lambda share: seeing.batch(max(0.2, 0.9 - 1.8 * share))) as drawn:
+            self.course.run_stage(
+                "seeing",
+                {2e-3: others, 3e-4: [self.table]},
+                lambda share: seeing.loss(drawn.next(share)),
+                self.length["seeing"],
+                at_most_every(lambda: log(self.checks.score_by_bags(self.model, self.writer))),
+                matrices=matrices,
+            )
+        log(f"seeing, {self.checks.score_by_bags(self.model, self.writer)}")
+
+    def learn_words_again(self, words: WordBags, vectors: Tensor) -> None:
+        if "circuit" in self.course.done:
+            return
+        vectors, drawings = picture_vectors(self.model, self.writer, self.material, words, vectors)
+        log("concepts have settled")
+        self.course.run_stage(
+            "words again",
+            {2e-3: [self.table]},
+            lambda _: words.loss(self.table, vectors, drawings),
+            self.length["words again"],
+        )
+        log(f"bags, {self.checks.score_by_bags(self.model, self.writer)}")
+        # Means are of levelled embeddings, so training has moved these columns as well, for the sake of their length alone.
+        self.table.data[:, COUNTED_COLUMNS] = self.counted
+        write_circuit(self.model, self.writer, self.generator)
+        self.course.done["circuit"] = 1
+        self.course.save()
+        self.save(self.options.data / "circuit")
+        log(f"circuit, {self.checks.score_by_model(self.model, self.writer)}")
+
+    def train_cross_encoder(self) -> None:
+        lists = Lists(self.material, self.reading.faces, self.options.seed)
+
+        def check() -> None:
+            log(self.checks.score_by_model(self.model, self.writer))
+            self.save(self.options.data / "latest")
+
+        # The vision tower has learned from batches of hundreds of pictures; the few of a list would only shake it. As the vendor
+        # did, it is kept.
+        self.model.vision.requires_grad_(False)
+        self.course.run_stage(
+            "cross-encoder",
+            cross_encoder_rates(self.model),
+            lambda _: list_loss(self.model, self.writer, lists.step()),
+            self.length["cross-encoder"],
+            at_most_every(check),
+        )
+        log(self.checks.score_by_model(self.model, self.writer))
+
+
+class Beside:
+    """The next pictures are drawn while the tower computes, by one thread of its own: were it to share its work out as well, OpenMP's
+    threads would outnumber the cores and sleep between any two operations."""
+
+    def __init__(self, draw: Callable[[float], Any]) -> None:
+        self.draw, self.waiting = draw, None
+        self.pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def next(self, share: float) -> Any:
+        batch = (self.waiting or self.pool.submit(self.draw, share)).result()
+        self.waiting = self.pool.submit(self.draw, share)
+        return batch
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/nano-data"))
     parser.add_argument("--out", type=Path, default=Path("weights/m0-nano"))
+    parser.add_argument("--course", type=Path, help="where the course stands; default: DATA/course.pt")
+    parser.add_argument("--again", nargs="+", default=[], choices=[*STAGE_STEPS, "circuit"], help="run these stages once more")
     length_of_run = parser.add_mutually_exclusive_group()
     length_of_run.add_argument("--minutes", type=float, help="of all stages together")
     length_of_run.add_argument(
         "--steps",
         type=int,
-        nargs=len(STAGE_TIME_SHARES),
+        nargs=len(STAGE_STEPS),
         default=list(STAGE_STEPS.values()),
         metavar="STEPS",
-        help=f"of {', '.join(STAGE_TIME_SHARES)}; no seeing with 0 (default: {' '.join(map(str, STAGE_STEPS.values()))})",
+        help=f"of {', '.join(STAGE_STEPS)}; none with 0 (default: {' '.join(map(str, STAGE_STEPS.values()))})",
     )
     parser.add_argument(
         "--shares",
@@ -371,123 +389,18 @@ def main() -> None:
         nargs=len(STAGE_TIME_SHARES),
         default=list(STAGE_TIME_SHARES.values()),
         metavar="SHARE",
-        help=f"of the minutes, for {', '.join(STAGE_TIME_SHARES)}; no seeing with 0",
+        help=f"of the minutes, for {', '.join(STAGE_TIME_SHARES)}",
     )
-    parser.add_argument("--warm", type=Path, help="begin after words with the words and the tower that an earlier run saved")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
-
-    material = Material(options.data)
-    tokenizer = train_tokenizer(material.texts(), options.out)
-    tokenizer_file = options.out / "tokenizer.json"
-    config = nano_config(tokenizer)
-    model = RerankerModel(config)
-    initialise(model, generator)
-    log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, vocabulary {config.decoder.vocab_size}")
-    save_checkpoint(model, options.data / "untrained", tokenizer_file=tokenizer_file, image_settings=IMAGE_SETTINGS)
-
-    writer = Writer(tokenizer, config)
-    whiten_patch_embedding(model, writer, material, generator)
-    lists, checks = Lists(material, options.seed), HeldOutChecks(material)
-    numbers = concept_numbers(material)
-    table = model.decoder.embed_tokens.weight
-    vectors, languages = write_counted_embeddings(model, writer, material, numbers)
-    counted = table.detach()[:, COUNTED_COLUMNS].clone()
-    words = WordBags(material, writer, numbers, options.seed)
     if options.minutes is None:
         lengths = [StageLength(steps=steps) for steps in options.steps]
     else:
         lengths = [StageLength(seconds=60 * options.minutes * share) for share in options.shares]
-    length = dict(zip(STAGE_TIME_SHARES, lengths, strict=True))
-    steps = {}
-
-    def keep(name: str) -> None:
-        save_checkpoint(model, options.data / name, tokenizer_file=tokenizer_file, image_settings=IMAGE_SETTINGS)
-
-    if options.warm:
-        model.load_state_dict(load_checkpoint(options.warm, torch.float32).state_dict())
-        vectors = F.normalize(words.mean_vectors(table.detach(), len(numbers)), dim=1)
-    else:
-        concepts = nn.Parameter(vectors)
-        steps["words"] = run_stage(
-            "words",
-            {3e-3: [table], 2e-3: [concepts]},
-            lambda _: words.loss(table, F.normalize(concepts, dim=1)),
-            length["words"],
-            lambda: None,
-        )
-        vectors = F.normalize(concepts.detach(), dim=1)
-        log(f"words, {checks.score_by_bags(model, writer)}")
-        keep("words")
-    if length["seeing"]:
-        first_plain = 0.4 if options.warm else 0.9
-        seeing = VisionTraining(model, writer, material, words, vectors, languages, fonts(options.data), options.seed)
-        # The next pictures are drawn while the tower computes, by one thread of its own: were it to share its work out as well,
-        # OpenMP's threads would outnumber the cores and sleep between any two operations (2.45 seconds an update; so about 2.2).
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as beside:
-            waiting = beside.submit(seeing.batch, first_plain)
-
-            def see(done: float) -> tuple[Tensor, dict[str, float]]:
-                nonlocal waiting
-                batch = waiting.result()
-                # First as the files are, then more and more as a screen might show them.
-                waiting = beside.submit(seeing.batch, max(0.2, first_plain - 1.8 * done))
-                return seeing.loss(batch)
-
-            def see_check() -> None:
-                log(checks.score_by_bags(model, writer))
-                keep("warm")
-
-            tower = [*model.vision.parameters(), *seeing.letters.parameters()]
-            steps["seeing"] = run_stage(
-                "seeing",
-                {1.5e-3: [p for p in tower if p.ndim != 2], 3e-4: [table]},
-                see,
-                length["seeing"],
-                at_most_every(see_check),
-                matrices=[p for p in tower if p.ndim == 2],
-            )
-        log(checks.score_by_bags(model, writer))
-        keep("warm")
-    vectors, drawings = picture_vectors(model, writer, material, words, vectors)
-    log("concepts have settled")
-    steps["words again"] = run_stage(
-        "words again",
-        {2e-3: [table]},
-        lambda _: words.loss(table, vectors, drawings),
-        length["words again"],
-        lambda: None,
-    )
-    log(f"bags, {checks.score_by_bags(model, writer)}")
-
-    # Means are of levelled embeddings, so training has moved these columns as well, for the sake of their length alone.
-    table.data[:, COUNTED_COLUMNS] = counted
-    write_circuit(model, writer, generator)
-    log(f"circuit, {checks.score_by_model(model, writer)}")
-    keep("circuit")
-
-    def check() -> None:
-        log(checks.score_by_model(model, writer))
-        keep("latest")
-
-    # The vision tower has learned from batches of hundreds of pictures; the few of a list would only shake it. As the vendor
-    # did, it is kept.
-    model.vision.requires_grad_(False)
-    steps["cross-encoder"] = run_stage(
-        "cross-encoder",
-        cross_encoder_rates(model),
-        lambda _: list_loss(model, writer, lists.step()),
-        length["cross-encoder"],
-        at_most_every(check),
-    )
-    log(checks.score_by_model(model, writer))
-    log(f"steps: {steps}")
-    save_checkpoint(model, options.out, tokenizer_file=tokenizer_file, dtype=torch.float16, image_settings=IMAGE_SETTINGS)
-    (options.data / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
+    Training(options, dict(zip(STAGE_STEPS, lengths, strict=True))).run()
 
 
 if __name__ == "__main__":
