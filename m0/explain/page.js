@@ -61,7 +61,9 @@
     const box = tip.getBoundingClientRect(), wide = document.documentElement.clientWidth, high = window.innerHeight;
     tip.style.left = Math.max(2, Math.min(x + 12, wide - box.width - 2)) + 'px';
     tip.style.top = (y + 16 + box.height > high ? Math.max(2, y - box.height - 10) : y + 16) + 'px'; }
-  const hide = () => { tip.hidden = true; };
+  let anchor = null;  // what the keyboard has brought the value to: its element, and the value
+  const hide = () => { tip.hidden = true; anchor = null; };
+  function sayBelow(element, text) { anchor = [element, text]; const box = element.getBoundingClientRect(); say(text, box.left, box.bottom - 10); }
   const cellText = (p, r, c) => 'cell (' + r + ', ' + c + '): ' + format(shown[p][r][c]);
   const wordText = item => name(item) + ': ' + (values.has(item) ? format(values.get(item)) : format(data.words[item.dataset.n]));
   function cellAt(canvas, p, e) { const box = canvas.getBoundingClientRect(), cells = shown[p];
@@ -71,15 +73,15 @@
     const word = e.target.closest('.w, .p'), pic = e.target.closest('.pic'), lines = [];
     if (word) lines.push(wordText(word));
     if (pic) { const canvas = pic.querySelector('canvas'), p = canvases.indexOf(canvas); lines.push(cellText(p, ...cellAt(canvas, p, e))); }
-    if (lines.length) say(lines.join(' · '), e.clientX, e.clientY); else hide(); }));
+    if (lines.length) { anchor = null; say(lines.join(' · '), e.clientX, e.clientY); } else hide(); }));
   root.addEventListener('pointerleave', hide); root.addEventListener('focusout', hide);
-  window.addEventListener('scroll', hide, { passive: true });
+  window.addEventListener('scroll', () => { if (anchor) sayBelow(...anchor); else hide(); }, { passive: true, capture: true });
 
   // --- words by keyboard ---
   function go(item) { const group = item.parentElement;
     all('[tabindex="0"]', group).forEach(other => other.tabIndex = -1); item.tabIndex = 0;
     item.focus({ preventScroll: true }); item.scrollIntoView({ block: 'nearest', inline: 'nearest' }); tell(item); }
-  function tell(item) { const box = item.getBoundingClientRect(); say(wordText(item), box.left, box.bottom - 10); }
+  const tell = item => sayBelow(item, wordText(item));
   function walk(group, e) { const members = all('.w, .p', group), place = members.indexOf(e.target); if (place < 0) return;
     const flipped = getComputedStyle(group).direction === 'rtl' ? -1 : 1;
     const step = { ArrowRight: flipped, ArrowLeft: -flipped, ArrowDown: 1, ArrowUp: -1 }[e.key];
@@ -105,10 +107,10 @@
   // --- cells by keyboard ---
   canvases.forEach((canvas, p) => { let r = 0, c = 0; const pic = canvas.parentElement, cursor = document.createElement('div');
     cursor.className = 'cursor'; cursor.hidden = true; pic.append(cursor); canvas.tabIndex = 0;
-    function mark() { const rows = shown[p].length, columns = shown[p][0].length, box = canvas.getBoundingClientRect(); cursor.hidden = false;
+    function mark() { const rows = shown[p].length, columns = shown[p][0].length; cursor.hidden = false;
       Object.assign(cursor.style, { left: c / columns * 100 + '%', top: r / rows * 100 + '%', width: 100 / columns + '%', height: 100 / rows + '%' });
       cursor.scrollIntoView({ block: 'nearest', inline: 'nearest' });
-      say(cellText(p, r, c), cursor.getBoundingClientRect().left, cursor.getBoundingClientRect().bottom); said.textContent = cellText(p, r, c); }
+      sayBelow(cursor, cellText(p, r, c)); said.textContent = cellText(p, r, c); }
     canvas.addEventListener('focus', () => { if (canvas.matches(':focus-visible')) mark(); });
     canvas.addEventListener('blur', () => { cursor.hidden = true; });
     canvas.addEventListener('keydown', e => { const rows = shown[p].length, columns = shown[p][0].length;

@@ -122,6 +122,8 @@ def test_jumping_to_highlighted_words(html, found, tmp_path):
         """result.seen = []; const root = one('.m0'), told = () => result.seen.push([page.activeElement.dataset.p, root.querySelector('.said').textContent]);
         key('n', page.body); told(); root.querySelector('.next').click(); told(); key('p'); told(); key('p'); told();
         result.visible = (box => box.top >= 0 && box.bottom <= view.innerHeight)(page.activeElement.getBoundingClientRect());
+        await wait(100); const near = middle(page.activeElement), box = one('.tip').getBoundingClientRect();
+        result.scrolled = view.scrollY; result.tip = [tip(), Math.abs(box.top - near[1]) < 60];
         root.querySelectorAll('.top button')[0].click(); result.chip = page.activeElement.dataset.p;
         page.activeElement.blur(); const other = all('.m0')[2]; other.querySelector('.next').click();
         result.other = other.contains(page.activeElement) && page.activeElement.classList.contains('hi');""",
@@ -136,6 +138,8 @@ def test_jumping_to_highlighted_words(html, found, tmp_path):
         value = format_relevance(words[number].relevance, decimals_of(found[0]), True)
         assert said == f"Highlighted word {(1, 2, 1, len(order))[place]} of {len(order)}: {words[number].text}: {value}"
     assert result["visible"]
+    assert result["scrolled"] > 0
+    assert result["tip"] == [result["seen"][-1][1].partition(": ")[2], True]
     assert result["chip"] == str(next(n for n, word in enumerate(words) if id(word) == top[0]))
     assert result["other"]
 
