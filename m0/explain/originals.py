@@ -30,11 +30,7 @@ def attach_page(explanation: Explanation, page: Page) -> Explanation:
     try:
         words = page.words()
         if picture.original is None:
-            parts = page.read(keep_originals(picture.settings))
-            fresh = next(part for part in parts if isinstance(part, Picture))
-            if fresh.digest != picture.digest:
-                raise InputError(f"{page.name} has changed since it was explained.")
-            picture = replace(picture, original=fresh.original)
+            picture = _read_again(picture, page)
     except InputError as error:
         return replace(
             explanation, notes=(*explanation.notes, f"the page is shown as the model saw it, without words: {error}")
@@ -44,3 +40,11 @@ def attach_page(explanation: Explanation, page: Page) -> Explanation:
         encoding, pictures=[picture, *encoding.pictures[1:]], parts={**encoding.parts, **({"document": shown} if shown else {})}
     )
     return replace(explanation, encoding=encoding, page_text=words)
+
+
+def _read_again(picture: Picture, page: Page) -> Picture:
+    """A page's picture with its original. Raises InputError where the page cannot be read, or is another."""
+    fresh = next(part for part in page.read(keep_originals(picture.settings)) if isinstance(part, Picture))
+    if fresh.digest != picture.digest:
+        raise InputError(f"{page.name} has changed since it was explained.")
+    return replace(picture, original=fresh.original)
