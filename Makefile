@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 # Batches of ever new shapes fragment glibc's heap: where this library is installed (libjemalloc2), training m0-nano takes its allocator.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 
-.PHONY: demo test test-gpu parity peft-versions docs format wheel nano bench bench-training bench-explaining explaining clean
+.PHONY: demo test test-gpu test-browser parity peft-versions docs format wheel nano bench bench-training bench-explaining explaining clean
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,9 @@ test: $(VENV)/.dev  ## everything but full size: lint, types, unit tests, tiny p
 
 test-gpu: $(VENV)/.dev  ## on a CUDA GPU, with a PyTorch that knows it (`make clean`, then `make TORCH=torch test-gpu`)
 	$(BIN)/python -m pytest -m gpu
+
+test-browser: $(VENV)/.dev  ## pages of explanations in Chromium, where it is installed
+	$(BIN)/python -m pytest -m browser -rs tests/explain
 
 parity: $(VENV)/.dev  ## full size against transformers: 2.2 B random parameters, about 22 GiB of memory
 	$(BIN)/python -m pytest -m slow tests/parity

@@ -24,6 +24,7 @@ def test_the_wheel_ranks_with_m0_nano(tmp_path):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+        assert {"m0/explain/page.css", "m0/explain/page.js"} <= set(archive.namelist())
     code = f"import sys; sys.path.insert(0, {str(site)!r})\n{USE}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     package, weights, count = result.stdout.split()

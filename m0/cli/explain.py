@@ -56,20 +56,25 @@ def _check_output_paths(options: argparse.Namespace) -> None:
 
 
 def _explain_sources(
-    options: argparse.Namespace, ranked: RankedSources, method: str, settings: dict[str, Any]
+    options: argparse.Namespace, ranked: RankedSources, method: str, method_options: dict[str, Any]
 ) -> tuple[RankedSources, list[Explanation]]:
     """The documents that could be explained, and their explanations; the others are failures, too."""
     from m0.engine.passages import encode_passage
-    from m0.explain import note_ranking_score, of_passage
+    from m0.explain import keep_originals, note_ranking_score, of_passage
     from m0.inputs.prompt import Limits
+    from m0.inputs.reading import read_parts_and_warn
 
-    query, limits = ranked.reranker.read(ranked.query, "query"), Limits(options.max_length, options.max_query_length)
+    settings = keep_originals(ranked.reranker.image_settings)
+    query = read_parts_and_warn(ranked.query, "query", settings)
+    limits = Limits(options.max_length, options.max_query_length)
     explanations, rows = [], []
     bar = Progress(len(ranked.rows), "explaining", needs_progress_bar(len(ranked.rows)))
     for number, source, result in ranked.rows:
         try:
-            encoding = encode_passage(ranked.reranker, query, source.document, limits, result.passage, ranked.passages)
-            explanation = of_passage(ranked.reranker.explain_prompt(encoding, method, **settings), result.passage)
+            encoding = encode_passage(
+                ranked.reranker, query, source.document, limits, result.passage, ranked.passages, settings
+            )
+            explanation = of_passage(ranked.reranker.explain_prompt(encoding, method, **method_options), result.passage)
         except InputError as error:
             ranked.failures.append((number, source.name, str(error)))
             continue

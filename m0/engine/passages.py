@@ -10,19 +10,26 @@ from m0.engine.host import Host
 from m0.engine.scoring import ScoringCall, score_prompts
 from m0.errors import InputError
 from m0.inputs.ahead import encode_document, read_ahead, units_of
+from m0.inputs.images import ImageSettings
 from m0.inputs.passages import PAGES, Passage, Passages, best_of
 from m0.inputs.prompt import Encoding, Limits
 from m0.inputs.stream import Part
 
 
 def encode_best_passage(
-    host: Host, query: Sequence[Part], document: Any, limits: Limits, batch_tokens: int, passages: Passages = PAGES
+    host: Host,
+    query: Sequence[Part],
+    document: Any,
+    limits: Limits,
+    batch_tokens: int,
+    passages: Passages = PAGES,
+    settings: ImageSettings | None = None,
 ) -> tuple[Encoding, Passage | None]:
     """The prompt of the passage that stands for a document, and which it is. With several, all are scored, and only the best so far and
-    those that wait are held. Raises InputError."""
+    those that wait are held. `settings`: of its pictures; None: the host's. Raises InputError."""
     waiting: list[tuple[Encoding, Passage | None]] = []
     best: tuple[float, Encoding, Passage | None] | None = None
-    for unit in read_ahead([document], host.image_settings, passages, host.prompt.tokenizer):
+    for unit in read_ahead([document], settings or host.image_settings, passages, host.prompt.tokenizer):
         waiting.append((encode_document(host.prompt, query, unit.parts, limits), unit.passage))
         if unit.is_last and best is None and len(waiting) == 1:
             break
@@ -35,10 +42,16 @@ def encode_best_passage(
 
 
 def encode_passage(
-    host: Host, query: Sequence[Part], document: Any, limits: Limits, passage: Passage | None, passages: Passages = PAGES
+    host: Host,
+    query: Sequence[Part],
+    document: Any,
+    limits: Limits,
+    passage: Passage | None,
+    passages: Passages = PAGES,
+    settings: ImageSettings | None = None,
 ) -> Encoding:
-    """The prompt of that passage of a document which a result names. Raises InputError."""
-    units = units_of(document, host.image_settings, passages, host.prompt.tokenizer)
+    """The prompt of that passage of a document which a result names. `settings`: of its pictures; None: the host's. Raises InputError."""
+    units = units_of(document, settings or host.image_settings, passages, host.prompt.tokenizer)
     number = 1 if passage is None else passage.number
     if number > len(units):
         raise InputError(

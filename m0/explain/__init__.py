@@ -19,6 +19,8 @@ from m0.explain.attention import attention_gradient, raw_attention, rollout
 from m0.explain.contrast import Difference, Evidence, minimal_evidence
 from m0.explain.explanation import Explanation, Interaction, PageBox, PictureRelevance, Word
 from m0.explain.gradient import attnlrp, frozen_gradient, gradient_input, integrated_gradients, smooth_grad
+from m0.explain.originals import attach_page, keep_originals
+from m0.explain.page_words import PageWord
 from m0.explain.perturb import occlusion, shapley
 from m0.inputs.passages import Passage
 from m0.inputs.prompt import Encoding
@@ -116,13 +118,15 @@ def __getattr__(name: str) -> Any:
 
 
 def of_passage(explanation: Explanation, passage: Passage | None) -> Explanation:
-    """Of a document with several passages: which one is explained, and a note on it."""
+    """Of a document with several passages: which one is explained, and a note on it; of a page also the words of its text layer, and its
+    picture at its own resolution."""
     if passage is None:
         return explanation
     notes = explanation.notes
     if passage.count > 1:
         notes = (*notes, f"this is passage {passage.number} of {passage.count}, which stands for the document.")
-    return replace(explanation, passage=passage, notes=notes)
+    explanation = replace(explanation, passage=passage, notes=notes)
+    return explanation if passage.source is None else attach_page(explanation, passage.source)
 
 
 class _Float32Scorer:
@@ -146,9 +150,11 @@ __all__ = [
     "Explanation",
     "Interaction",
     "PageBox",
+    "PageWord",
     "PictureRelevance",
     "Word",
     "explain",
+    "keep_originals",
     "method_of",
     "minimal_evidence",
     "note_ranking_score",

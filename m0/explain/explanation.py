@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m0.errors import InputError
+from m0.explain.page_words import PageWord, sum_in_boxes
 from m0.inputs.images import Picture
 from m0.inputs.passages import Passage
 from m0.inputs.prompt import Encoding, Side
@@ -24,6 +25,7 @@ from m0.interp.words import Span, assign_tokens_to_spans, find_words
 
 if TYPE_CHECKING:
     from m0.inputs.pages import PageInfo
+    from m0.inputs.pages import Word as TextLayerWord
 
 FORMATTERS: dict[str, Callable[..., Any]] = {}
 """What shows an explanation, by name: `m0.explain.show` and `m0.explain.html` put themselves in, for they come after this file."""
@@ -180,6 +182,8 @@ class Explanation:
     """Standard error of each token's relevance, where it was sampled."""
     passage: Passage | None = None
     """Which page or piece of the document is explained; None: the document is one piece."""
+    page_text: tuple[TextLayerWord, ...] = field(default=(), repr=False)
+    """The words of the text layer, where a page of a PDF is explained that was read as a picture."""
 
     @property
     def fine(self) -> tuple[Tensor, ...] | None:
@@ -217,6 +221,24 @@ class Explanation:
                 )
             )
         return found
+
+    @cached_property
+    def page_words(self) -> list[PageWord]:
+        """The words of the text layer of a PDF's page that was read as a picture, in reading order, and what of the picture's relevance
+        falls on each; empty for anything else."""
+        page = self.page_of(self.pictures[0]) if self.page_text else None
+        if page is None or page.scale is None:
+            return []
+        shown = self.pictures[0]
+        width, height = shown.picture.original_size
+        (rows, columns), scale = shown.cells.shape, page.scale
+        cells = np.array([word.box for word in self.page_text]) * np.array([columns / width, rows / height] * 2) * scale
+        grid = (shown.cells if shown.pixel_relevance is None else shown.pixel_relevance).double().numpy()
+        values = sum_in_boxes(grid, cells * np.array([grid.shape[1] / columns, grid.shape[0] / rows] * 2))
+        return [
+            PageWord(word.text, word.box, word.pdf_box, page.number, 0, (box[0], box[1], box[2], box[3]), value)
+            for word, box, value in zip(self.page_text, cells.tolist(), values.tolist(), strict=True)
+        ]
 
     def page_box(self, picture: int, row: int, column: int) -> PageBox:
         """Where a cell of a page's picture lies on the page.

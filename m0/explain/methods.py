@@ -12,8 +12,10 @@ from m0.engine.options import RunOptions, settle
 from m0.engine.passages import encode_best_passage
 from m0.engine.results import Ranking
 from m0.explain import DEFAULT_METHOD, Difference, Evidence, Explanation, explain, minimal_evidence, of_passage
+from m0.explain.originals import keep_originals
 from m0.explain.report import explain_ranking
 from m0.inputs.ahead import warn_if_files
+from m0.inputs.images import ImageSettings
 from m0.inputs.lists import to_list
 from m0.inputs.passages import Passage, Passages
 from m0.inputs.prompt import Encoding, Limits
@@ -47,7 +49,9 @@ class ExplanationMixin(Host):
 
         Raises InputError.
         """
-        encoding, passage = self._encode_passage(query, document, _pop_limits(limits, options), passages)
+        encoding, passage = self._encode_passage(
+            query, document, _pop_limits(limits, options), passages, keep_originals(self.image_settings)
+        )
         return of_passage(explain(self, encoding, method, target, **options), passage)
 
     @uses_model
@@ -110,17 +114,17 @@ class ExplanationMixin(Host):
         """The least of a document that keeps the score, and the least whose loss drops it; see `m0.explain.minimal_evidence`. Words are
         tried in the order of their relevance by `method`; of a document with several passages it is that of the one that `explain`
         explains, which the result names. Raises InputError."""
-        encoding, passage = self._encode_passage(query, document, Limits(), passages)
+        encoding, passage = self._encode_passage(query, document, Limits(), passages, self.image_settings)
         order = explain(self, encoding, method).tokens.tolist()
         return replace(minimal_evidence(self, encoding, order, keep, threshold, unit), passage=passage)
 
     def _encode_passage(
-        self, query: Any, document: Any, limits: Limits, passages: Passages | Literal["pages"] | None
+        self, query: Any, document: Any, limits: Limits, passages: Passages | Literal["pages"] | None, settings: ImageSettings
     ) -> tuple[Encoding, Passage | None]:
         how, tokens = Passages.of(passages), RunOptions().tokens(self.model.device)
-        warn_if_files([document], self.image_settings)
-        asked = read_parts_and_warn(query, "query", self.image_settings)
-        return encode_best_passage(self, asked, document, limits, tokens, how)
+        warn_if_files([document], settings)
+        asked = read_parts_and_warn(query, "query", settings)
+        return encode_best_passage(self, asked, document, limits, tokens, how, settings)
 
 
 def _pop_limits(limits: Limits | None, options: dict[str, Any]) -> Limits:

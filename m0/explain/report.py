@@ -14,6 +14,7 @@ from m0.engine.results import Ranking
 from m0.errors import InputError
 from m0.explain import explain, method_of, note_ranking_score, of_passage
 from m0.explain.html import page
+from m0.explain.originals import keep_originals
 from m0.inputs.lists import to_list
 from m0.inputs.passages import PAGES, Passages
 from m0.inputs.prompt import Limits
@@ -40,11 +41,12 @@ def explain_ranking(
     if names is not None and len(names) != len(documents):
         raise InputError(f"there are {len(names)} names for {len(documents)} documents.")
     ranking = rank(host, query, documents, top_n, on_error, None, limits, RunOptions(), passages)
-    asked = read_parts(query, "query", host.image_settings)
+    settings = keep_originals(host.image_settings)
+    asked = read_parts(query, "query", settings)
     explained, lost = [], {}
     for result in ranking:
         try:
-            encoding = encode_passage(host, asked, result.document, limits, result.passage, passages)
+            encoding = encode_passage(host, asked, result.document, limits, result.passage, passages, settings)
             found = of_passage(explain(host, encoding, method, **options), result.passage)
         except InputError as error:
             if on_error == "raise":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,21 @@ from PIL import Image
 
 from m0.errors import InputError
 from m0.explain.explanation import FORMATTERS, Explanation, PictureRelevance, Word
+from m0.explain.numbers import (
+    decimals_of,
+    format_relevance,
+    legend,
+    max_abs_relevance,
+    normalize_relevance,
+    picture_title,
+    top_words,
+)
+from m0.explain.page_words import PageWord
 from m0.inputs.prompt import Side
 from m0.paths import path_of
 
 POSITIVE_COLOUR, NEGATIVE_COLOUR = (240, 130, 30), (100, 165, 240)
 ANSI_RESET = "\x1b[0m"
-
-
-def max_abs_relevance(explanation: Explanation) -> float:
-    """The largest absolute relevance of any word or cell: full colour."""
-    words = [abs(word.relevance) for word in explanation.words]
-    cells = [float(picture.cells.abs().max()) for picture in explanation.pictures]
-    return max([*words, *cells, 1e-12])
-
-
-def normalize_relevance(value: float, scale: float) -> float:
-    """A relevance as a share of full colour, between -1 and 1."""
-    return max(-1.0, min(1.0, value / scale))
 
 
 def _ansi_background(share: float) -> str:
@@ -68,44 +67,57 @@ def text_and_pictures(explanation: Explanation, side: Side) -> Iterator[list[str
 def to_terminal(explanation: Explanation, color: bool = True) -> str:
     """As `Explanation.to_terminal`."""
     scale = max_abs_relevance(explanation)
+    decimals = decimals_of(explanation)
     lines = [f"score {explanation.score:.4f} (logit {explanation.logit:.3f}), explained by {explanation.method}"]
     for side in ("query", "document"):
         text = ""
         for part in text_and_pictures(explanation, side):
             if isinstance(part, int):
-                text += f"\n{_draw_cells(explanation.pictures[part], part, scale, color)}\n"
+                text += f"\n{_draw_cells(explanation, part, scale, color)}\n"
                 continue
             for piece in part:
-                text += _printable_lines(piece) if isinstance(piece, str) else _shade_word(piece, scale, color)
+                if isinstance(piece, str):
+                    text += _printable_lines(piece)
+                else:
+                    text += _shade_word(piece, scale, format_relevance(piece.relevance, decimals, explanation.signed), color)
             text += " "
         lines.append(f"{side}: {text.strip()}")
+    if found := top_words(explanation):
+        shown = (f"{name_word(word)} {format_relevance(word.relevance, decimals, explanation.signed)}" for word in found)
+        lines.append(f"top words of the document: {', '.join(shown)}")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in explanation.shares.items())
     lines.append(f"relevance: {shares}")
     if explanation.ledger:
         lines.append("ledger: " + ", ".join(f"{name} {value:.4g}" for name, value in explanation.ledger.items()))
+    lines.append(legend(explanation))
+    if explanation.pictures and not color:
+        lines.append("Cells of a picture: ninths of full colour; a dot is less than a twentieth of it.")
     lines += [f"note: {note}" for note in explanation.notes]
     return "\n".join(lines)
+
+
+def name_word(word: Word | PageWord) -> str:
+    """A word as lists show it, without control characters."""
+    return replace_control_characters(word.text)
 
 
 def _printable_lines(text: str) -> str:
     return "\n".join(replace_control_characters(line) for line in text.split("\n"))
 
 
-def _shade_word(word: Word, scale: float, color: bool) -> str:
-    share, text = normalize_relevance(word.relevance, scale), replace_control_characters(word.text)
+def _shade_word(word: Word, scale: float, number: str, color: bool) -> str:
+    share, text = normalize_relevance(word.relevance, scale), name_word(word)
     if not color:
-        return f"{text}({word.relevance:+.2g})" if abs(share) >= 0.1 else text
+        return f"{text}({number})" if abs(share) >= 0.1 else text
     if abs(share) < 0.05:
         return text
     return f"{_ansi_background(share)}\x1b[38;2;0;0;0m{text}{ANSI_RESET}"
 
 
-def _draw_cells(picture: PictureRelevance, number: int, scale: float, color: bool) -> str:
+def _draw_cells(explanation: Explanation, number: int, scale: float, color: bool) -> str:
     """A picture's cells as a little map."""
-    rows, columns = picture.cells.shape
-    width, height = picture.picture.original_size
-    lines = [f"[picture {number}, {width} x {height} pixels, {rows} x {columns} cells, relevance {picture.relevance:+.3g}]"]
-    for row in picture.cells.tolist():
+    lines = [f"[{picture_title(explanation, number)}]"]
+    for row in explanation.pictures[number].cells.tolist():
         cells = []
         for value in row:
             share = normalize_relevance(value, scale)
@@ -119,6 +131,11 @@ def _draw_cells(picture: PictureRelevance, number: int, scale: float, color: boo
 
 def to_json(explanation: Explanation) -> dict[str, Any]:
     """As `Explanation.to_json`."""
+    decimals, signed = decimals_of(explanation), explanation.signed
+
+    def with_relevance(value: float) -> dict[str, Any]:
+        return {"relevance": value, "shown": format_relevance(value, decimals, signed)}
+
     found: dict[str, Any] = {
         "method": explanation.method,
         "target": explanation.target,
@@ -128,17 +145,25 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "shares": explanation.shares,
         "ledger": explanation.ledger,
         "notes": list(explanation.notes),
+        "legend": legend(explanation),
+        "decimals": decimals,
         "cut": [vars(cut) for cut in explanation.encoding.cut],
         "tokens": [
             {**{key: value for key, value in origin._asdict().items() if value is not None}, "relevance": value}
             for origin, value in zip(explanation.encoding.origins, explanation.tokens.tolist(), strict=True)
         ],
-        "words": [{**vars(word.span), "relevance": word.relevance} for word in explanation.words],
+        "words": [{**vars(word.span), **with_relevance(word.relevance)} for word in explanation.words],
+        "page_words": [{**asdict(word), **with_relevance(word.relevance)} for word in explanation.page_words],
+        "top_words": [
+            {"text": word.text, "page": getattr(word, "page", None), **with_relevance(word.relevance)}
+            for word in top_words(explanation)
+        ],
         "pictures": [
             {
                 "side": picture.side,
                 "part": picture.part,
                 "size": list(picture.picture.original_size),
+                **with_relevance(picture.relevance),
                 "cells": picture.cells.tolist(),
                 **_page_of(explanation, picture),
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -73,6 +73,8 @@ def _opened(passage: Passage | None, parts: list[Part]) -> Unit:
 
 
 def _units_of_pages(pages: Sequence[Page], settings: ImageSettings, how: Passages, tokenizer: Tokenizer | None) -> list[Unit]:
+    if len(pages) > 1:  # many may wait to be scored: whoever shows one reads it once more
+        settings = replace(settings, keep_pixels=0)
     pieces: list[tuple[Page, tuple[Span, ...], Callable[[], list[Part]]]] = []
     blank: list[Page] = []
     for page in pages:

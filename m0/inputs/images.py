@@ -6,7 +6,7 @@ File, URL, data URI, base64, bytes, PIL image or array -> RGB -> resized to mult
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from m0.errors import ImageError
 from m0.inputs.bit_depth import image_from_array, load_pixels, to_eight_bits
 from m0.inputs.frames import SINGLE_FRAME, Frame, frame_of
 from m0.inputs.opening import check_pixels, decode_picture, is_closed, one_line, read_encoded, suppress_warnings
+from m0.inputs.originals import keep_original
 from m0.inputs.policy import EVERYTHING, SourcePolicy
 from m0.inputs.resizing import MAX_ASPECT_RATIO, PIXEL_LIMITS_ORDER, ImageSettings, resize, smart_resize
 from m0.model.attention import to_device
@@ -57,6 +58,9 @@ class Picture:
     settings: ImageSettings
     frame: Frame = SINGLE_FRAME
     """Which of its file's pages or frames it is; the others were not read."""
+    original: bytes | None = field(default=None, compare=False, repr=False)
+    """The picture before it was resized for the model, with at most `ImageSettings.keep_pixels` pixels, as a PNG, WebP or JPEG file; None
+    where that is 0."""
 
     @property
     def grid(self) -> Grid:
@@ -137,7 +141,8 @@ def prepare_picture(source: Any, settings: ImageSettings | None = None) -> Pictu
         height, width = smart_resize(image.height, image.width, settings)
     except ImageError as error:
         raise ImageError(f"{opened.name}: {error}") from None
-    return Picture(np.array(resize(image, (width, height))), image.size, settings, opened.frame)
+    original = keep_original(image, settings.keep_pixels)
+    return Picture(np.array(resize(image, (width, height))), image.size, settings, opened.frame, original)
 
 
 class OpenedImage(NamedTuple):

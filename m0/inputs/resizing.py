@@ -32,6 +32,9 @@ class ImageSettings:
     """Whether greys of more than 8 bits, floats among them, are clipped at 255, as the reference does, which turns 16-bit scans
     white and floats from 0 to 1 black; of an array, as of the PIL image that it makes. False: they are scaled by their own depth
     (`m0.inputs.bit_depth`)."""
+    keep_pixels: int = field(default=0, compare=False, repr=False)
+    """Beside the resized picture its original is kept, made smaller where it has more pixels than that (`Picture.original`), for whoever
+    shows it; 0: it is not. No part of what two settings are compared by, since it changes no patch."""
     policy: SourcePolicy = field(default=EVERYTHING, compare=False, repr=False)
     """Where pictures may come from. No part of what two settings are compared by, since it changes no patch."""
 
@@ -40,6 +43,8 @@ class ImageSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ImageError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+        if isinstance(self.keep_pixels, bool) or not isinstance(self.keep_pixels, int) or self.keep_pixels < 0:
+            raise ImageError(f"keep_pixels is {self.keep_pixels!r}, but must be a whole number of at least 0.")
         if not isinstance(self.as_reference, bool):
             raise ImageError(f"as_reference is {self.as_reference!r}, but must be True or False.")
         if not isinstance(self.policy, SourcePolicy):

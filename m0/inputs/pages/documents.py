@@ -15,6 +15,7 @@ import pypdfium2.raw as raw
 from numpy.typing import NDArray
 from pypdfium2.version import PDFIUM_INFO, PYPDFIUM_INFO
 
+from m0.inputs.originals import keep_original
 from m0.inputs.pages.soundness import find_keys, missing_end, user_unit
 from m0.inputs.resizing import resize
 
@@ -99,10 +100,13 @@ class Document:
         with opened_page(self.pdf, index) as page:
             return Placement(page.get_bbox(), _turn(page), self.unit(index))
 
-    def draw(self, index: int, scale: float, size: tuple[int, int], target: tuple[int, int]) -> tuple[NDArray[np.uint8], bool]:
+    def draw(
+        self, index: int, scale: float, size: tuple[int, int], target: tuple[int, int], keep_pixels: int = 0
+    ) -> tuple[NDArray[np.uint8], bytes | None, bool]:
         """The page on white paper, RGB, drawn at `scale` pixels a unit of PDFium's, `size` in all (width, height), then resized.
 
-        Returns the pixels, (height, width, 3), and whether any of the page is dark.
+        Returns the pixels, (height, width, 3); the page as it was drawn, encoded, with at most `keep_pixels` pixels, None for 0; and
+        whether any of it is dark.
         """
         with opened_page(self.pdf, index) as page:
             bitmap = page.render(scale=scale, rev_byteorder=True, fill_color=(255, 255, 255, 255))
@@ -113,10 +117,11 @@ class Document:
                     )
                 image = bitmap.to_pil()
                 pixels = np.array(resize(image, target))
+                original = keep_original(image, keep_pixels)
                 dark = int(pixels.min()) < DARK or int(np.asarray(image).min()) < DARK
             finally:
                 bitmap.close()
-        return pixels, dark
+        return pixels, original, dark
 
 
 @contextmanager

@@ -80,6 +80,8 @@ class Drawn:
 
     pixels: NDArray[np.uint8]
     original_size: tuple[int, int]
+    original: bytes | None = None
+    """As `Picture.original`."""
 
 
 @dataclass
@@ -205,7 +207,7 @@ class Page:
 def _picture(drawn: Drawn, settings: ImageSettings) -> Picture:
     from m0.inputs.images import Picture  # here, since it brings PyTorch, which the processes that draw do without
 
-    return Picture(drawn.pixels, drawn.original_size, settings)
+    return Picture(drawn.pixels, drawn.original_size, settings, original=drawn.original)
 
 
 def checked_as(as_: Any) -> Wanted:

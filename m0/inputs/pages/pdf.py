@@ -112,9 +112,9 @@ class PdfFile(PageFile):
             target = smart_resize(drawn[1], drawn[0], settings)
         except ImageError as error:
             raise ImageError(f"{called}: {error}") from None
-        args = (number - 1, dpi / POINTS * unit, drawn, target[::-1], as_ == "both")
-        pixels, text, white = self._ask("draw", *args, number=number)
-        content = Content(Drawn(pixels, drawn), text)
+        args = (number - 1, dpi / POINTS * unit, drawn, target[::-1], as_ == "both", settings.keep_pixels)
+        pixels, original, text, white = self._ask("draw", *args, number=number)
+        content = Content(Drawn(pixels, drawn, original), text)
         if dpi < DPI:
             content.notes.append(
                 f"{called} is drawn at {dpi} dpi in place of {DPI}, for it measures {size[0] / POINTS:.4g} x {size[1] / POINTS:.4g} "

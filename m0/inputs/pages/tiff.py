@@ -16,6 +16,7 @@ from m0.errors import ImageError, InputError
 from m0.inputs.bit_depth import load_pixels
 from m0.inputs.frames import tiff_directories
 from m0.inputs.opening import check_pixels, one_line, suppress_warnings
+from m0.inputs.originals import keep_original
 from m0.inputs.pages.page import As, Content, Drawn, PageFile, PageInfo
 from m0.inputs.resizing import ImageSettings, resize, smart_resize
 
@@ -114,4 +115,4 @@ def picture_of(image: Image.Image, called: str, settings: ImageSettings) -> Draw
         height, width = smart_resize(image.height, image.width, settings)
     except ImageError as error:
         raise ImageError(f"{called}: {error}") from None
-    return Drawn(np.array(resize(image, (width, height))), image.size)
+    return Drawn(np.array(resize(image, (width, height))), image.size, keep_original(image, settings.keep_pixels))

@@ -43,15 +43,23 @@ def look(document: Document, indices: list[int]) -> list[tuple[tuple[float, floa
     return found
 
 
-def draw(document: Document, index: int, scale: float, size: tuple[int, int], target: tuple[int, int], with_text: bool) -> Any:
-    """Of a page: pixels, text or None, whether it has text although none of it is dark."""
+def draw(
+    document: Document,
+    index: int,
+    scale: float,
+    size: tuple[int, int],
+    target: tuple[int, int],
+    with_text: bool,
+    keep_pixels: int = 0,
+) -> Any:
+    """Of a page: pixels, the same before it was resized or None, text or None, whether it has text although none of it is dark."""
     from m0.inputs.pages.text_layer import has_text, page_text, text_layer
 
-    pixels, dark = document.draw(index, scale, size, target)
+    pixels, original, dark = document.draw(index, scale, size, target, keep_pixels)
     if dark and not with_text:
-        return pixels, None, False
+        return pixels, original, None, False
     with text_layer(document, index) as layer:
-        return pixels, page_text(layer) if with_text else None, not dark and has_text(layer)
+        return pixels, original, page_text(layer) if with_text else None, not dark and has_text(layer)
 
 
 def text(document: Document, index: int) -> str:
