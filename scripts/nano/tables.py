@@ -87,7 +87,12 @@ def below_bm25(figures: dict[str, Any]) -> list[str]:
 
 def group_table(result: Result) -> list[str]:
     task = result.task
-    lines = [f"{task.name}, by {task.groups}:", "", f"| {task.groups} | m0-nano | BM25 | queries |", "| --- | --- | --- | --- |"]
+    lines = [
+        f"{task.name}, by {task.groups}:",
+        "",
+        f"| {task.groups} | m0-nano | BM25 | queries |",
+        "| --- | --- | --- | --- |",
+    ]
     for group, numbers in by_group(task).items():
         own = estimate([result.values[i] for i in numbers])
         theirs = "no words" if result.bm25 is None else f"{np.mean([result.bm25[i] for i in numbers]):.3f}"
@@ -116,7 +121,9 @@ def comparison(result: Result) -> list[str]:
     large = {group: own for group, own in figures["groups"].items() if own["queries"] >= LEAST_QUERIES}
     if large:
         below = figures["significantly below BM25"]
-        lines[0] += f" Significantly below BM25 in {', '.join(below) if below else 'no language'} of those with at least {LEAST_QUERIES} queries:"
+        lines[0] += (
+            f" Significantly below BM25 in {', '.join(below) if below else 'no language'} of those with at least {LEAST_QUERIES} queries:"
+        )
         lines += ["", "| language | m0-nano | BM25 | difference | queries |", "| --- | --- | --- | --- | --- |"]
     for group, own in large.items():
         change = own["difference to BM25"]

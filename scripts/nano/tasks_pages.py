@@ -108,7 +108,9 @@ def held_rows(data: Path, file: str = "sections.jsonl") -> dict[str, list[dict]]
     """Sections by language that training has not seen and that fill some lines."""
     found: dict[str, list[dict]] = defaultdict(list)
     for row in read_json_lines(data / file):
-        if (row["held_out"] or file != "sections.jsonl") and len(row["text"]) >= LEAST_TEXT / (1 + 2 * unspaced(row["language"])):
+        if (row["held_out"] or file != "sections.jsonl") and len(row["text"]) >= LEAST_TEXT / (
+            1 + 2 * unspaced(row["language"])
+        ):
             found[row["language"]].append(row)
     return found
 
@@ -200,7 +202,9 @@ def libreoffice_headings(data: Path, rng: random.Random) -> list[Task]:
         pool = draw_pool(data, choose_rows(rows, language, LIBREOFFICE_PAGES, rng), rng)
         for page in pool:
             candidates, right = among(page, pool, rng)
-            task.questions.append(Question(page.row["heading"], candidates, right, language, pool=f"LibreOffice pages {language}"))
+            task.questions.append(
+                Question(page.row["heading"], candidates, right, language, pool=f"LibreOffice pages {language}")
+            )
     return [task] if task.questions else []
 
 
@@ -305,7 +309,9 @@ def ask_for_words(pool: Sequence[Page], count: int, group: str, name: str, rng: 
 
 def heights(data: Path, rng: random.Random) -> list[Task]:
     """The same sections at every height, by words that stand on all their pages."""
-    task = Task("two words to page by text height, 20", "Success@1", "", key="heights", groups="text height, pixels", words=True)
+    task = Task(
+        "two words to page by text height, 20", "Success@1", "", key="heights", groups="text height, pixels", words=True
+    )
     rows = choose_rows(held_rows(data), HEIGHT_LANGUAGE, CANDIDATES, rng)
     styles = [(draw_style(data, row["language"], rng, layouts=("article", "list")), rng.getrandbits(32)) for row in rows]
     pools = []

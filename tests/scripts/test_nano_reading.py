@@ -13,9 +13,9 @@ from torch import nn
 matplotlib = pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from nano.course import Course, Muon, StageLength  # noqa: E402
-from nano.pages import Drawn, Face, Style, draw_crop, draw_page  # noqa: E402
-from nano.spelling import Spelling, fold, trigram_vector, trigrams_of, words_of  # noqa: E402
+from nano.course import Course, Muon, StageLength
+from nano.pages import Drawn, Face, Style, draw_crop, draw_page
+from nano.spelling import Spelling, fold, trigram_vector, trigrams_of, words_of
 
 FACE = Face(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 0, "DejaVu")
 TEXT = "The network must be configured after installation. Check the file 2024 again."
@@ -30,7 +30,9 @@ def test_words_without_accents_and_case():
 
 def test_spelling_tells_words_apart_and_knows_inflections():
     spelling = Spelling([TEXT, "networks networking worker"])
-    same, near, far = (float(spelling.of_word("network") @ spelling.of_word(w)) for w in ("network", "networks", "installation"))
+    same, near, far = (
+        float(spelling.of_word("network") @ spelling.of_word(w)) for w in ("network", "networks", "installation")
+    )
     assert same == pytest.approx(1, abs=1e-6)
     assert near > 0.6
     assert abs(far) < 0.3
@@ -62,7 +64,7 @@ def test_pages_of_every_layout(layout):
     assert page.size == (560, 784)
     assert drawn.words[:2] == ["network", "setup"]
     assert len(drawn.words) > 40
-    assert all(0 <= box[0] and box[2] <= 560 and box[3] <= 784 for box in drawn.boxes)
+    assert all(box[0] >= 0 and box[2] <= 560 and box[3] <= 784 for box in drawn.boxes)
 
 
 def test_moving_and_scaling():
@@ -75,7 +77,7 @@ def test_muon_makes_updates_orthogonal():
     matrix = torch.randn(24, 60, generator=torch.Generator().manual_seed(0))
     for given in (matrix, matrix.T):
         singular = torch.linalg.svdvals(Muon.orthogonal(given))
-        assert 0.3 < singular.min()
+        assert singular.min() > 0.3
         assert singular.max() < 1.3
 
 
