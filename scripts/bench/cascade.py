@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from nano.evaluate import SEED, Task, other_tasks, section_tasks, values
+from nano.evaluate import SEED, Task, build_tasks, values
 
 from m0 import Cascade, DocumentCache, Reranker
 
@@ -66,8 +66,7 @@ class Sweep:
 
 
 def sweeps(data: Path, questions: int) -> list[Sweep]:
-    headings, names = section_tasks(data, random.Random(SEED))[0], other_tasks(data, random.Random(SEED))[0]
-    assert names.name.startswith("clip-art"), names.name
+    headings, names = build_tasks(data, ["same", "clipart"])
     for task in (headings, names):
         task.questions = random.Random(SEED).sample(task.questions, min(questions, len(task.questions)))
     by_depth = {f"{depth} of 6 layers": [Cascade(keep=keep, depth=depth) for keep in SECTIONS_KEPT] for depth in DEPTHS}

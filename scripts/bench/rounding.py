@@ -27,6 +27,8 @@ TASKS = (
     "mixed, 10 and 10",
     "docstring to code, 20",
 )
+KEYS = ("same", "across", "emoji", "names", "mixed", "code")
+"""What `nano.evaluate` calls them."""
 
 
 def load_unquantized(model: Path) -> Reranker:
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS], metavar="WAY")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tasks = [task for task in build_tasks(options.data) if task.name in TASKS]
+    tasks = [task for task in build_tasks(options.data, KEYS) if task.name in TASKS]
     for task in tasks:
         task.questions = random.Random(SEED).sample(task.questions, min(options.questions, len(task.questions)))
     exact = load_unquantized(options.model)

@@ -23,6 +23,8 @@ PAGES, CANDIDATES = 30, 20
 """Of a pool, and of a question."""
 WHOLE_LAYOUTS = ("article", "article", "article", "columns", "list", "table")
 BODY = (16, 22)
+SMALLEST = PAGE_SIZES[-1:]
+"""The smallest whole page, 560 x 784 pixels, where nothing speaks for several."""
 TRANSLATED, OTHER_LAYOUTS = 300, 150
 HEIGHTS, HEIGHT_LANGUAGE, HEIGHT_QUERIES = (12, 14, 16, 20, 24, 28), "en", 60
 TYPEFACE_LANGUAGES, TYPEFACE_QUERIES = ("en", "fr", "ru", "el"), 300
@@ -36,11 +38,12 @@ SCRIPT_LANGUAGES = {
     "Japanese": ("ja",),
     "Korean": ("ko",),
 }
-SCRIPT_QUERIES, SCRIPT_SIZE = 40, (560, 504)
+SCRIPT_QUERIES, SCRIPT_SIZE = 40, (504, 448)
 SMALL_SIZE = (448, 448)
 """Of a page that is a query: it is computed anew for each of its candidates."""
 LIBREOFFICE_LANGUAGES, LIBREOFFICE_PAGES = ("en", "de", "ru"), 20
 POINTED_PAGES, POINTED_WORDS = 60, 5
+"""Every explanation sees the page anew: about a second on one core."""
 LEAST_TEXT = 200
 THAI, UNSPACED_LETTER = re.compile(r"[\u0e01-\u0e4e]{3,}"), re.compile(r"[\u3041-\u3096\u30a1-\u30fa\u3400-\u9fff]")
 
@@ -116,7 +119,8 @@ def held_rows(data: Path, file: str = "sections.jsonl") -> dict[str, list[dict]]
 
 
 def choose_rows(rows: dict[str, list[dict]], language: str, count: int, rng: random.Random) -> list[dict]:
-    """Sections of a language; where it has too few for a question, others of its script join them. No two have one heading."""
+    """Sections of a language; where it has too few for a question, others of its script join them. No two have one heading, and no
+    two are the same section."""
     own = rng.sample(rows.get(language, []), len(rows.get(language, [])))
     if len(own) < CANDIDATES:
         script = script_of(language)
@@ -125,9 +129,9 @@ def choose_rows(rows: dict[str, list[dict]], language: str, count: int, rng: ran
     chosen: dict[str, dict] = {}
     ids = set()
     for row in own:
-        if (row["id"], row["language"]) not in ids:
-            ids.add((row["id"], row["language"]))
-            chosen.setdefault(fold(row["heading"]), row)
+        if row["id"] not in ids and fold(row["heading"]) not in chosen:
+            ids.add(row["id"])
+            chosen[fold(row["heading"])] = row
     return list(chosen.values())[:count]
 
 
@@ -138,10 +142,11 @@ def draw_style(
     body: tuple[int, int] = BODY,
     held_out: bool = False,
     layouts: Sequence[str] = WHOLE_LAYOUTS,
+    sizes: Sequence[tuple[int, int]] = PAGE_SIZES,
 ) -> Style:
     """A whole page's: no slide."""
     style = choose_style(language, faces_of(data), rng, held_out, body, rng.choice(layouts))
-    style.size = rng.choice(PAGE_SIZES)
+    style.size = rng.choice(sizes)
     return style
 
 
@@ -313,7 +318,10 @@ def heights(data: Path, rng: random.Random) -> list[Task]:
         "two words to page by text height, 20", "Success@1", "", key="heights", groups="text height, pixels", words=True
     )
     rows = choose_rows(held_rows(data), HEIGHT_LANGUAGE, CANDIDATES, rng)
-    styles = [(draw_style(data, row["language"], rng, layouts=("article", "list")), rng.getrandbits(32)) for row in rows]
+    styles = [
+        (draw_style(data, row["language"], rng, layouts=("article", "list"), sizes=SMALLEST), rng.getrandbits(32))
+        for row in rows
+    ]
     pools = []
     for height in HEIGHTS:
         pages = []
@@ -342,7 +350,7 @@ def typefaces(data: Path, rng: random.Random) -> list[Task]:
     rows = held_rows(data)
     for language in TYPEFACE_LANGUAGES:
         chosen = choose_rows(rows, language, CANDIDATES, rng)
-        pool = draw_pool(data, chosen, rng, body=(16, 24), held_out=True)
+        pool = draw_pool(data, chosen, rng, body=(16, 24), held_out=True, sizes=SMALLEST)
         count = TYPEFACE_QUERIES // len(TYPEFACE_LANGUAGES)
         task.questions += ask_for_words(pool, count, script_of(language), f"typefaces {language}", rng)
     return [task] if task.questions else []
@@ -355,9 +363,9 @@ def scripts(data: Path, rng: random.Random) -> list[Task]:
         own = {language: rows[language] for language in languages if language in rows}
         if sum(map(len, own.values())) < CANDIDATES:
             own = {languages[0]: list_emoji(data, languages[0], rng)}
-        pool = draw_pool(data, choose_rows(own, languages[0], CANDIDATES, rng), rng, layouts=("article", "list"))
-        for page in pool:
-            page.style.size = SCRIPT_SIZE
+        pool = draw_pool(
+            data, choose_rows(own, languages[0], CANDIDATES, rng), rng, layouts=("article", "list"), sizes=[SCRIPT_SIZE]
+        )
         group = f"{script} ({languages[0]})"
         task.questions += ask_for_words(pool, SCRIPT_QUERIES, group, f"pages in {script}", rng)
     return [task] if task.questions else []
@@ -382,7 +390,7 @@ def pointing(data: Path, rng: random.Random) -> list[Task]:
     languages = [(script, language) for script, some in LANGUAGES.items() for language in some]
     for number, (script, language) in enumerate(languages):
         share = POINTED_PAGES * (number + 1) // len(languages) - POINTED_PAGES * number // len(languages)
-        pool = draw_pool(data, choose_rows(rows, language, share, rng), rng)
+        pool = draw_pool(data, choose_rows(rows, language, share, rng), rng, sizes=SMALLEST)
         for page in pool:
             words = own_words(page, [])
             for word in rng.sample(words, min(POINTED_WORDS, len(words))):

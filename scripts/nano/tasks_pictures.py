@@ -13,9 +13,9 @@ from PIL import Image, ImageFilter
 
 from m0.inputs.images import resize
 
-NAMES, CHANGED, TO_NAME, MIXED = 12, 6, 6, 3
+NAMES, CHANGED, TO_NAME, MIXED = 8, 4, 4, 2
 """Queries of each of the 72 languages."""
-FLUENT, SHEETS, ALIKE, DRAWINGS = 300, 300, 150, 300
+FLUENT, SHEETS, ALIKE, DRAWINGS = 200, 150, 100, 250
 OTHER_MAKER = "fluent"
 """Whose emoji are kept out of training."""
 

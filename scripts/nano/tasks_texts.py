@@ -15,9 +15,9 @@ from nano.spelling import fold, words_of
 
 from m0.evaluate.bm25 import BM25
 
-SAME_LANGUAGE_MOST = 120
+SAME_LANGUAGE_MOST = 85
 """Queries of one language; more only English has."""
-ACROSS, RARE_EACH, CODE = 500, 100, 300
+ACROSS, RARE_EACH, CODE = 400, 100, 200
 LIBREOFFICE_FILE = "sections-libreoffice.jsonl"
 LIBREOFFICE_LANGUAGES, LIBREOFFICE_EACH = ("en", "de", "fr", "ru", "el", "tr", "hi", "ja"), 20
 NUMBER = re.compile(r"(?<![\w.,:/-])\d+(?:[.:/,-]\d+)*(?![\w:/-])")
