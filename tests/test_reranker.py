@@ -108,7 +108,8 @@ def test_pictures_are_looked_at_once_in_cascades_and_portions(tiny, monkeypatch)
 def test_patches_do_not_stay_with_a_picture(tiny):
     part = tiny.read(noise(84, 84))
     tiny.score([("words", part)])
-    assert set(vars(part[0])) == {"pixels", "original_size", "settings", "frame", "digest"}
+    assert set(vars(part[0])) == {"pixels", "original_size", "settings", "frame", "digest", "original"}
+    assert part[0].original is None, "only an explanation keeps the picture as it came"
 
 
 def test_one_picture_is_looked_at_once(tiny, monkeypatch):
