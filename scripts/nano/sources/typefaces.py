@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fontTools.ttLib import TTFont
@@ -166,7 +167,7 @@ def _row(file: Path, out: Path, package: str, family: str, scripts: list[str]) -
 
 def _described(file: Path, out: Path, package: str, family: str) -> dict:
     return {
-        "file": str(file.relative_to(out)),
+        "file": os.path.relpath(file, out),
         "index": 0,
         "family": family,
         "style": style_of(file.stem),
