@@ -9,6 +9,7 @@ from m0.cli.evaluate import run_evaluate
 from m0.cli.explain import run_explain
 from m0.cli.fetch import run_fetch
 from m0.cli.info import run_info
+from m0.cli.policy import add_policy_arguments
 from m0.cli.rank import run_rank
 from m0.cli.rank_many import CommandParser, add_many_arguments
 from m0.cli.train import run_train
@@ -111,6 +112,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--max-length", type=int, default=10240, help="tokens of query and document together (10240)")
     _add_running_arguments(parser)
+    add_policy_arguments(parser)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -184,11 +186,7 @@ def _add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     records.add_argument("--image-field", metavar="NAME", help="field of a record that holds the picture")
     records.add_argument("--id-field", metavar="NAME", help="field of a record that holds the id")
     records.add_argument("--encoding", help="of texts and records that are not UTF-8, such as cp1252")
-    policy = parser.add_argument_group("where documents may come from")
-    policy.add_argument("--no-urls", action="store_true", help="fetch nothing from the web")
-    policy.add_argument("--allow-host", action="append", metavar="HOST", help="fetch from this host only (may be repeated)")
-    policy.add_argument("--root", metavar="DIR", help="read files of this folder only")
-    policy.add_argument("--no-private-addresses", action="store_true", help="fetch nothing from private and local addresses")
+    add_policy_arguments(parser)
 
 
 def _add_running_arguments(parser: argparse.ArgumentParser) -> None:

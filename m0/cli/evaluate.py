@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from m0.cli.output import format_json
+from m0.cli.policy import policy_of
 from m0.errors import InputError
 
 if TYPE_CHECKING:
     from m0.evaluate import Evaluation
+    from m0.inputs.policy import SourcePolicy
+    from m0.reranker import Reranker
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -18,12 +23,14 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from m0.engine.parallel import processes, use_cores
     from m0.engine.torchrun import exit_status, only_first_on_stderr
     from m0.evaluate import Dataset, Evaluation, bm25_run, evaluate, read_run
+    from m0.evaluate.dataset import CORPUS, QRELS, QUERIES
     from m0.evaluate.metrics import DEFAULT_MEASURES, parse_measures
-    from m0.reranker import Reranker
 
     use_cores(options.threads)
+    policy = policy_of(options)
     if options.winoground:
-        return _winoground(options)
+        return _winoground(options, policy)
+    _check_dataset(options.dataset, (CORPUS, QUERIES, f"{QRELS}/{options.split}.tsv"), policy)
     measures, ignore = options.measures or DEFAULT_MEASURES, not options.keep_identical_ids
     parse_measures(measures)  # wrong ones show before the work
     with processes() as first, only_first_on_stderr(first):
@@ -41,9 +48,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
                 some = f"{missing} of the {len(dataset.queries)} queries; they count as 0 for it."
                 print(f"m0: {options.compare} does not rank {some}", file=sys.stderr)
         other_evaluation = None if other is None else Evaluation.of(dataset, other, measures, ignore_identical_ids=ignore)
-        reranker = Reranker.from_pretrained(
-            options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
-        )
+        reranker = _load(options, policy)
         evaluation = evaluate(
             reranker,
             dataset,
@@ -79,20 +84,33 @@ def _show(options: argparse.Namespace, evaluation: Evaluation, other_evaluation:
     return 1 if failed else 0
 
 
-def _winoground(options: argparse.Namespace) -> int:
+def _check_dataset(directory: str, files: Sequence[str], policy: SourcePolicy) -> None:
+    """Raises InputError where the policy does not allow a file of the dataset to be read."""
+    for file in files:
+        policy.check_path(os.path.join(directory, file))
+
+
+def _load(options: argparse.Namespace, policy: SourcePolicy) -> Reranker:
+    from m0.reranker import Reranker
+
+    return Reranker.from_pretrained(
+        options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels, policy=policy
+    )
+
+
+def _winoground(options: argparse.Namespace, policy: SourcePolicy) -> int:
     from m0.engine.parallel import processes
     from m0.engine.torchrun import only_first_on_stderr
     from m0.evaluate import evaluate_contrasts, load_contrasts
-    from m0.reranker import Reranker
+    from m0.evaluate.contrast import EXAMPLES_FILE
 
     unused = {"--out": options.out, "--compare": options.compare, "--measures": options.measures}
     if given := [name for name, value in unused.items() if value is not None]:
         raise InputError(f"--winoground prints its three scores only; leave out {' and '.join(given)}.")
+    _check_dataset(options.dataset, (EXAMPLES_FILE,), policy)
     examples = load_contrasts(options.dataset)
     with processes() as first, only_first_on_stderr(first):
-        reranker = Reranker.from_pretrained(
-            options.model, options.dtype, options.device, adapter=options.adapter, max_pixels=options.max_pixels
-        )
+        reranker = _load(options, policy)
         scores = evaluate_contrasts(
             reranker, examples, batch_tokens=options.batch_tokens, max_length=options.max_length, progress=first
         )

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +117,10 @@ def _rank(options: argparse.Namespace, first: bool) -> int:
         max_pixels=options.max_pixels,
         max_image_pixels=options.max_image_pixels,
         quantization=options.quantization,
+        policy=reading.settings.policy,
     )
     if options.documents_folder is not None:
         reranker.documents = DocumentCache(folder=options.documents_folder)
-    reranker.image_settings = replace(reranker.image_settings, policy=reading.settings.policy)
     rankings = rank_many(
         reranker,
         queries,

@@ -91,14 +91,13 @@ def rank_sources(
         max_pixels=options.max_pixels,
         max_image_pixels=options.max_image_pixels,
         quantization=options.quantization,
+        policy=reading.settings.policy,
     )
     if options.documents_folder is not None:
         reranker.documents = DocumentCache(folder=options.documents_folder)
     elif once:
         reranker.documents = DocumentCache(max_bytes=0)
     query = {"image": options.query} if options.image_query else {"text": options.query}
-    policy = reading.settings.policy
-    reranker.image_settings = replace(reranker.image_settings, policy=policy)
     rest = list(sources) if shared or len(begun) < READ_AT_ONCE else None
     documents = itertools.chain(begun, sources) if rest is None else [*begun, *rest]
     limits = Limits(options.max_length, options.max_query_length)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m0.cli.folders import Unusable, list_folder
+from m0.cli.policy import policy_of
 from m0.errors import InputError, MissingExtraError
 from m0.inputs.hosts import shown
 from m0.inputs.markup import MARKUP_SUFFIXES, read_markup
 from m0.inputs.markup.encodings import decode_any
 from m0.inputs.pages import has_pages, read_pages
-from m0.inputs.policy import EVERYTHING, SourcePolicy
 from m0.inputs.records import (
     LINE_SUFFIXES,
     RECORD_SUFFIXES,
@@ -62,14 +62,7 @@ class ReadingOptions:
     @classmethod
     def of(cls, options: argparse.Namespace) -> ReadingOptions:
         """As the arguments say. Raises InputError."""
-        policy = EVERYTHING
-        if options.no_urls or options.allow_host or options.root or options.no_private_addresses:
-            policy = SourcePolicy(
-                urls=not options.no_urls,
-                hosts=tuple(options.allow_host) if options.allow_host else None,
-                private_addresses=False if options.no_private_addresses else None,
-                root=options.root,
-            )
+        policy = policy_of(options)
         settings = ImageSettings(policy=policy)
         if options.max_image_pixels is not None:
             settings = ImageSettings(policy=policy, max_image_pixels=options.max_image_pixels)

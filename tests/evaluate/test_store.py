@@ -2,9 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from m0 import Reranker, SourcePolicy
+from m0.cli.main import main
 from m0.errors import InputError
 from m0.evaluate import Dataset, evaluate, evaluation
 from m0.evaluate.picture_hashes import UNKNOWN_HASH, hash_pictures
@@ -244,3 +247,59 @@ def test_a_file_that_may_not_be_read_is_named(tiny, folder, tmp_path):
     (tmp_path / "out" / "scores-0.jsonl").chmod(0)
     with pytest.raises(InputError, match=r"scores-0.jsonl cannot be read: Permission denied"):
         evaluate(tiny, Dataset.load(folder), {"q1": ["d1"]}, out=tmp_path / "out")
+
+
+# --- where pictures may come from ---------------------------------------------------------------------------------------
+
+
+def test_no_file_is_hashed_that_the_policy_does_not_allow(folder, tmp_path, monkeypatch):
+    (tmp_path / "allowed").mkdir()
+    inside, outside = tmp_path / "allowed" / "in.png", tmp_path / "out.png"
+    for path in (inside, outside):
+        noise(60, 60).save(path)
+    policy = SourcePolicy(root=tmp_path / "allowed", data=False)
+    assert hash_pictures({"image": str(inside)}, policy) == hash_pictures({"image": str(inside)}) != UNKNOWN_HASH
+    assert hash_pictures({"image": str(outside)}) != UNKNOWN_HASH
+    opened = []
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *more: opened.append(path) or original(path, *more))
+    assert hash_pictures({"image": str(outside)}, policy) == UNKNOWN_HASH
+    assert hash_pictures([{"image": inside}, {"image": outside}], policy) == UNKNOWN_HASH
+    assert hash_pictures({"image": b"bytes"}, policy) == UNKNOWN_HASH
+    assert outside not in opened
+
+
+def test_an_evaluation_keeps_to_the_policy(tiny_directory, folder, tmp_path, scored):
+    (tmp_path / "elsewhere").mkdir()
+    strict = Reranker.from_pretrained(tiny_directory, dtype="float32", policy=SourcePolicy(root=tmp_path / "elsewhere"))
+    done = evaluate(strict, Dataset.load(folder), out=tmp_path / "out")
+    why = "is not read: the policy allows no path there."
+    assert done.failed == {"p1": f"{folder / 'one.png'} {why}", "query q2": f"{folder / 'two.png'} {why}"}
+    assert done.run == {"q1": {"d1": pytest.approx(done.run["q1"]["d1"]), "d2": done.run["q1"]["d2"]}, "q2": {}}
+    assert not [row for row in lines_of(tmp_path / "out") if row[0] is True], "what may not be read has no hash"
+    free = Reranker.from_pretrained(tiny_directory, dtype="float32")
+    assert evaluate(free, Dataset.load(folder), out=tmp_path / "out").failed == {}
+
+
+def test_the_command_line_takes_a_policy(tiny_directory, folder, tmp_path, capsys):
+    arguments = ["evaluate", str(folder), "--model", str(tiny_directory), "--dtype", "float32", "--json"]
+    (folder / "pages").mkdir()
+    (folder / "one.png").rename(tmp_path / "one.png")
+    (folder / "one.png").symlink_to(tmp_path / "one.png")
+    assert main([*arguments, "--root", str(folder)]) == 1
+    failed = json.loads(capsys.readouterr().out)["failed"]
+    assert failed == {"p1": f"{folder / 'one.png'} is not read: the policy allows no path there."}
+    assert main([*arguments, "--root", str(folder / "pages")]) == 2
+    assert capsys.readouterr().err == f"m0: {folder / 'corpus.jsonl'} is not read: the policy allows no path there.\n"
+    assert main([*arguments, "--winoground", "--root", str(folder / "pages")]) == 2
+    assert capsys.readouterr().err == f"m0: {folder / 'examples.jsonl'} is not read: the policy allows no path there.\n"
+    (folder / "corpus.jsonl").write_text(
+        '{"_id": "d1", "text": "one"}\n{"_id": "p1", "image": "http://127.0.0.1:9/x.png"}\n', encoding="utf-8"
+    )
+    for option, why in (
+        (["--no-urls"], "is not fetched: the policy allows no addresses."),
+        (["--allow-host", "example.org"], "is not fetched: the policy does not allow its host."),
+        (["--no-private-addresses"], "cannot be fetched: its host has no address, or none that is public."),
+    ):
+        assert main([*arguments, *option]) == 1
+        assert json.loads(capsys.readouterr().out)["failed"] == {"p1": f"http://127.0.0.1:9/x.png {why}"}
