@@ -244,9 +244,9 @@ def build_libreoffice(folders: dict[str, Path]) -> list[dict]:
     """Rows of LibreOffice's help: for evaluation, as another kind of text. Under the MPL 2.0: nothing is trained on it."""
     found: Translations = {}
     for name in LIBREOFFICE:
-        help_ = next((folders[f"libreoffice-help-{name}"] / "usr" / "share" / "libreoffice" / "help").iterdir()) / "text"
-        for page in sorted(help_.rglob("*.html")):
-            key = f"libreoffice/{page.relative_to(help_).with_suffix('').as_posix()}"
+        [texts] = (folders[f"libreoffice-help-{name}"] / "usr" / "share" / "libreoffice" / "help").glob("*/text")
+        for page in sorted(texts.rglob("*.html")):
+            key = f"libreoffice/{page.relative_to(texts).with_suffix('').as_posix()}"
             if not is_taken(key, LIBREOFFICE_PAGES):
                 continue
             sections = parse_page(page, PageParser("DisplayArea", frozenset(("howtoget", "MAC", "relatedtopics"))))
