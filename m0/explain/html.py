@@ -98,14 +98,14 @@ def _section(explanation: Explanation, name: str, function: str, lead: str = "")
     """An explanation's element. `function`: the script that is called with it; `lead`: what stands before all else in it."""
     numbers = _Numbers(explanation)
     place = f"{escape(name)}: " if name else ""
-    rows = {**{f"share of the {key}": f"{value:.0%}" for key, value in explanation.shares.items()}}
+    rows = {f"share of the {key}": f"{value:.0%}" for key, value in explanation.shares.items()}
     rows |= {f"ledger: {key}": f"{value:.4g}" for key, value in explanation.ledger.items()}
     table = "".join(f"<tr><td>{escape(key)}</td><td>{value}</td></tr>" for key, value in rows.items())
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in explanation.notes)
     return (
         f'<section class="m0" aria-label="{escape(name or "explanation")}">{lead}<h2>{place}score {explanation.score:.4f}, '
         f"logit {explanation.logit:.3f}, by {escape(explanation.method)}</h2>"
-        f'<p class="legend">{escape(legend(explanation))}</p>{_bar(explanation)}{_top_list(numbers)}'
+        f'<p class="legend">{escape(legend(explanation))}</p>{_bar(numbers)}{_top_list(numbers)}'
         f'{_side(numbers, "query")}<div class="row" role="status"></div>{_side(numbers, "document")}'
         f"<details><summary>shares and ledger</summary><table>{table}</table></details>{notes}"
         f'<div class="tip" role="tooltip" hidden></div><div class="said" aria-live="polite"></div>'
@@ -140,13 +140,13 @@ def _tint(share: float) -> str:
     return f"--t:{' '.join(map(str, POSITIVE_COLOUR if share > 0 else NEGATIVE_COLOUR))};--a:{abs(share):.3f}"
 
 
-def _bar(explanation: Explanation) -> str:
+def _bar(numbers: _Numbers) -> str:
     key = "".join(
         f'<span class="key tint" style="{_tint(share)}">{name}</span>'
-        for share, name in (((1, "for"), (-1, "against")) if explanation.signed else ((1, "relevant"),))
+        for share, name in (((1, "for"), (-1, "against")) if numbers.explanation.signed else ((1, "relevant"),))
     )
     controls = ""
-    if explanation.pictures:
+    if numbers.explanation.pictures:
         controls = (
             '<label>heat map <input type="range" min="0" max="100" value="70" aria-label="how strong the heat map is"></label>'
             '<label><input type="checkbox" class="togrey">picture in grey</label>'
@@ -155,7 +155,7 @@ def _bar(explanation: Explanation) -> str:
         '<button type="button" class="previous" aria-keyshortcuts="p">previous highlighted word<kbd>p</kbd></button>'
         '<button type="button" class="next" aria-keyshortcuts="n">next highlighted word<kbd>n</kbd></button>'
     )
-    return f'<div class="bar">{key}{controls}{jumps if top_words(explanation, 1) else ""}</div>'
+    return f'<div class="bar">{key}{controls}{jumps if numbers.top else ""}</div>'
 
 
 def _top_list(numbers: _Numbers) -> str:
