@@ -81,7 +81,7 @@ BUILDERS: dict[str, Callable[[Path, random.Random], list[Task]]] = {
 
 
 def build_tasks(data: Path, only: Collection[str] = ()) -> list[Task]:
-    """The tasks of these names, or all. Each has a seed of its own, so that it asks the same whatever stands beside it."""
+    """The tasks of these names, or all. Each has a seed of its own, so that it asks the same whichever others are built."""
     tasks = []
     for name, build in BUILDERS.items():
         if not only or name in only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,13 @@ class Task:
     """Whether BM25 is asked, too; of pages it is given the words that stand on them."""
     points: bool = False
     """Whether the hottest cell of an explanation is measured and no ranking. Each question has one candidate."""
+
+
+def shuffled(right: Any, others: Sequence[Any], rng: random.Random) -> tuple[list[Any], int]:
+    """The right candidate among others, in any order, and its number there."""
+    candidates = [right, *others]
+    rng.shuffle(candidates)
+    return candidates, next(number for number, candidate in enumerate(candidates) if candidate is right)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

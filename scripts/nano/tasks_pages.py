@@ -11,9 +11,9 @@ from pathlib import Path
 from zlib import crc32
 
 from nano.material import read_json_lines
-from nano.measuring import Question, Task
-from nano.pages import PAGE_SIZES, WORD_PIECE, Drawn, Faces, Style, choose_style, draw_page, script_of, unspaced
-from nano.spelling import fold
+from nano.measuring import Question, Task, shuffled
+from nano.pages import PAGE_SIZES, Drawn, Faces, Style, choose_style, draw_page, script_of, unspaced
+from nano.spelling import WORD_PIECE, fold
 from nano.tasks_texts import LIBREOFFICE_FILE
 from PIL import Image
 
@@ -54,7 +54,7 @@ def faces_of(data: Path) -> Faces:
 
 
 class Page:
-    """A page of a section, drawn anew from its seed whenever it is needed."""
+    """A page of a section, drawn from its seed each time it is asked for, always the same."""
 
     def __init__(self, row: dict, style: Style, seed: int) -> None:
         self.row, self.style, self.seed = row, style, seed
@@ -107,6 +107,7 @@ def _written(text: str) -> dict[str, str]:
     return {fold(match[0]): match[0] for match in reversed(list(WORD_PIECE.finditer(text)))}
 
 
+@lru_cache(maxsize=2)
 def held_rows(data: Path, file: str = "sections.jsonl") -> dict[str, list[dict]]:
     """Sections by language that training has not seen and that fill some lines."""
     found: dict[str, list[dict]] = defaultdict(list)
@@ -115,7 +116,7 @@ def held_rows(data: Path, file: str = "sections.jsonl") -> dict[str, list[dict]]
             1 + 2 * unspaced(row["language"])
         ):
             found[row["language"]].append(row)
-    return found
+    return dict(found)
 
 
 def choose_rows(rows: dict[str, list[dict]], language: str, count: int, rng: random.Random) -> list[dict]:
@@ -157,9 +158,7 @@ def draw_pool(data: Path, rows: Sequence[dict], rng: random.Random, **style: obj
 def among(page: Page, pool: Sequence[Page], rng: random.Random) -> tuple[list[Page], int]:
     """A page among others of its pool, and its number there. None of them is of the same section."""
     others = [other for other in pool if other.row["id"] != page.row["id"]]
-    candidates = [page, *rng.sample(others, min(CANDIDATES - 1, len(others)))]
-    rng.shuffle(candidates)
-    return candidates, candidates.index(page)
+    return shuffled(page, rng.sample(others, min(CANDIDATES - 1, len(others))), rng)
 
 
 # --- by heading -------------------------------------------------------------------------------------------------------
@@ -171,8 +170,7 @@ def heading_pools(data: Path) -> Iterator[tuple[str, str, list[Page]]]:
     for script, languages in LANGUAGES.items():
         for language in languages:
             rng = random.Random(crc32(f"pages {language}".encode()))
-            several = {key: some for key, some in rows.items() if some}
-            if chosen := choose_rows(several, language, PAGES, rng):
+            if chosen := choose_rows(rows, language, PAGES, rng):
                 yield script, language, _pool(data, language, tuple(map(_Row, chosen)))
 
 

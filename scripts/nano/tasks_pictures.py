@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nano.material import SECTION_CHARACTERS, draw_sheet, open_on_white, read_json_lines
-from nano.measuring import Question, Task
+from nano.measuring import Question, Task, shuffled
 from PIL import Image, ImageFilter
 
 from m0.inputs.images import resize
@@ -20,6 +23,7 @@ OTHER_MAKER = "fluent"
 """Whose emoji are kept out of training."""
 
 
+@lru_cache(maxsize=1)
 def emoji_rows(data: Path) -> tuple[list[dict], dict[str, list[dict]]]:
     """All emoji, and by language those whose name is held out in it."""
     emoji = read_json_lines(data / "emoji.jsonl")
@@ -38,31 +42,41 @@ def draw_others(emoji: list[dict], row: dict, language: str, rng: random.Random)
     return rng.sample([o for o in emoji if o is not row and o["names"].get(language) not in (None, row["names"][language])], 19)
 
 
-def shuffled(row: dict, others: list[dict], rng: random.Random) -> tuple[list[dict], int]:
-    candidates = [row, *others]
-    rng.shuffle(candidates)
-    return candidates, next(i for i, c in enumerate(candidates) if c is row)
+@dataclass(frozen=True)
+class Asked:
+    """An emoji whose name is held out in a language, among 19 others."""
+
+    row: dict
+    language: str
+    candidates: list[dict]
+    right: int
+
+    @property
+    def name(self) -> str:
+        return str(self.row["names"][self.language])
+
+
+def ask_each_language(data: Path, count: int, rng: random.Random) -> Iterator[Asked]:
+    """So many held-out names of each language, one by one: whoever draws from `rng` for one does so before the next is drawn."""
+    emoji, held = emoji_rows(data)
+    for language, rows in held.items():
+        for row in rng.sample(rows, min(count, len(rows))):
+            yield Asked(row, language, *shuffled(row, draw_others(emoji, row, language, rng), rng))
 
 
 def emoji_names(data: Path, rng: random.Random) -> list[Task]:
-    emoji, held = emoji_rows(data)
     task = Task("emoji name to picture, 20", "Success@1", "0.85", key="emoji")
-    for language, rows in held.items():
-        for row in rng.sample(rows, min(NAMES, len(rows))):
-            candidates, right = shuffled(row, draw_others(emoji, row, language, rng), rng)
-            files = [c["file"] for c in candidates]
-            task.questions.append(Question(row["names"][language], files, right, language, pool="emoji files"))
+    for asked in ask_each_language(data, NAMES, rng):
+        files = [c["file"] for c in asked.candidates]
+        task.questions.append(Question(asked.name, files, asked.right, asked.language, pool="emoji files"))
     return [task]
 
 
 def changed_pictures(data: Path, rng: random.Random) -> list[Task]:
-    emoji, held = emoji_rows(data)
     task = Task("the same, pictures changed, 20", "Success@1", "0.78", key="changed")
-    for language, rows in held.items():
-        for row in rng.sample(rows, min(CHANGED, len(rows))):
-            candidates, right = shuffled(row, draw_others(emoji, row, language, rng), rng)
-            shown = [render_on_screen(c["picture"], rng) for c in candidates]
-            task.questions.append(Question(row["names"][language], shown, right, language, pool=f"changed {language}"))
+    for asked in ask_each_language(data, CHANGED, rng):
+        shown = [render_on_screen(c["picture"], rng) for c in asked.candidates]
+        task.questions.append(Question(asked.name, shown, asked.right, asked.language, pool=f"changed {asked.language}"))
     return [task]
 
 
@@ -84,34 +98,32 @@ def another_maker(data: Path, rng: random.Random) -> list[Task]:
 
 
 def picture_to_name(data: Path, rng: random.Random) -> list[Task]:
-    emoji, held = emoji_rows(data)
     task = Task("picture to emoji name, 20", "Success@1", "0.808 before", key="names")
-    for language, rows in held.items():
-        for row in rng.sample(rows, min(TO_NAME, len(rows))):
-            candidates, right = shuffled(row, draw_others(emoji, row, language, rng), rng)
-            names = [c["names"][language] for c in candidates]
-            task.questions.append(Question(row["file"], names, right, language, pool=f"emoji names {language}"))
+    for asked in ask_each_language(data, TO_NAME, rng):
+        language = asked.language
+        names = [c["names"][language] for c in asked.candidates]
+        task.questions.append(Question(asked.row["file"], names, asked.right, language, pool=f"emoji names {language}"))
     return [task]
 
 
 def mixed_lists(data: Path, rng: random.Random) -> list[Task]:
     """The same questions with pictures, with texts, and with both as candidates."""
-    emoji, held = emoji_rows(data)
     pictures = Task("pictures alone, 20", "nDCG@10", "", key="mixed")
     texts = Task("texts alone, 20", "nDCG@10", "", key="mixed")
     mixed = Task("mixed, 10 and 10", "nDCG@10", "mean of these two - 0.05; 0.842 before", key="mixed")
-    for language, rows in held.items():
-        for number, row in enumerate(rng.sample(rows, min(MIXED, len(rows)))):
-            candidates, right = shuffled(row, draw_others(emoji, row, language, rng), rng)
-            words = [draw_keywords(c, language, rng) for c in candidates]
-            files: list[Any] = [c["file"] for c in candidates]
-            # The right one is a picture or a text, in turn.
-            shown_right = number % 2 == 0
-            as_picture = set(rng.sample([i for i in range(20) if i != right], 9 if shown_right else 10))
-            as_picture |= {right} if shown_right else set()
-            both = [files[i] if i in as_picture else words[i] for i in range(20)]
-            for task, shown in ((pictures, files), (texts, words), (mixed, both)):
-                task.questions.append(Question(row["names"][language], shown, right, language, pool=f"mixed {language}"))
+    of_language: Counter[str] = Counter()
+    for asked in ask_each_language(data, MIXED, rng):
+        language, right = asked.language, asked.right
+        words = [draw_keywords(c, language, rng) for c in asked.candidates]
+        files: list[Any] = [c["file"] for c in asked.candidates]
+        # The right one is a picture or a text, in turn.
+        shown_right = of_language[language] % 2 == 0
+        of_language[language] += 1
+        as_picture = set(rng.sample([i for i in range(20) if i != right], 9 if shown_right else 10))
+        as_picture |= {right} if shown_right else set()
+        both = [files[i] if i in as_picture else words[i] for i in range(20)]
+        for task, shown in ((pictures, files), (texts, words), (mixed, both)):
+            task.questions.append(Question(asked.name, shown, right, language, pool=f"mixed {language}"))
     return [pictures, texts, mixed]
 
 
@@ -130,9 +142,7 @@ def sheets(data: Path, rng: random.Random) -> list[Task]:
             draw_sheet([o["picture"].convert("RGBA") for o in drawn[start : start + 6]], rng, (2, 3), 84)[0]
             for start in range(0, 60, 6)
         ]
-        first = papers[0]
-        rng.shuffle(papers)
-        right = next(place for place, paper in enumerate(papers) if paper is first)
+        papers, right = shuffled(papers[0], papers[1:], rng)
         task.questions.append(Question(row["names"][language], papers, right, language, pool=f"sheets {number // 50}"))
     return [task]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from nano.material import SECTION_CHARACTERS, read_json_lines
-from nano.measuring import Question, Task
+from nano.measuring import Question, Task, shuffled
 from nano.pages import script_of
 from nano.spelling import fold, words_of
 
@@ -28,6 +29,7 @@ NAME = re.compile(r"(?<=[^\W\d_] )[^\W\d_]{4,}")
 """A word behind another, so that none begins a sentence."""
 
 
+@lru_cache(maxsize=1)
 def section_rows(data: Path) -> dict[str, list[dict]]:
     """Sections by language, each with its opening, which is what candidates show."""
     by_language: dict[str, list[dict]] = defaultdict(list)
@@ -72,13 +74,12 @@ def libreoffice_texts(data: Path, rng: random.Random) -> list[Task]:
     return [task] if task.questions else []
 
 
-def add_negatives(row: dict, own: list[dict], count: int, rng: random.Random) -> list[dict]:
-    """The row among others of its language, held-out ones first, so that unseen is compared with unseen as far as they reach."""
+def add_negatives(row: dict, own: list[dict], count: int, rng: random.Random) -> tuple[list[dict], int]:
+    """The row among others of its language, held-out ones first, so that unseen is compared with unseen as far as they reach, and
+    its number there."""
     pool = [other for other in own if other["heading"] != row["heading"] and other["id"] != row["id"]]
     pool.sort(key=lambda other: (not other["held_out"], rng.random()))
-    candidates = [row, *pool[: count - 1]]
-    rng.shuffle(candidates)
-    return candidates
+    return shuffled(row, pool[: count - 1], rng)
 
 
 def across_languages(data: Path, rng: random.Random) -> list[Task]:
@@ -98,8 +99,7 @@ def across_languages(data: Path, rng: random.Random) -> list[Task]:
         if asked["language"] != shown["language"] and shown["language"] in large
     ]
     for asked, shown in rng.sample(pairs, min(ACROSS, len(pairs))):
-        candidates = add_negatives(shown, by_language[shown["language"]], 20, rng)
-        right = next(i for i, row in enumerate(candidates) if row is shown)
+        candidates, right = add_negatives(shown, by_language[shown["language"]], 20, rng)
         openings = [row["opening"] for row in candidates]
         pool = f"texts {shown['language']}"
         task.questions.append(Question(asked["heading"], openings, right, asked["language"], pool=pool))
@@ -137,8 +137,8 @@ def ask_with_typo(text: str, others: set[str], letters: str, rng: random.Random)
     wrong = mistype(word, letters, rng)
     if wrong == word or wrong in others or wrong in words:
         return None
-    beside = rng.choice([other for other in words if other != word])
-    asked = [wrong, beside]
+    untouched = rng.choice([other for other in words if other != word])
+    asked = [wrong, untouched]
     rng.shuffle(asked)
     return " ".join(asked)
 
@@ -180,7 +180,7 @@ def rare_words(data: Path, rng: random.Random) -> list[Task]:
         asked = 0
         for row in rng.sample(rows, len(rows)):
             language = row["language"]
-            candidates = add_negatives(row, by_language[language], 20, rng)
+            candidates, right = add_negatives(row, by_language[language], 20, rng)
             texts = [candidate["opening"] for candidate in candidates]
             others = [c["opening"] for c in candidates if c is not row]
             if kind == "typo":
@@ -191,7 +191,6 @@ def rare_words(data: Path, rng: random.Random) -> list[Task]:
                 query = ask_for_name(row["opening"], others, counts_by_language[language], rng)
             if query is None or len(candidates) < 20:
                 continue
-            right = next(i for i, c in enumerate(candidates) if c is row)
             task.questions.append(Question(query, texts, right, kind, pool=f"texts {language}"))
             asked += 1
             if asked == RARE_EACH:
@@ -203,8 +202,6 @@ def code(data: Path, rng: random.Random) -> list[Task]:
     task = Task("docstring to code, 20", "Success@1", "0.630 before", key="code", words=True)
     functions = [row for row in read_json_lines(data / "code.jsonl") if row["held_out"]]
     for row in rng.sample(functions, min(CODE, len(functions))):
-        candidates = [row, *rng.sample([o for o in functions if o is not row], 19)]
-        rng.shuffle(candidates)
-        right = next(i for i, c in enumerate(candidates) if c is row)
+        candidates, right = shuffled(row, rng.sample([o for o in functions if o is not row], 19), rng)
         task.questions.append(Question(row["query"], [c["code"] for c in candidates], right, "all"))
     return [task]
