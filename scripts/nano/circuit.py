@@ -21,7 +21,7 @@ gathers, `SPELLING`, in which words and pictures of words meet, and single numbe
     layer 5     free
     head        reads the products and the match
 
-So the model starts as the bag of words that was trained before, and as a matcher of words and of their spelling beside it.
+So the model starts as the bag of words that was trained before, together with a matcher of words and of their spelling.
 `LEVEL_VALUE` is large beside all that the circuit writes, so that RMSNorm multiplies every token by nearly the same and sums stay
 sums. No number that counts is the small difference of large ones, so that bfloat16's eight bits carry the circuit.
 """

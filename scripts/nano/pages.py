@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from nano.spelling import UNSPACED, fold
+from nano.spelling import UNSPACED, WORD_PIECE, fold
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 Box = tuple[float, float, float, float]
@@ -29,7 +29,6 @@ PAPERS = ((255, 255, 255), (255, 255, 255), (255, 255, 255), (250, 246, 235), (2
 DARK_PAPERS = ((30, 30, 36), (20, 40, 80), (0, 0, 0), (60, 20, 40))
 PAGE_SIZES = ((644, 896), (588, 840), (672, 868), (560, 784))
 SLIDE_SIZES = ((896, 504), (840, 616), (784, 588))
-WORD_PIECE = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f\u0900-\u0dff\u05b0-\u05c7\u064b-\u0652])*")
 
 
 def script_of(language: str) -> str:
@@ -230,7 +229,7 @@ def colours(rng: random.Random) -> tuple[tuple[int, int, int], tuple[int, int, i
 def draw_crop(
     text: str, language: str, face: Face, size: int, shape: tuple[int, int], rng: random.Random, plain: bool = False
 ) -> tuple[Image.Image, Drawn]:
-    """Lines of text as a stretch of a page shows them: begun anywhere, cut at the edges; plain: black on white."""
+    """A crop of a page of text, whose lines may be cut at its edges. `plain`: black on white."""
     width, height = shape
     paper, ink = ((255, 255, 255), (20, 20, 20)) if plain else colours(rng)
     picture, drawn = Image.new("RGB", shape, paper), Drawn()

@@ -1,6 +1,6 @@
 """Training: the vision tower learns to read, from lines and pages of text drawn at each step.
 
-Every visual token has to say, of the stretch of 28 x 28 pixels that it stands for,
+Every visual token has to say, of its cell of 28 x 28 pixels,
 
 1. which letter stands at each of four places across it (a help of the first stage, by a layer that is thrown away);
 2. which letter trigrams have their middle in it (softmax of cosines with the trigrams' fixed vectors, several right answers), and
@@ -42,6 +42,7 @@ TRIGRAM_SCALE, WORD_SCALE = 30.0, 24.0
 NEGATIVE_TRIGRAMS, NEGATIVE_WORDS = 3000, 1500
 CODE_LETTERS = "ABCDEFGHKLMNPRSTUVWXYZ"
 BLANK_IMPORTANCE = -3.0
+"""Importance of a visual token that speaks for no meaning: of what is read, and of what shows nothing."""
 
 
 @dataclass
@@ -86,8 +87,7 @@ class Texts:
             self.languages[script_of(language)].append(language)
 
     def language(self, rng: random.Random) -> str:
-        script = rng.choices(list(SCRIPT_SHARES), list(SCRIPT_SHARES.values()))[0]
-        languages = self.languages.get(script) or self.languages["latin"]
+        languages = self.languages.get(draw_script(rng)) or self.languages["latin"]
         weights = [len(self.vocabulary[language]) ** 0.5 for language in languages]
         return rng.choices(languages, weights)[0]
 
@@ -108,6 +108,10 @@ class Texts:
             text = " ".join(words)
         chance = rng.random()
         return text.upper() if chance < 0.06 else text.title() if chance < 0.14 else text
+
+
+def draw_script(rng: random.Random) -> str:
+    return rng.choices(list(SCRIPT_SHARES), list(SCRIPT_SHARES.values()))[0]
 
 
 def code(rng: random.Random) -> str:
@@ -168,11 +172,10 @@ class Reading:
 
     def page(self) -> tuple[Image.Image, Drawn]:
         rng = self.rng
-        script = rng.choices(list(SCRIPT_SHARES), list(SCRIPT_SHARES.values()))[0]
-        section = rng.choice(self.by_script.get(script) or self.by_script["latin"])
+        section = rng.choice(self.by_script.get(draw_script(rng)) or self.by_script["latin"])
         style = choose_style(section.language, self.faces, rng)
         picture, drawn = draw_page(section.heading, section.text_[:3000], section.language, style, rng)
-        if rng.random() < 0.5:  # a stretch of it
+        if rng.random() < 0.5:  # a crop of it
             width, height = 28 * rng.randint(10, 20), 28 * rng.randint(6, 14)
             x, y = rng.randrange(max(1, picture.width - width)), rng.randrange(max(1, (picture.height - height) // 2))
             picture, drawn = picture.crop((x, y, x + width, y + height)), drawn.moved(-x, -y)
@@ -201,7 +204,7 @@ class Reading:
                 for row in range(top, bottom + 1):
                     for column in range(max(0, int(box[0] * across)), min(columns - 1, int(box[2] * across)) + 1):
                         touched.add(first + row * columns + column)
-                trigrams = [self.spelling.number.get(t, -1) for t in self._trigrams(word)]
+                trigrams = [self.spelling.number.get(t, -1) for t in trigrams_of(word)]
                 own = []
                 for number, (x, y) in enumerate(middles):
                     column, row = x * across, y * down
@@ -242,10 +245,6 @@ class Reading:
             [word_of_token[token].most_common(1)[0][0] for token in tokens],
             blank.nonzero()[:, 0],
         )
-
-    @staticmethod
-    def _trigrams(word: str) -> tuple[str, ...]:
-        return trigrams_of(word)
 
     # --- losses -------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from nano.circuit import IMPORTANCE, LANGUAGE, MEANING, SPELLING, bag_means
 from nano.material import Box, Content, Material, draw_random_sheet
-from nano.reading import Read, Reading
+from nano.reading import BLANK_IMPORTANCE, Read, Reading
 from nano.tokens import Writer, compute_visual_tokens
 from nano.words import WordBags
 from PIL import Image
@@ -30,8 +30,6 @@ EMOJI_PER_STEP, DRAWINGS_PER_STEP, SHEETS_PER_STEP, CROPS_PER_STEP = 48, 24, 8, 
 MIN_COVERAGE = 0.25
 """A visual token of a sheet belongs to the emoji that covers most of it, if that is at least so much."""
 PICTURES_AT_A_TIME = 64
-BLANK_IMPORTANCE = -3.0
-"""Importance of a visual token that shows nothing."""
 READING_WEIGHTS = (0.5, 2.0, 0.3, 1.0)
 """What letters, trigrams, the other trigrams of a word, and words count."""
 

@@ -22,10 +22,11 @@ from torch import Tensor
 
 SPELLING_SIZE = 128
 SHARED_PART = 0.5
-"""Of a trigram's vector: how long the parts of its two bigrams are beside its own."""
+"""The length of each of its two bigrams' parts of a trigram's vector; the trigram's own part has length 1."""
 BORDER = "^"
 KNOWN_TRIGRAMS = 16_000
-WORD_PATTERN = re.compile(r"[^\W_]+(?:[\u0300-\u036f][^\W_]*)*")
+WORD_PIECE = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f\u0900-\u0dff\u05b0-\u05c7\u064b-\u0652])*")
+"""A word as it is written, marks included."""
 UNSPACED = re.compile(r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
 
 
@@ -135,4 +136,4 @@ class Spelling:
 
 def raw_words(text: str) -> list[str]:
     """Words as they are written, as `words_of` divides a text."""
-    return re.findall(r"[^\W_](?:[^\W_]|[\u0300-\u036f\u0900-\u0dff\u05b0-\u05c7\u064b-\u0652])*", UNSPACED.sub(r" \1 ", text))
+    return WORD_PIECE.findall(UNSPACED.sub(r" \1 ", text))

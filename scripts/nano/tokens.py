@@ -28,8 +28,8 @@ SPECIAL_TOKENS = """
     <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>
 """.split()
 SCORE_TOKEN = 100
-# Words with the blank before them, Chinese and Japanese characters one by one, numbers by up to three digits with the blank
-# before them, punctuation, blanks.
+# Words with the space before them, Chinese and Japanese characters one by one, numbers by up to three digits with the space
+# before them, punctuation, whitespace.
 PRETOKEN_PATTERN = r"[\p{Han}]| ?[^\s\p{Han}\p{P}\p{S}\p{N}]+| ?\p{N}{1,3}| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # The first word of a line is written like any other word, with a blank before it: one token for one word.
 LINE_START_PATTERN = r"\n(?=[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Myanmar}\p{P}\p{S}])"

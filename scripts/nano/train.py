@@ -118,8 +118,8 @@ def initialise(model: RerankerModel, generator: torch.Generator) -> None:
 
 def write_counted_embeddings(
     model: RerankerModel, writer: Writer, material: Material, numbers: dict[object, int], spelling: Tensor
-) -> tuple[Tensor, list[str]]:
-    """What can be counted goes into the embeddings. Returns where the concepts lie, and the languages in their order."""
+) -> Tensor:
+    """What can be counted goes into the embeddings. Returns where the concepts lie."""
     words, importance, vectors = factorize_counts(count_occurrences(material, writer, numbers), MEANINGS)
     languages, shares = language_shares(material, writer)
     table = model.decoder.embed_tokens.weight.data
@@ -128,9 +128,7 @@ def write_counted_embeddings(
     table[:, LANGUAGE] = 0.0
     table[:, LANGUAGE.start : LANGUAGE.start + len(languages)] = LANGUAGE_STRENGTH * shares
     table[:, SPELLING] = spelling
-    last = model.vision.merger.mlp[2]
-    last.weight.data[RARITY], last.bias.data[RARITY] = 0.0, 0.0  # as rare for every visual token
-    return vectors, languages
+    return vectors
 
 
 @torch.no_grad()
@@ -268,26 +266,21 @@ class Training:
     def learn_words(self) -> tuple[WordBags, Tensor]:
         model, material, writer = self.model, self.material, self.writer
         numbers = concept_numbers(material)
-        trained = self.table.detach().clone()
-        last = model.vision.merger.mlp[2]
-        spelled = self.spelling.of_tokens(writer.tokenizer, material.texts(), len(self.table))
-        tower_state = {name: value.clone() for name, value in last.state_dict().items()}
-        vectors, _ = write_counted_embeddings(model, writer, material, numbers, spelled)
-        last.load_state_dict(tower_state)
-        self.counted = self.table.detach()[:, COUNTED_COLUMNS].clone()
         self.checks = HeldOutChecks(material, self.reading.faces)
         words = WordBags(material, writer, numbers, self.options.seed)
-        if "words" in self.course.done:  # the course's own table, not what was counted again
-            self.table.data.copy_(trained)
+        if "words" in self.course.done:  # what was counted is in the course
+            self.counted = self.course.extra["counted"]
             return words, self.course.extra["vectors"]
-        concepts = nn.Parameter(vectors)
+        spelled = self.spelling.of_tokens(writer.tokenizer, material.texts(), len(self.table))
+        concepts = nn.Parameter(write_counted_embeddings(model, writer, material, numbers, spelled))
+        self.counted = self.table.detach()[:, COUNTED_COLUMNS].clone()
         self.course.run_stage(
             "words",
             {3e-3: [self.table], 2e-3: [concepts]},
             lambda _: words.loss(self.table, F.normalize(concepts, dim=1)),
             self.length["words"],
         )
-        self.course.extra["vectors"] = F.normalize(concepts.detach(), dim=1)
+        self.course.extra |= {"vectors": F.normalize(concepts.detach(), dim=1), "counted": self.counted}
         self.course.save()
         log(f"words, {self.checks.score_by_bags(model, writer)}")
         return words, self.course.extra["vectors"]
